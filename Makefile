@@ -1,0 +1,48 @@
+# All a newcomer types: make demo, make test. Each makes .venv first; `make help` lists the rest.
+SHELL := /bin/bash
+BIN := $(CURDIR)/.venv/bin
+DEMO_DIR := egs2/mini/bestow1
+DEMO_OPTS ?=
+TEST_OPTS ?=
+# Test processes. Two keep the suite's memory under that of a small laptop.
+TEST_JOBS ?= 2
+
+# Kernels thread poorly next to other processes: one thread each is fastest on small machines.
+export OMP_NUM_THREADS ?= 1
+
+SHELL_FILES = $(shell git ls-files '*.sh' .ci/run)
+CXX_FILES = $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.cu */*.cuh \
+            */*/*.h */*/*.cpp */*/*.cu */*/*.cuh))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@echo 'Options: make demo DEMO_OPTS="--stage 12"; make test TEST_OPTS="-k connector"; PYTHON=python3.12'
+
+setup: ## make .venv with the tested versions (nothing to do the second time)
+	@PYTHON="$(PYTHON)" tools/make_venv.sh
+
+demo: setup ## make the built-in corpus, train, decode, score
+	@cd $(DEMO_DIR) && PATH="$(BIN):$$PATH" ./run.sh $(DEMO_OPTS)
+
+test: setup ## run the test suite
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile $(TEST_OPTS)
+
+lint: setup ## ruff, mypy, shellcheck, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck -x $(SHELL_FILES)
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run --Werror $(CXX_FILES))
+
+format: setup ## let ruff and clang-format rewrite what lint complains about
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+
+clean: ## remove .venv, builds, caches and what the demo made
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(addprefix $(DEMO_DIR)/,data dump exp)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Makes .venv with the tested versions (constraints.txt) and this package, editable, in it.
+# Does nothing when that has been done already; starts over when the last attempt broke off.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv=.venv
+unfinished=$venv/.installing # there from the first to the last moment of an installation
+stamp=$venv/.installed       # what was installed and where: a moved checkout installs anew
+
+is_supported() {
+    "$1" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info[:2] not in ((3, 12), (3, 13)))' \
+        >/dev/null 2>&1
+}
+
+find_python() {
+    local candidate
+    if [ -n "${PYTHON:-}" ]; then
+        is_supported "$PYTHON" && echo "$PYTHON" && return
+        echo "make: PYTHON=$PYTHON is not a Python 3.12 or 3.13 with venv and ensurepip" >&2
+        return 1
+    fi
+    for candidate in python3.13 python3.12 python3 python \
+        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[32]*/bin/python; do
+        is_supported "$candidate" && echo "$candidate" && return
+    done
+    echo "make: found neither Python 3.13 nor 3.12 (with venv and ensurepip) as python3.13, python3.12," \
+        "python3, python or in pyenv; install one, or name it: make PYTHON=/path/to/python3.12" >&2
+    return 1
+}
+
+install() {
+    local python
+    if [ -e "$unfinished" ] || [ -e "$stamp" ] && [ "$(head -n 1 "$stamp" 2>/dev/null)" != "$PWD" ]; then
+        echo "make: $venv is unfinished or was made elsewhere; making it anew"
+        rm -rf "$venv"
+    fi
+    if ! is_supported "$venv/bin/python"; then
+        python=$(find_python)
+        rm -rf "$venv"
+        mkdir "$venv"
+        touch "$unfinished"
+        echo "make: $venv with $("$python" -V), once; this takes a few minutes and about 6 GB"
+        "$python" -m venv "$venv"
+    fi
+    touch "$unfinished"
+    rm -f "$stamp"
+    "$venv/bin/python" -m pip install --disable-pip-version-check \
+        --constraint constraints.txt --editable '.[corpus,dev]'
+    echo "$wanted" >"$stamp"
+    rm "$unfinished"
+}
+
+wanted=$(printf '%s\n%s' "$PWD" "$(cat constraints.txt setup.py | cksum)")
+if [ -e "$unfinished" ] || [ ! -x "$venv/bin/python" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    install
+fi
