@@ -1,0 +1,131 @@
+"""Keep the rows of a formatted data directory that can be used; count and list the others."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from espnet_bestow.bin.arguments import fail_with_one_line, rate_in_hz, true_or_false
+from espnet_bestow.datadir import (
+    REJECTED,
+    DataDir,
+    DataDirError,
+    Problem,
+    count_problems,
+    read_rejected,
+    write_rejected,
+)
+
+_SHOWN = 10
+
+
+def text_problems(data: DataDir) -> list[Problem]:
+    """Rows with an empty answer or an empty instruction."""
+    return [
+        Problem(uid, str(data.path / name), f"empty {name}", "no words")
+        for name in ("text", "prompt", "src_text")
+        for uid, words in sorted(data.tables.get(name, {}).items())
+        if not words
+    ]
+
+
+def duration_problems(data: DataDir, args: argparse.Namespace) -> list[Problem]:
+    """Rows shorter than the minimum or longer than the maximum."""
+    problems = []
+    for uid, samples in sorted(data.tables.get("utt2num_samples", {}).items()):
+        seconds = int(samples) / args.fs
+        file = data.tables["wav.scp"].get(uid, "")
+        if seconds < args.min_wav_duration:
+            limit = f"minimum {args.min_wav_duration:g} s"
+            problems.append(Problem(uid, file, "too short", f"{seconds:.3f} s, {limit}"))
+        elif seconds > args.max_wav_duration:
+            limit = f"maximum {args.max_wav_duration:g} s"
+            problems.append(Problem(uid, file, "too long", f"{seconds:.3f} s, {limit}"))
+    return problems
+
+
+def context_problems(data: DataDir, uids: list[str], args: argparse.Namespace) -> list[Problem]:
+    """Rows whose prompt and answer do not fit into the LLM's context."""
+    from espnet_bestow.prompt import PromptError, build_template
+
+    template = build_template(args.prompt_template, args.llm, max_length=args.max_text_length)
+    problems = []
+    for uid in tqdm(uids, f"check texts of {data.path}"):
+        try:
+            template.check(data.tables["prompt"][uid], data.tables["text"][uid], uid)
+        except PromptError as error:
+            file = str(data.path / "text")
+            problems.append(Problem(uid, file, "over the LLM's context", str(error)))
+    return problems
+
+
+def find_problems(data: DataDir, args: argparse.Namespace) -> list[Problem]:
+    """All problems of all rows, sorted by row; audio problems come from formatting."""
+    problems = read_rejected(data.path / REJECTED)
+    # A row whose audio was refused is missing in wav.scp for that reason alone.
+    refused = {problem.uid for problem in problems}
+    problems += [problem for problem in data.id_problems() if problem.uid not in refused]
+    problems += text_problems(data) + duration_problems(data, args)
+    if args.llm:
+        bad = {problem.uid for problem in problems}
+        good = [uid for uid in data.uids() if uid not in bad]
+        problems += context_problems(data, good, args)
+    return sorted(problems, key=lambda problem: problem.uid)
+
+
+def filter_data_dir(args: argparse.Namespace) -> None:
+    """Write the usable rows and ``rejected.tsv``."""
+    data = DataDir.read(args.data_dir)
+    problems = find_problems(data, args)
+    bad = {problem.uid for problem in problems}
+    good = [uid for uid in data.uids() if uid not in bad]
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    listing = args.output_dir / REJECTED
+    write_rejected(listing, problems)
+    summary = f"{args.output_dir}: {len(good)} of {len(good) + len(bad)} rows kept"
+    if problems:
+        summary += f"; rejected: {count_problems(problems)} (listed in {listing})"
+        for problem in problems[:_SHOWN]:
+            print(f"  {problem}", file=sys.stderr)
+        if len(problems) > _SHOWN:
+            print(f"  ... and {len(problems) - _SHOWN} more", file=sys.stderr)
+    print(summary, file=sys.stderr)
+    if problems and not args.skip_bad_utts:
+        raise DataDirError(f"{data.path}: {len(bad)} bad rows and --skip_bad_utts is false")
+    if not good:
+        raise DataDirError(f"{data.path}: no usable row is left")
+    data.select(good).write(args.output_dir)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of stage 4."""
+    parser = argparse.ArgumentParser(
+        description="Drop rows with bad audio, ids that differ between files, empty text, "
+        "wrong length or text over the LLM's context; list every one of them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data_dir", required=True, help="Directory written by format_data_dir")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Directory to write")
+    parser.add_argument("--fs", type=rate_in_hz, default=16000, help="Sampling rate, e.g. 16k")
+    parser.add_argument("--min_wav_duration", type=float, default=0.1, help="Seconds")
+    parser.add_argument("--max_wav_duration", type=float, default=30.0, help="Seconds")
+    parser.add_argument(
+        "--skip_bad_utts", type=true_or_false, default=True, help="false: any problem is fatal"
+    )
+    parser.add_argument("--llm", default="", help="LLM (path or hub id) to check text length for")
+    parser.add_argument("--prompt_template", default="chat", help="chat, plain or inst")
+    parser.add_argument(
+        "--max_text_length", type=int, default=None, help="Tokens; default: the LLM's context"
+    )
+    return parser
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Entry point."""
+    with fail_with_one_line():
+        filter_data_dir(get_parser().parse_args(cmd))
+
+
+if __name__ == "__main__":
+    main()

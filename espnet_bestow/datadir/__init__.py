@@ -1,0 +1,35 @@
+"""Kaldi-style data directories and the audio they name."""
+
+from espnet_bestow.datadir.directory import (
+    REJECTED,
+    TABLES,
+    DataDir,
+    DataDirError,
+    Problem,
+    count_problems,
+    read_rejected,
+    read_table,
+    write_rejected,
+    write_table,
+)
+from espnet_bestow.datadir.source import AudioSource, read_source
+from espnet_bestow.datadir.task_prompts import TaskError, default_prompt
+from espnet_bestow.datadir.workers import map_in_processes
+
+__all__ = [
+    "REJECTED",
+    "TABLES",
+    "AudioSource",
+    "DataDir",
+    "DataDirError",
+    "Problem",
+    "TaskError",
+    "count_problems",
+    "default_prompt",
+    "map_in_processes",
+    "read_rejected",
+    "read_source",
+    "read_table",
+    "write_rejected",
+    "write_table",
+]
