@@ -1,0 +1,1 @@
+"""Commands of the package: argument parsing around what the other rooms do."""

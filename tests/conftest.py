@@ -1,0 +1,33 @@
+"""What every test needs: one thread, no network, and a reason when something cannot run here."""
+
+import importlib.util
+import os
+
+# Before torch, transformers or matplotlib are imported. OMP_NUM_THREADS also reaches subprocesses.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def missing(marker: str) -> str | None:
+    """Why tests with this marker cannot run on this machine; None when they can."""
+    if marker == "gpu" and not torch.cuda.is_available():
+        return "no CUDA device"
+    if marker == "nemo" and importlib.util.find_spec("nemo") is None:
+        return "NeMo is not installed"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = {marker: reason for marker in ("gpu", "nemo") if (reason := missing(marker))}
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
