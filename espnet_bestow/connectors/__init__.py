@@ -1,0 +1,20 @@
+"""How speech meets the LLM: one small file per system, one face (:class:`Connector`)."""
+
+from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, Speech
+from espnet_bestow.connectors.cross_attention import CrossAttentionConnector
+from espnet_bestow.connectors.recurrent import RecurrentConnector
+
+CONNECTORS: dict[str, type[Connector]] = {
+    "cross_attention": CrossAttentionConnector,
+    "recurrent": RecurrentConnector,
+}
+
+__all__ = [
+    "CONNECTORS",
+    "Connector",
+    "ConnectorState",
+    "CrossAttentionConnector",
+    "LLMInput",
+    "RecurrentConnector",
+    "Speech",
+]

@@ -1,0 +1,126 @@
+"""The two attentions of a BESTOW block, each with its cache."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from espnet_bestow.ops import staircase_attention
+
+
+@dataclass
+class KeysValues:
+    """Projected keys and values of one attention layer, (B, H, N, D) each."""
+
+    keys: Tensor
+    values: Tensor
+
+    def extend(self, keys: Tensor, values: Tensor) -> "KeysValues":
+        """Appends newer positions."""
+        return KeysValues(torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2))
+
+    def select(self, rows: Tensor) -> "KeysValues":
+        """Keeps the given batch rows."""
+        return KeysValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
+
+
+class MultiHeadProjections(nn.Module):
+    """Query, key, value and output projections shared by both attentions.
+
+    Args:
+        dim: D of queries and output.
+        num_heads: H.
+        memory_dim: width of what keys and values are made of (default: ``dim``).
+    """
+
+    def __init__(self, dim: int, num_heads: int, memory_dim: int | None = None):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(memory_dim or dim, dim)
+        self.value = nn.Linear(memory_dim or dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, N, H*D) -> (B, H, N, D)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def merge(self, x: Tensor) -> Tensor:
+        """(B, H, N, D) -> (B, N, H*D)."""
+        return x.transpose(1, 2).flatten(2)
+
+    def keys_values(self, memory: Tensor) -> KeysValues:
+        """Projects memory (B, N, D) once."""
+        return KeysValues(self.split(self.key(memory)), self.split(self.value(memory)))
+
+
+class CausalSelfAttention(MultiHeadProjections):
+    """Each text position sees itself and the real positions before it. No position information, as in the paper."""
+
+    def forward(self, x: Tensor, past: KeysValues, allowed: Tensor) -> tuple[Tensor, KeysValues]:
+        """Attends from U new positions to all N positions so far.
+
+        Args:
+            x: (B, U, D) normalised input.
+            past: keys and values of the N - U earlier positions.
+            allowed: (B, U, N) bool from :func:`causal_mask`.
+
+        Returns:
+            (B, U, D), and the cache with the new positions appended.
+        """
+        now = self.keys_values(x)
+        cache = past.extend(now.keys, now.values)
+        q = self.split(self.query(x))
+        out = F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=allowed.unsqueeze(1))
+        return self.out(self.merge(out)), cache
+
+
+def causal_mask(mask: Tensor, new: int) -> Tensor:
+    """Which of N positions may each of the ``new`` last ones attend to?
+
+    Padding rows attend to themselves only, so that no row is empty (an empty softmax is NaN).
+
+    Args:
+        mask: (B, N) bool, true at real positions, old and new.
+        new: U, how many of them are new.
+
+    Returns:
+        (B, U, N) bool.
+    """
+    total = mask.shape[1]
+    column = torch.arange(total, device=mask.device)
+    row = column[total - new :, None]
+    return ((column < row) & mask[:, None, :]) | (column == row)
+
+
+class CrossAttention(MultiHeadProjections):
+    """Text queries read un-normalised speech through the staircase that ``visible`` describes."""
+
+    def forward(self, x: Tensor, speech: KeysValues, visible: Tensor) -> Tensor:
+        """Attends from text to speech.
+
+        Several text rows may share one utterance (beams, or several instructions for one recording): with B' = G * B
+        rows, rows b*G ... b*G + G - 1 read utterance b. They become additional query rows, so that keys and values
+        are neither copied nor computed twice.
+
+        Args:
+            x: (B', U, D) normalised text.
+            speech: keys and values of B utterances.
+            visible: (B', U) int32.
+
+        Returns:
+            (B', U, D)
+        """
+        q = self.split(self.query(x))  # (B', H, U, D)
+        rows, _, positions, _ = q.shape
+        utterances = speech.keys.shape[0]
+        if rows != utterances:
+            q = q.unflatten(0, (utterances, -1)).transpose(1, 2).flatten(2, 3)  # (B, H, G*U, D)
+            visible = visible.reshape(utterances, -1)
+        out = staircase_attention(q, speech.keys, speech.values, visible)
+        if rows != utterances:
+            out = out.unflatten(2, (-1, positions)).transpose(1, 2).flatten(0, 1)  # (B', H, U, D)
+        return self.out(self.merge(out))

@@ -1,0 +1,69 @@
+"""The one question every connector answers: given text embeddings and speech, what does the LLM get as input?"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What the encoder made of a batch of utterances."""
+
+    frames: Tensor  # (B, F, D_enc)
+    lengths: Tensor  # (B,) true frames of each utterance; the rest is padding
+
+    def repeat(self, times: int) -> "Speech":
+        """Each utterance ``times`` times in a row (for beams)."""
+        return Speech(self.frames.repeat_interleave(times, 0), self.lengths.repeat_interleave(times, 0))
+
+
+@dataclass(frozen=True)
+class LLMInput:
+    """Input of the LLM for N new positions, N >= U; the last U of them are the text positions, in order.
+
+    Cross-attention answers with N = U. Connectors that put speech into the sequence answer with N = F' + U on their
+    first call. Loss and decoding look at the last U positions only, so they need not know which connector is in use.
+    """
+
+    embeddings: Tensor  # (B, N, D_llm)
+    mask: Tensor  # (B, N) bool, true at real positions
+
+
+class ConnectorState(Protocol):
+    """What a connector remembers between calls: speech projected once, and its own text caches."""
+
+    def repeat(self, times: int) -> "ConnectorState":
+        """Each text row ``times`` times in a row; several text rows may share one utterance."""
+        ...
+
+    def select(self, rows: Tensor) -> "ConnectorState":
+        """Keeps the text rows ``rows`` (B',); a row may only move within its own utterance."""
+        ...
+
+
+class Connector(nn.Module, ABC):
+    """Base class of what a YAML names under ``connector``.
+
+    A full teacher-forced pass is one call with a fresh state; step-by-step decoding is many calls with the same
+    state. There is no second code path, which is why both give the same numbers.
+
+    Constructors take ``text_dim`` (D_llm) and ``speech_dim`` (D_enc) first, then their own options.
+    """
+
+    @abstractmethod
+    def start(self, speech: Speech) -> ConnectorState:
+        """Projects the speech once; the state then serves any number of calls."""
+
+    @abstractmethod
+    def forward(self, text: Tensor, mask: Tensor, visible: Tensor, state: ConnectorState) -> LLMInput:
+        """Consumes U new text positions and advances ``state``.
+
+        Args:
+            text: (B, U, D_llm) embeddings of the new text positions.
+            mask: (B, U) bool, true at real positions. Padding may stand anywhere: rows of a batch can be at
+                different positions of their texts.
+            visible: (B, U) int32, frames that each position may see; 0 at padding.
+            state: from :meth:`start`.
+        """

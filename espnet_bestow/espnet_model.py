@@ -1,0 +1,215 @@
+"""The ESPnet face of the model: features, loss, stats and weight."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from espnet2.asr.frontend.abs_frontend import AbsFrontend
+from espnet2.asr.preencoder.abs_preencoder import AbsPreEncoder
+from espnet2.asr.specaug.abs_specaug import AbsSpecAug
+from espnet2.layers.abs_normalize import AbsNormalize
+from espnet2.torch_utils.device_funcs import force_gatherable
+from espnet2.train.abs_espnet_model import AbsESPnetModel
+from torch import Tensor, nn
+
+from espnet_bestow.connectors import Connector, Speech
+from espnet_bestow.llm.causal_lm import CausalLM
+from espnet_bestow.model import BestowModel
+from espnet_bestow.visibility import Policy, answer_index
+
+Stats = dict[str, Tensor | None]
+
+
+class Features(nn.Module):
+    """ESPnet's chain before the encoder, each part optional: frontend, SpecAugment, normalisation, pre-encoder."""
+
+    def __init__(
+        self,
+        frontend: AbsFrontend | None = None,
+        specaug: AbsSpecAug | None = None,
+        normalize: AbsNormalize | None = None,
+        preencoder: AbsPreEncoder | None = None,
+    ):
+        super().__init__()
+        self.frontend = frontend
+        self.specaug = specaug
+        self.normalize = normalize
+        self.preencoder = preencoder
+
+    def extract(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S) -> (B, T, 80), before augmentation and normalisation."""
+        waveform = waveform[:, : int(lengths.max())]
+        return (waveform, lengths) if self.frontend is None else self.frontend(waveform, lengths)
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S) -> (B, T, 80)."""
+        feats, lengths = self.extract(waveform, lengths)
+        if self.specaug is not None and self.training:
+            feats, lengths = self.specaug(feats, lengths)
+        if self.normalize is not None:
+            feats, lengths = self.normalize(feats, lengths)
+        if self.preencoder is not None:
+            feats, lengths = self.preencoder(feats, lengths)
+        return feats, lengths
+
+
+class EncoderChain(nn.Module):
+    """An ESPnet encoder followed by an ESPnet post-encoder."""
+
+    def __init__(self, encoder: nn.Module, postencoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.postencoder = postencoder
+
+    def forward(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, None]:
+        """(B, T, 80) -> (B, F, D_enc)."""
+        frames, lengths, _ = self.encoder(feats, lengths)
+        return *self.postencoder(frames, lengths), None
+
+
+class ESPnetBestowModel(BestowModel, AbsESPnetModel):
+    """BestowModel with a loss, named in the YAML as ``model: bestow``.
+
+    The loss of a batch is [(1 - w) * CE + w * CTC] / N: sums over the batch, N its answer tokens. N is also the
+    returned weight, so that ESPnet's weighted mean over processes is exactly the loss of the global batch.
+
+    Args:
+        encoder, connector, llm, features: see BestowModel. ``llm`` may be None when ``ctc_weight`` is 1 (encoder
+            pre-training) or when only statistics are collected.
+        policy: draws the rule for ``visible`` in training.
+        ctc_head: Linear from encoder frames to the CTC vocabulary; its last class is blank. None without CTC.
+        ctc_weight: w.
+        lsm_weight: label smoothing of the cross-entropy.
+        tasks: task names whose losses are reported one by one.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        encoder: nn.Module,
+        connector: Connector | None,
+        llm: CausalLM | None,
+        policy: Policy,
+        ctc_head: nn.Linear | None = None,
+        ctc_weight: float = 0.0,
+        lsm_weight: float = 0.0,
+        tasks: Sequence[str] = (),
+    ):
+        super().__init__(encoder, connector, llm, features)  # type: ignore[arg-type]
+        if not 0.0 <= ctc_weight <= 1.0:
+            raise ValueError(f"model_conf: ctc_weight={ctc_weight} must be between 0 and 1")
+        self.policy = policy
+        self.ctc = ctc_head
+        self.ctc_weight = ctc_weight
+        self.lsm_weight = lsm_weight
+        self.tasks = tuple(tasks)
+
+    def encode(self, waveform: Tensor, lengths: Tensor) -> Speech:
+        """See BestowModel; ESPnet encoders with intermediate CTC return a tuple, whose first part is the output."""
+        speech = super().encode(waveform, lengths)
+        frames = speech.frames[0] if isinstance(speech.frames, tuple) else speech.frames
+        return Speech(frames, speech.lengths)
+
+    def collect_feats(self, speech: Tensor, speech_lengths: Tensor, **_: Tensor) -> dict[str, Tensor]:
+        """Statistics for global_mvn."""
+        feats, lengths = self.features.extract(speech, speech_lengths)
+        return {"feats": feats, "feats_lengths": lengths}
+
+    def forward(
+        self,
+        speech: Tensor,
+        speech_lengths: Tensor,
+        text: Tensor,
+        text_lengths: Tensor,
+        prompt: Tensor,
+        prompt_lengths: Tensor,
+        src_text: Tensor | None = None,
+        src_text_lengths: Tensor | None = None,
+        task: Tensor | None = None,
+        **_: object,
+    ) -> tuple[Tensor, Stats, Tensor]:
+        """speech (B, S); text, prompt, src_text (B, U) ids padded with -1; task (B, 1) -> loss, stats, weight."""
+        encoded = self.encode(speech, speech_lengths)
+        tokens = text_lengths.sum().to(encoded.frames.dtype)
+        loss = encoded.frames.new_zeros(())
+        stats: Stats = {}
+        if self.ctc_weight > 0.0:
+            if src_text is None or src_text_lengths is None or self.ctc is None:
+                raise ValueError(f"ctc_weight={self.ctc_weight} needs the data name src_text (transcripts)")
+            ctc = ctc_loss_sum(self.ctc(encoded.frames), encoded.lengths, src_text, src_text_lengths) / tokens
+            stats["loss_ctc"] = ctc.detach()
+            loss = loss + self.ctc_weight * ctc
+        if self.ctc_weight < 1.0:
+            each, correct = self._answer_losses(encoded, prompt, prompt_lengths, text, text_lengths)  # (B, A) each
+            answer = each.sum() / tokens
+            stats["loss_llm"] = answer.detach()
+            stats["acc"] = correct.sum() / tokens
+            stats.update(self._task_losses(each.detach().sum(1), text_lengths, task))
+            loss = loss + (1.0 - self.ctc_weight) * answer
+        stats["loss"] = loss.detach()
+        return force_gatherable((loss, stats, tokens), loss.device)
+
+    def _answer_losses(
+        self, encoded: Speech, prompt: Tensor, prompt_lengths: Tensor, text: Tensor, text_lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and correctness of every answer token, (B, A) with 0 at padding."""
+        ids, mask = join(prompt, prompt_lengths, text, text_lengths)
+        rule = self.policy.rule(ids.shape[0], ids.device)
+        visible = rule(answer_index(mask, prompt_lengths), mask, encoded.lengths)
+        # Only columns in which some row predicts an answer token need logits.
+        first = int(prompt_lengths.min()) - 1
+        keep = torch.arange(first, ids.shape[1], device=ids.device)
+        logits = super().forward(encoded, ids, mask, visible, keep)  # (B, U - first, V)
+        column = (prompt_lengths - 1 - first)[:, None] + torch.arange(text.shape[1], device=ids.device)
+        logits = logits.gather(1, column.clamp(max=logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[2]))
+        each = F.cross_entropy(
+            logits.transpose(1, 2), text, ignore_index=-1, label_smoothing=self.lsm_weight, reduction="none"
+        )
+        return each, (logits.detach().argmax(-1) == text) & (text >= 0)
+
+    def _task_losses(self, sums: Tensor, lengths: Tensor, task: Tensor | None) -> Stats:
+        """Mean loss of each task in the batch, NaN for absent ones: every process must report the same keys."""
+        if task is None or not self.tasks:
+            return {}
+        members = task[:, :1] == torch.arange(len(self.tasks), device=task.device)  # (B, tasks)
+        each = (members * sums[:, None]).sum(0) / (members * lengths[:, None]).sum(0)
+        return {f"loss_{name}": value for name, value in zip(self.tasks, each, strict=True)}
+
+
+def join(prompt: Tensor, prompt_lengths: Tensor, text: Tensor, text_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Prompt and answer of each row, one after the other, right-padded, without the last token (nothing follows it).
+
+    Args:
+        prompt: (B, P) ids.
+        prompt_lengths: (B,).
+        text: (B, A) ids.
+        text_lengths: (B,).
+
+    Returns:
+        ids (B, U) with 0 at padding, and mask (B, U).
+    """
+    lengths = prompt_lengths + text_lengths - 1
+    column = torch.arange(int(lengths.max()), device=prompt.device).expand(len(lengths), -1)
+    after = column - prompt_lengths[:, None]
+    answer = text.gather(1, after.clamp(0, text.shape[1] - 1))
+    ids = torch.where(after < 0, prompt.gather(1, column.clamp(max=prompt.shape[1] - 1)), answer)
+    mask = column < lengths[:, None]
+    return ids.masked_fill(~mask, 0), mask
+
+
+def ctc_loss_sum(logits: Tensor, lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
+    """CTC loss summed over the batch; the last class is blank.
+
+    A target longer than its frames has no alignment and contributes 0 (stage 4 of the recipe counts those).
+
+    Args:
+        logits: (B, F, C).
+        lengths: (B,).
+        target: (B, N) ids.
+        target_lengths: (B,).
+    """
+    logp = logits.float().log_softmax(-1).transpose(0, 1)
+    blank = logits.shape[-1] - 1
+    return F.ctc_loss(
+        logp, target.clamp(min=0), lengths, target_lengths, blank=blank, reduction="sum", zero_infinity=True
+    )

@@ -1,0 +1,213 @@
+"""Speech2Text: from a trained model and audio to text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from espnet_bestow.audio import read_audio
+from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
+from espnet_bestow.espnet_model import ESPnetBestowModel
+from espnet_bestow.preprocess import check_speech
+from espnet_bestow.prompt import PromptTemplate
+
+Audio = str | Path | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer; unpacks as (text, tokens, score)."""
+
+    text: str
+    tokens: list[str]
+    score: float
+
+    def __iter__(self) -> Any:
+        return iter((self.text, self.tokens, self.score))
+
+
+@dataclass
+class DecodingOptions:
+    """How answers are written."""
+
+    beam_size: int = 5
+    """1 is greedy."""
+    length_penalty: float = 1.0
+    """Hypotheses compete by score / length ** length_penalty."""
+    max_tokens: int = 200
+    """Longest answer."""
+    sampling: bool = False
+    """Draw tokens instead of searching."""
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def search(self) -> Search:
+        """The search that these options describe."""
+        if self.sampling:
+            return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+        return Greedy() if self.beam_size == 1 else Beam(self.beam_size, self.length_penalty)
+
+
+class Speech2Text:
+    """A trained model that answers instructions about audio.
+
+    Example::
+
+        s2t = Speech2Text.from_pretrained("exp/bestow_train")
+        text, tokens, score = s2t("talk.flac", prompt="translate to german")
+
+    Args:
+        model: in eval mode.
+        template: how instructions become token ids.
+        default_prompt: used where no instruction is given.
+        options: how answers are written.
+        device: torch device.
+        sample_rate: what the model was trained on.
+    """
+
+    def __init__(
+        self,
+        model: ESPnetBestowModel,
+        template: PromptTemplate,
+        default_prompt: str,
+        options: DecodingOptions | None = None,
+        device: str = "cpu",
+        sample_rate: int = 16000,
+    ):
+        if model.llm is None:
+            raise ValueError("this is a CTC pre-training model: it has an encoder, but no LLM to answer with")
+        self.model = model.to(device).eval()
+        self.template = template
+        self.default_prompt = default_prompt
+        self.options = options or DecodingOptions()
+        self.device = device
+        self.sample_rate = sample_rate
+
+    @classmethod
+    def from_files(
+        cls,
+        config: str | Path,
+        model_file: str | Path,
+        options: DecodingOptions | None = None,
+        device: str = "cpu",
+    ) -> "Speech2Text":
+        """From the config.yaml and checkpoint that training wrote."""
+        from espnet_bestow.task import BestowTask
+
+        model, args = BestowTask.build_model_from_file(config, model_file, device)
+        rate = args.frontend_conf.get("fs", 16000)
+        return cls(model, BestowTask.build_template(args), args.default_prompt, options, device, _hertz(rate))
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, options: DecodingOptions | None = None, device: str = "cpu"
+    ) -> "Speech2Text":
+        """From an experiment directory, a zip made by stage 14, or a hub tag."""
+        config, model_file = locate(name)
+        return cls.from_files(config, model_file, options, device)
+
+    def __call__(self, audio: Audio, prompt: str | None = None, sample_rate: int | None = None) -> Result:
+        """Answers ``prompt`` about ``audio`` (a file, or samples (S,) or (S, channels) at ``sample_rate``)."""
+        return self.batch([audio], [prompt or self.default_prompt], sample_rate)[0]
+
+    def batch(
+        self, audios: Sequence[Audio], prompts: Sequence[str], sample_rate: int | None = None
+    ) -> list[Result]:
+        """Several utterances at once; a batch gives what its members give alone."""
+        speech = [self._samples(audio, sample_rate) for audio in audios]
+        ids = [self.template.encode_prompt(p, _name(a)) for a, p in zip(audios, prompts, strict=True)]
+        return [self.result(nbest[0]) for nbest in self.search(speech, ids)]
+
+    @torch.inference_mode()
+    def search(self, speech: Sequence[np.ndarray], prompts: Sequence[Sequence[int]]) -> list[list[Hypothesis]]:
+        """speech: B arrays (S,), prompts: B id lists -> B n-best lists."""
+        lengths = torch.tensor([len(s) for s in speech], device=self.device)
+        waveform = torch.zeros(len(speech), int(lengths.max()), device=self.device)
+        for row, samples in zip(waveform, speech, strict=True):
+            row[: len(samples)] = torch.from_numpy(samples)
+        stepper = Stepper(self.model, self.model.encode(waveform, lengths), prompts)
+        room = self.template.max_tokens
+        longest = max(len(p) for p in prompts)
+        limit = self.options.max_tokens if room is None else min(self.options.max_tokens, room - longest)
+        return self.options.search()(stepper, self.template.end, limit)
+
+    def result(self, hypothesis: Hypothesis) -> Result:
+        """Ids as words."""
+        tokens = self.template.tokenizer.convert_ids_to_tokens(hypothesis.ids)
+        return Result(self.template.decode(hypothesis.ids), list(tokens), hypothesis.score)
+
+    def _samples(self, audio: Audio, sample_rate: int | None) -> np.ndarray:
+        if isinstance(audio, str | Path):
+            return check_speech(str(audio), read_audio(audio, self.sample_rate))
+        samples = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else audio
+        samples = check_speech("<samples>", samples)
+        if sample_rate not in (None, self.sample_rate):
+            import soxr
+
+            samples = soxr.resample(samples, sample_rate, self.sample_rate)
+        return samples.astype(np.float32)
+
+
+def locate(name: str | Path) -> tuple[Path, Path]:
+    """config.yaml and checkpoint of an experiment directory, a packed zip, or a hub tag."""
+    path = Path(name)
+    if path.is_dir():
+        meta = path / "meta.yaml"
+        return _from_meta(meta) if meta.exists() else _from_experiment(path)
+    if path.suffix in (".zip", ".tgz", ".gz"):
+        if not path.exists():
+            raise FileNotFoundError(f"model {str(name)!r} does not exist")
+        from espnet2.main_funcs.pack_funcs import unpack
+
+        files = unpack(path, path.with_suffix(""))
+        return Path(files["bestow_train_config"]), Path(files["bestow_model_file"])
+    return _from_hub(str(name))
+
+
+def _from_experiment(folder: Path) -> tuple[Path, Path]:
+    if not (folder / "config.yaml").exists():
+        raise FileNotFoundError(f"model {str(folder)!r} has no config.yaml; is it the output_dir of a training?")
+    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    criteria = [".".join(criterion[:2]) for criterion in config.get("best_model_criterion", [])]
+    names = [f"{c}.{kind}.pth" for kind in ("ave", "best") for c in criteria] + ["latest.pth"]
+    for candidate in names:
+        if (folder / candidate).exists():
+            return folder / "config.yaml", folder / candidate
+    raise FileNotFoundError(f"model {str(folder)!r} has none of the checkpoints {names}")
+
+
+def _from_meta(meta: Path) -> tuple[Path, Path]:
+    content = yaml.safe_load(meta.read_text("utf-8"))
+    files = {**content["yaml_files"], **content["files"]}
+    return meta.parent / files["bestow_train_config"], meta.parent / files["bestow_model_file"]
+
+
+def _from_hub(tag: str) -> tuple[Path, Path]:
+    """A model uploaded by stage 15: a repository that holds an unpacked stage-14 zip."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(tag))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"model {tag!r} is neither a directory nor a zip here, and no hub repository of that name could be read "
+            f"({type(error).__name__})"
+        ) from error
+    return locate(folder)
+
+
+def _hertz(value: int | str) -> int:
+    from humanfriendly import parse_size
+
+    return value if isinstance(value, int) else int(parse_size(value))
+
+
+def _name(audio: Audio) -> str:
+    return str(audio) if isinstance(audio, str | Path) else "<samples>"

@@ -1,0 +1,1 @@
+"""A transformers causal LM: load, embed, step with a cache, LoRA, freezing."""

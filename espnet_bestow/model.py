@@ -1,0 +1,83 @@
+"""BESTOW on one screen (paper, Sec. 4.2): encoder -> connector -> LLM.
+
+    waveform (B, S) -> encoder -> Speech (B, F, D_enc)
+    ids (B, U) -> LLM embeddings (B, U, D_llm) -> connector(text, speech, visible) -> LLM -> logits (B, U, V)
+
+``visible`` (B, U) says how many frames each text position may see; nothing else distinguishes offline from streaming,
+and a state distinguishes nothing but whether the text comes in one piece or in steps.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from espnet_bestow.connectors import Connector, ConnectorState, Speech
+from espnet_bestow.llm.causal_lm import CausalLM, LLMState
+
+
+@dataclass
+class ModelState:
+    """Everything that is remembered between incremental calls."""
+
+    connector: ConnectorState
+    llm: LLMState | None
+
+    def repeat(self, times: int) -> "ModelState":
+        """Each text row ``times`` times (beams); the speech is shared by the rows of an utterance."""
+        return ModelState(self.connector.repeat(times), self.llm and self.llm.repeat(times))
+
+    def select(self, rows: Tensor) -> "ModelState":
+        """Keeps the given text rows; a row may only move within its own utterance."""
+        return ModelState(self.connector.select(rows), self.llm and self.llm.select(rows))
+
+
+class BestowModel(nn.Module):
+    """The model without any toolkit around it.
+
+    Args:
+        encoder: maps features (B, T, 80) and lengths (B,) to (frames (B, F, D_enc), lengths (B,), state).
+        connector: how speech meets the LLM.
+        llm: the language model.
+        features: maps a waveform (B, S) and lengths (B,) to features (B, T, 80) and lengths (B,).
+    """
+
+    def __init__(self, encoder: nn.Module, connector: Connector, llm: CausalLM, features: nn.Module):
+        super().__init__()
+        self.features = features
+        self.encoder = encoder
+        self.connector = connector
+        self.llm = llm
+
+    def encode(self, waveform: Tensor, lengths: Tensor) -> Speech:
+        """waveform (B, S), lengths (B,) -> Speech with frames (B, F, D_enc)."""
+        frames, frame_lengths, _ = self.encoder(*self.features(waveform, lengths))
+        return Speech(frames, frame_lengths)
+
+    def start(self, speech: Speech) -> ModelState:
+        """Projects the speech once; the state then takes text in any number of steps."""
+        return ModelState(self.connector.start(speech), self.llm.start(speech.frames.shape[0], speech.frames.device))
+
+    def step(self, ids: Tensor, mask: Tensor, visible: Tensor, state: ModelState, keep: Tensor | int = 0) -> Tensor:
+        """Consumes U new tokens.
+
+        Args:
+            ids: (B, U) token ids; any value where ``mask`` is false.
+            mask: (B, U) bool, true at real positions.
+            visible: (B, U) int32, frames each position may see.
+            state: from :meth:`start`; advanced by the call.
+            keep: which logits to compute, see :meth:`CausalLM.forward`; counts text positions.
+
+        Returns:
+            logits (B, kept, V).
+        """
+        text = self.connector(self.llm.embed(ids), mask, visible, state.connector)
+        if isinstance(keep, Tensor):
+            # Whatever a connector puts before the text, the text positions are the last ones.
+            keep = keep + (text.embeddings.shape[1] - ids.shape[1])
+        elif keep == 0:
+            keep = ids.shape[1]
+        return self.llm(text.embeddings, text.mask, state.llm, keep)
+
+    def forward(self, speech: Speech, ids: Tensor, mask: Tensor, visible: Tensor, keep: Tensor | int = 0) -> Tensor:
+        """Full teacher-forced pass: one step from a fresh connector state, without an LLM cache."""
+        return self.step(ids, mask, visible, ModelState(self.connector.start(speech), None), keep)

@@ -1,0 +1,25 @@
+"""Plain PyTorch twins of the ops: the maths written down, the fallback, and what tests compare kernels with."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def staircase_attention(
+    q: Tensor,  # (B, H, U, D)
+    k: Tensor,  # (B, H_kv, F, D)
+    v: Tensor,  # (B, H_kv, F, D)
+    visible: Tensor,  # (B, U) int32
+    scale: float | None = None,
+) -> Tensor:  # (B, H, U, D)
+    """See :func:`espnet_bestow.ops.staircase_attention`."""
+    frames = k.shape[2]
+    if frames == 0:
+        return torch.zeros_like(q)
+    # A row without any key has no softmax; it computes on key 0 and is then overwritten with 0, which also stops
+    # its gradient. (Masking it fully would give NaN in some of torch's attention backends.)
+    blind = visible <= 0
+    mask = torch.arange(frames, device=q.device) < visible.clamp(min=1).unsqueeze(-1)  # (B, U, F)
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1), scale=scale, enable_gqa=grouped)
+    return out.masked_fill(blind[:, None, :, None], 0.0)

@@ -1,0 +1,155 @@
+"""Instructions and answers as token ids: one place for the template, truncation, the end token and length errors.
+
+Training and decoding call the same object, so a model can never meet a prompt in another shape than it learned.
+The label mask follows from the split: everything in ``prompt`` is context, everything in ``answer`` is a label.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from espnet_bestow.llm.tokenizer import context_length, load_tokenizer
+
+
+class PromptError(ValueError):
+    """An instruction or answer that cannot be given to the LLM; names the utterance and the value."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one example."""
+
+    prompt: list[int]
+    answer: list[int]  # closed by the end token
+
+
+class PromptTemplate(ABC):
+    """Base of what a YAML names under ``template``.
+
+    Args:
+        tokenizer: the LLM's tokenizer.
+        max_tokens: prompt and answer together may not be longer (the LLM's context); None is unlimited.
+        max_prompt_tokens: longer instructions are cut to this many tokens before the template is put around them,
+            so that the template itself always survives; None never cuts.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int | None = None,
+        max_prompt_tokens: int | None = None,
+    ):
+        if tokenizer.eos_token_id is None:
+            raise PromptError(f"tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token")
+        self.tokenizer = tokenizer
+        self.end: int = tokenizer.eos_token_id
+        self.max_tokens = max_tokens
+        self.max_prompt_tokens = max_prompt_tokens
+
+    @abstractmethod
+    def render(self, prompt: str) -> list[int]:
+        """Token ids of everything before the answer."""
+
+    def encode_prompt(self, prompt: str, uid: str = "") -> list[int]:
+        """Ids of the instruction in its template; an error if it leaves no room for an answer."""
+        ids = self.render(self._cut(prompt))
+        # At least one answer token and the end token must still fit.
+        if self.max_tokens is not None and len(ids) + 2 > self.max_tokens:
+            raise PromptError(
+                f"utterance {uid!r}: the prompt has {len(ids)} tokens and leaves no room for an answer in the LLM's "
+                f"context of {self.max_tokens}: {_short(prompt)!r}"
+            )
+        return ids
+
+    def encode(self, prompt: str, answer: str, uid: str = "") -> Example:
+        """Ids of prompt and answer; an error if the answer is empty or both together are too long."""
+        if not answer.strip():
+            raise PromptError(f"utterance {uid!r}: the answer text is empty")
+        before = self.encode_prompt(prompt, uid)
+        ids = [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.end]
+        if self.max_tokens is not None and len(before) + len(ids) > self.max_tokens:
+            raise PromptError(
+                f"utterance {uid!r}: a prompt of {len(before)} tokens and an answer of {len(ids)} exceed the LLM's "
+                f"context of {self.max_tokens} tokens: {_short(answer)!r}"
+            )
+        return Example(before, ids)
+
+    def check(self, prompt: str, answer: str, uid: str = "") -> None:
+        """Raises PromptError where :meth:`encode` would."""
+        self.encode(prompt, answer, uid)
+
+    def decode(self, ids: list[int]) -> str:
+        """Words of an answer."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _cut(self, prompt: str) -> str:
+        if self.max_prompt_tokens is None:
+            return prompt
+        ids = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        if len(ids) <= self.max_prompt_tokens:
+            return prompt
+        return str(self.tokenizer.decode(ids[: self.max_prompt_tokens]))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+class PlainTemplate(PromptTemplate):
+    """``template: plain``: start token, the instruction, a line break. For LLMs without a chat format."""
+
+    def render(self, prompt: str) -> list[int]:
+        """See base class."""
+        start = self.tokenizer.bos_token_id
+        return ([] if start is None else [start]) + self._ids(prompt + "\n")
+
+
+class ChatTemplate(PromptTemplate):
+    """``template: chat``: the tokenizer's own chat template, with thinking switched off where a model has it."""
+
+    def render(self, prompt: str) -> list[int]:
+        """See base class."""
+        if self.tokenizer.chat_template is None:
+            raise PromptError(
+                f"tokenizer {self.tokenizer.name_or_path!r} has no chat template; use template: plain or inst"
+            )
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return self._ids(str(text))
+
+
+class InstTemplate(PromptTemplate):
+    """``template: inst``: the form of the authors' released configuration, with its system sentence."""
+
+    system = "Please answer the following based on the previous speech feature."
+
+    def render(self, prompt: str) -> list[int]:
+        """See base class."""
+        return self._ids(f"[INST]\n<<SYS>>\n{self.system}\n<</SYS>>\n\n{prompt}[/INST] ")
+
+
+TEMPLATES: dict[str, type[PromptTemplate]] = {
+    "plain": PlainTemplate,
+    "chat": ChatTemplate,
+    "inst": InstTemplate,
+}
+
+
+def build_template(name: str, path: str, max_length: int | None = None, **options: int | None) -> PromptTemplate:
+    """Template ``name`` for the LLM at ``path`` (a directory or hub id).
+
+    Args:
+        name: one of TEMPLATES.
+        path: where the tokenizer comes from.
+        max_length: longest example in tokens; default: the LLM's own context.
+        **options: further arguments of the template class.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"template={name!r} is not known; known: {', '.join(TEMPLATES)}")
+    limits = [n for n in (max_length, context_length(path)) if n is not None]
+    return TEMPLATES[name](load_tokenizer(path), max_tokens=min(limits, default=None), **options)
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[:limit] + "…"

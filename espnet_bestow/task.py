@@ -1,0 +1,275 @@
+"""BestowTask: how ESPnet sees BESTOW (choices, options, building).
+
+Frontend, SpecAugment, normalisation, pre-encoder, encoder and post-encoder are ASRTask's own choices plus ours, so a
+YAML that trains an ESPnet ASR model names the same parts here.
+"""
+
+import argparse
+import inspect
+import logging
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from espnet2.asr.encoder.abs_encoder import AbsEncoder
+from espnet2.tasks import asr
+from espnet2.tasks.asr import ASRTask
+from espnet2.torch_utils.initialize import initialize
+from espnet2.torch_utils.safe_torch_load import safe_torch_load
+from espnet2.train.class_choices import ClassChoices
+from espnet2.utils.types import str2bool, str_or_none
+from torch import nn
+
+from espnet_bestow.connectors import CONNECTORS, Connector
+from espnet_bestow.encoders.fastconformer import FastConformerEncoder
+from espnet_bestow.encoders.hf_whisper import HFWhisperEncoder
+from espnet_bestow.espnet_model import EncoderChain, ESPnetBestowModel, Features
+from espnet_bestow.llm.causal_lm import CausalLM, FrozenCausalLM
+from espnet_bestow.llm.lora import LoRACausalLM
+from espnet_bestow.llm.tokenizer import load_tokenizer
+from espnet_bestow.preprocess import BestowPreprocessor
+from espnet_bestow.prompt import TEMPLATES, PromptTemplate, build_template
+from espnet_bestow.trainer import BestowTrainer
+from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
+
+encoder_choices = ClassChoices(
+    "encoder",
+    # A copy: ESPnet's own table stays as it is for everyone else in the process.
+    {**asr.encoder_choices.classes, "fastconformer": FastConformerEncoder, "hf_whisper": HFWhisperEncoder},
+    type_check=AbsEncoder,
+    default="conformer",
+)
+connector_choices = ClassChoices("connector", CONNECTORS, type_check=Connector, default="cross_attention")
+llm_choices = ClassChoices(
+    "llm", {"full": CausalLM, "frozen": FrozenCausalLM, "lora": LoRACausalLM}, type_check=CausalLM, default="full"
+)
+policy_choices = ClassChoices("policy", {"offline": OfflinePolicy, "wait_k": WaitKPolicy}, default="offline")
+template_choices = ClassChoices("template", TEMPLATES, type_check=PromptTemplate, default="chat")
+model_choices = ClassChoices("model", {"bestow": ESPnetBestowModel}, default="bestow")
+
+# Arguments of a class that the task supplies, which therefore are no keys of a *_conf.
+_SUPPLIED = {
+    "encoder": {"input_size"},
+    "preencoder": {"input_size"},
+    "postencoder": {"input_size"},
+    "connector": {"text_dim", "speech_dim"},
+    "template": {"tokenizer", "max_tokens"},
+    "model": {"features", "encoder", "connector", "llm", "policy", "ctc_head", "tasks"},
+}
+_EXTRA = {"template": {"max_length"}, "model": {"extract_feats_in_collect_stats"}}
+
+
+class BestowTask(ASRTask):
+    """ASRTask with a connector and an LLM in place of decoder, joint network and token list."""
+
+    trainer = BestowTrainer
+    class_choices_list = [
+        asr.frontend_choices,
+        asr.specaug_choices,
+        asr.normalize_choices,
+        model_choices,
+        asr.preencoder_choices,
+        encoder_choices,
+        asr.postencoder_choices,
+        connector_choices,
+        llm_choices,
+        policy_choices,
+        template_choices,
+    ]
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """ASRTask's options, and ours in a group of their own."""
+        super().add_task_arguments(parser)
+        group = parser.add_argument_group(description="BESTOW")
+        group.add_argument(
+            "--default_prompt",
+            type=str,
+            default="transcribe the speech",
+            help="Instruction of utterances for which the data has no 'prompt' entry",
+        )
+        group.add_argument(
+            "--tasks",
+            type=str,
+            nargs="*",
+            default=None,
+            help="Task names that the 'task' data may hold; default: those found in the training data",
+        )
+        # ASRTask's default would have ESPnet tokenise; the LLM's tokenizer does. Named here, a token list is the
+        # vocabulary of the auxiliary CTC instead of the LLM's.
+        parser.set_defaults(token_list=None, use_preprocessor=True, token_type="bpe")
+        parser.set_defaults(required=["output_dir"])
+
+    @classmethod
+    def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
+        """What every data set must have."""
+        return ("speech",) if inference else ("speech", "text")
+
+    @classmethod
+    def optional_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
+        """What it may have: instruction, transcript for CTC, task name for per-task losses."""
+        return ("prompt",) if inference else ("prompt", "src_text", "task")
+
+    @classmethod
+    def build_preprocess_fn(
+        cls, args: argparse.Namespace, train: bool
+    ) -> Callable[[str, dict[str, Any]], dict[str, np.ndarray]] | None:
+        """Runs in the data-loader workers."""
+        template = cls.build_template(args)
+        return BestowPreprocessor(
+            train, template, args.default_prompt, cls.task_names(args), _transcript_encoder(args)
+        )
+
+    @classmethod
+    def build_template(cls, args: argparse.Namespace) -> PromptTemplate:
+        """The prompt template of the configured LLM."""
+        _check_conf("template", TEMPLATES[args.template], args.template_conf)
+        return build_template(args.template, _llm_path(args), **args.template_conf)
+
+    @classmethod
+    def task_names(cls, args: argparse.Namespace) -> tuple[str, ...]:
+        """Task names in the order of their index; found in the training data where not given."""
+        if getattr(args, "tasks", None) is None:
+            paths = [
+                path for path, name, *_ in getattr(args, "train_data_path_and_name_and_type", None) or [] if name == "task"
+            ]
+            lines = [line for path in paths for line in Path(path).read_text("utf-8").splitlines()]
+            args.tasks = sorted({line.split(maxsplit=1)[1].strip() for line in lines})
+        return tuple(args.tasks)
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> ESPnetBestowModel:
+        """The model that a configuration describes.
+
+        Collecting statistics needs the frontend only, and pre-training the encoder with CTC alone needs no LLM: what
+        is not needed is not built.
+        """
+        for choices in cls.class_choices_list:
+            name = getattr(args, choices.name, None)
+            if name is not None:
+                _check_conf(choices.name, choices.get_class(name), getattr(args, f"{choices.name}_conf"))
+        frontend, size = cls._build_frontend(args)
+        features = Features(
+            frontend,
+            specaug=_build(asr.specaug_choices, args),
+            normalize=_build(asr.normalize_choices, args),
+            preencoder=_build(asr.preencoder_choices, args),
+        )
+        if features.preencoder is not None:
+            size = features.preencoder.output_size()
+        model_conf = {k: v for k, v in args.model_conf.items() if k not in _EXTRA["model"]}
+        policy = policy_choices.get_class(args.policy)(**args.policy_conf)
+        if getattr(args, "collect_stats", False):
+            return ESPnetBestowModel(features, nn.Identity(), None, None, policy, **model_conf)
+        encoder, size = cls._build_encoder(args, size)
+        ctc_head = None
+        if model_conf.get("ctc_weight", 0.0) > 0.0:
+            ctc_head = nn.Linear(size, _ctc_vocabulary(args) + 1)
+        connector = llm = None
+        if model_conf.get("ctc_weight", 0.0) < 1.0:
+            llm = llm_choices.get_class(args.llm)(**{"path": _llm_path(args), **args.llm_conf})
+            connector = connector_choices.get_class(args.connector)(llm.width, size, **args.connector_conf)
+        model = ESPnetBestowModel(
+            features, encoder, connector, llm, policy, ctc_head, tasks=cls.task_names(args), **model_conf
+        )
+        if args.init is not None:
+            initialize(model.encoder, args.init)
+        return model
+
+    @classmethod
+    def _build_frontend(cls, args: argparse.Namespace) -> tuple[nn.Module | None, int]:
+        if args.input_size is not None:
+            args.frontend, args.frontend_conf = None, {}
+            return None, args.input_size
+        frontend = _build(asr.frontend_choices, args)
+        return frontend, frontend.output_size()
+
+    @classmethod
+    def _build_encoder(cls, args: argparse.Namespace, size: int) -> tuple[nn.Module, int]:
+        encoder = _build(encoder_choices, args, input_size=size)
+        size = encoder.output_size()
+        postencoder = _build(asr.postencoder_choices, args, input_size=size)
+        if postencoder is None:
+            return encoder, size
+        return EncoderChain(encoder, postencoder), postencoder.output_size()
+
+    @classmethod
+    def build_model_from_file(
+        cls, config_file: Path | str | None = None, model_file: Path | str | None = None, device: str = "cpu"
+    ) -> tuple[ESPnetBestowModel, argparse.Namespace]:
+        """Model and configuration of a finished training; a checkpoint of another configuration is an error."""
+        if config_file is None:
+            if model_file is None:
+                raise ValueError("build_model_from_file needs a config_file or a model_file")
+            config_file = Path(model_file).parent / "config.yaml"
+        config = yaml.safe_load(Path(config_file).read_text("utf-8"))
+        args = argparse.Namespace(**{**cls.get_default_config(), **config})
+        model = cls.build_model(args)
+        # What training froze by name is not in the checkpoint if it belongs to the LLM.
+        for prefix in args.freeze_param:
+            for name, parameter in model.named_parameters():
+                if name == prefix or name.startswith(prefix + "."):
+                    parameter.requires_grad = False
+        if model_file is not None:
+            load_checkpoint(model, model_file)
+        return model.to(device), args
+
+
+def load_checkpoint(model: nn.Module, path: Path | str) -> None:
+    """Loads weights (tensors only); one clear error if they are of another configuration."""
+    state = safe_torch_load(path, map_location="cpu")
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise RuntimeError(f"{path} does not fit this configuration: {' '.join(lines)[:400]}") from error
+
+
+def _build(choices: ClassChoices, args: argparse.Namespace, **supplied: Any) -> Any:
+    """The configured object of a choice, or None where the choice is switched off."""
+    name = getattr(args, choices.name, None)
+    if name is None:
+        return None
+    return choices.get_class(name)(**supplied, **getattr(args, f"{choices.name}_conf"))
+
+
+def _check_conf(choice: str, cls: type, conf: dict[str, Any]) -> None:
+    """An unknown key is an error that lists the known ones."""
+    parameters = inspect.signature(cls.__init__).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = (set(parameters) - {"self"} - _SUPPLIED.get(choice, set())) | _EXTRA.get(choice, set())
+    unknown = sorted(set(conf) - known)
+    if unknown:
+        raise ValueError(f"{choice}_conf: unknown key {', '.join(unknown)}; {cls.__name__} knows {sorted(known)}")
+
+
+def _llm_path(args: argparse.Namespace) -> str:
+    path = args.llm_conf.get("path")
+    if not path:
+        raise ValueError("llm_conf: path is missing; it names a directory or hub id of a causal LM")
+    return str(path)
+
+
+def _transcript_encoder(args: argparse.Namespace) -> Callable[[str], list[int]] | None:
+    """ESPnet's own tokens for CTC where a token list is given; None leaves it to the LLM's tokenizer."""
+    if args.token_list is None:
+        return None
+    from espnet2.text.build_tokenizer import build_tokenizer
+    from espnet2.text.token_id_converter import TokenIDConverter
+
+    tokenizer = build_tokenizer(args.token_type, bpemodel=args.bpemodel, g2p_type=args.g2p)
+    converter = TokenIDConverter(args.token_list)
+    return lambda text: list(converter.tokens2ids(tokenizer.text2tokens(text)))
+
+
+def _ctc_vocabulary(args: argparse.Namespace) -> int:
+    if args.token_list is None:
+        return len(load_tokenizer(_llm_path(args)))
+    if isinstance(args.token_list, str):
+        # ESPnet keeps the list itself in config.yaml, so that a model can be moved without its token file.
+        args.token_list = Path(args.token_list).read_text("utf-8").splitlines()
+    return len(args.token_list)

@@ -1,0 +1,131 @@
+"""ESPnet's trainer with checkpoints that survive a crash, a history file, and progress a person can read."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from espnet2.train.reporter import Reporter, SubReporter, aggregate
+from espnet2.train.trainer import Trainer
+from tqdm import tqdm
+
+
+class BestowTrainer(Trainer):
+    """Trains exactly as ESPnet's trainer does; overrides only what surrounds the steps.
+
+    ESPnet seeds every epoch with seed + epoch, so a run that continues from the last finished epoch repeats the
+    uninterrupted one, provided the checkpoint of that epoch is whole. This class sees to that.
+    """
+
+    @classmethod
+    def run(cls, **kwargs: Any) -> None:
+        """The whole training, with every save atomic."""
+        with atomic_saves():
+            super().run(**kwargs)
+
+    @classmethod
+    def resume(cls, checkpoint: Path, model: torch.nn.Module, reporter: Reporter, **kwargs: Any) -> None:
+        """Loads checkpoint.pth, then restores what a crash between ESPnet's saves may have left out."""
+        Trainer.resume(checkpoint=checkpoint, model=model, reporter=reporter, **kwargs)
+        model_file = checkpoint.parent / f"{reporter.get_epoch()}epoch.pth"
+        if not model_file.exists() and int(os.environ.get("RANK", "0")) == 0:
+            with atomic_saves():
+                torch.save(model.state_dict(), model_file)
+
+    @classmethod
+    def train_one_epoch(cls, model: Any, iterator: Any, reporter: SubReporter, options: Any, **kwargs: Any) -> bool:
+        """One epoch with a progress bar."""
+        started = time.perf_counter()
+        bar = _progress(iterator, f"epoch {reporter.get_epoch()}/{options.max_epoch}", kwargs["distributed_option"])
+        invalid = super().train_one_epoch(model=model, iterator=bar, reporter=reporter, options=options, **kwargs)
+        if _is_main(kwargs["distributed_option"]):
+            seconds = round(time.perf_counter() - started, 2)
+            _update_history(options.output_dir, reporter, "train", seconds=seconds)
+        return invalid
+
+    @classmethod
+    def validate_one_epoch(cls, model: Any, iterator: Any, reporter: SubReporter, options: Any, **kwargs: Any) -> None:
+        """One validation, then the epoch's line for people."""
+        super().validate_one_epoch(model=model, iterator=iterator, reporter=reporter, options=options, **kwargs)
+        if _is_main(kwargs["distributed_option"]):
+            entry = _update_history(options.output_dir, reporter, "valid")
+            print(_summary(entry, options.max_epoch), flush=True)
+
+
+@contextlib.contextmanager
+def atomic_saves() -> Iterator[None]:
+    """Within this context torch.save writes beside the target and renames.
+
+    ESPnet's trainer overwrites checkpoint.pth in place: a full disk or a kill in that moment would destroy the only
+    state to resume from. Its run method is one piece, so the save it calls is replaced rather than the method copied.
+    """
+    plain = torch.save
+
+    def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(f, io.IOBase):
+            plain(obj, f, *args, **kwargs)
+            return
+        target = Path(f)
+        part = target.with_name(target.name + ".part")
+        try:
+            plain(obj, part, *args, **kwargs)
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+        except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
+            free = shutil.disk_usage(target.parent).free // 2**20
+            kept = "the previous one is untouched" if target.exists() else "there is no previous one"
+            raise OSError(f"cannot write {target} ({free} MiB free on its disk); {kept}: {error}") from error
+        part.replace(target)
+
+    torch.save = save
+    try:
+        yield
+    finally:
+        torch.save = plain
+
+
+def _is_main(distributed_option: Any) -> bool:
+    return not distributed_option.distributed or distributed_option.dist_rank == 0
+
+
+def _progress(iterator: Any, label: str, distributed_option: Any) -> Any:
+    """A bar on a terminal; nothing in a log file, where the line per epoch says enough."""
+    hide = not (_is_main(distributed_option) and sys.stdout.isatty())
+    return tqdm(iterator, desc=label, disable=hide, leave=False, file=sys.stdout, unit="step")
+
+
+def _means(reporter: SubReporter) -> dict[str, float]:
+    return {name: round(float(aggregate(values)), 6) for name, values in reporter.stats.items()}
+
+
+def _update_history(folder: Any, reporter: SubReporter, phase: str, **extra: float) -> dict[str, Any]:
+    """Writes the epoch's means into history.json; an epoch that is repeated after a crash replaces itself."""
+    path = Path(folder) / "history.json"
+    epoch = reporter.get_epoch()
+    history = json.loads(path.read_text()) if path.exists() else []
+    kept = [entry for entry in history if entry["epoch"] < epoch]
+    current = next((entry for entry in history if entry["epoch"] == epoch and phase != "train"), {"epoch": epoch})
+    current = {**current, phase: _means(reporter), **extra}
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps([*kept, current], indent=1))
+    part.replace(path)
+    return current
+
+
+def _summary(entry: dict[str, Any], epochs: int) -> str:
+    def show(phase: str) -> str:
+        stats = entry[phase]
+        return " ".join(f"{name} {stats[name]:.3f}" for name in ("loss", "loss_ctc", "acc") if name in stats)
+
+    return (
+        f"epoch {entry['epoch']}/{epochs}  train {show('train')}  valid {show('valid')}  "
+        f"{entry.get('seconds', 0.0):.0f} s"
+    )

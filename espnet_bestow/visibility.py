@@ -1,0 +1,119 @@
+"""Read-write policies as tensors: how many encoder frames may each text position see?
+
+This is the one idea that carries the project. The training mask, the attention kernel's only mask argument, the
+incremental decoder and the latency of a token are all read from the same tensor
+
+    visible: int32 (B, U)     visible[b, u] <= encoder_lengths[b]
+
+and training and decoding obtain it from the same functions below. Letters: B batch, U text positions, F encoder
+frames, K wait-k lagging, L pre-decision ratio (frames per written token).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+def answer_index(mask: Tensor, prompt_lengths: Tensor, seen: Tensor | int = 0) -> Tensor:
+    """Which answer token does each text position predict?
+
+    The last prompt token predicts answer token 0, so it carries 0; earlier prompt positions are negative. Counting
+    real positions (rather than columns) makes the answer independent of left or right padding.
+
+    Args:
+        mask: (B, U) bool, true at real text positions.
+        prompt_lengths: (B,) number of prompt tokens.
+        seen: (B,) or int, how many real positions were consumed in earlier incremental calls.
+
+    Returns:
+        (B, U) int64; the value at padding positions has no meaning.
+    """
+    if isinstance(seen, int):
+        seen = torch.full_like(prompt_lengths, seen)
+    return mask.cumsum(1) + (seen - prompt_lengths)[:, None]
+
+
+def offline(index: Tensor, mask: Tensor, encoder_lengths: Tensor) -> Tensor:
+    """Every real text position sees the whole utterance.
+
+    Args:
+        index: (B, U) from :func:`answer_index`.
+        mask: (B, U) bool, true at real text positions.
+        encoder_lengths: (B,) true number of frames.
+
+    Returns:
+        visible (B, U) int32.
+    """
+    everything = encoder_lengths[:, None].expand_as(index)
+    return torch.where(mask, everything, 0).to(torch.int32)
+
+
+def wait_k(index: Tensor, mask: Tensor, encoder_lengths: Tensor, k: Tensor, step: int) -> Tensor:
+    """Answer token n sees min(encoder_length, (n + K) * L) frames; prompt positions before the last see none.
+
+    Args:
+        index: (B, U) from :func:`answer_index`.
+        mask: (B, U) bool, true at real text positions.
+        encoder_lengths: (B,) true number of frames; clamping to it keeps padding frames out of sight.
+        k: (B,) lagging K of each utterance.
+        step: L, frames per written token.
+
+    Returns:
+        visible (B, U) int32.
+    """
+    reach = ((index + k[:, None]) * step).minimum(encoder_lengths[:, None])
+    return torch.where(mask & (index >= 0), reach, 0).to(torch.int32)
+
+
+class Rule(Protocol):
+    """A policy with everything drawn: a pure function of positions and lengths."""
+
+    def __call__(self, index: Tensor, mask: Tensor, encoder_lengths: Tensor) -> Tensor: ...
+
+
+class Policy(Protocol):
+    """Named in the YAML as ``policy``; ``rule(B)`` fixes what is random for one batch."""
+
+    def rule(self, batch: int, device: torch.device | None = None) -> Rule: ...
+
+
+class OfflinePolicy:
+    """``policy: offline``."""
+
+    def rule(self, batch: int, device: torch.device | None = None) -> Rule:
+        """Nothing is random here."""
+        return offline
+
+
+@dataclass(frozen=True)
+class _WaitKRule:
+    k: Tensor  # (B,)
+    step: int
+
+    def __call__(self, index: Tensor, mask: Tensor, encoder_lengths: Tensor) -> Tensor:
+        return wait_k(index, mask, encoder_lengths, self.k, self.step)
+
+
+class WaitKPolicy:
+    """``policy: wait_k``: K is drawn per utterance from an inclusive range.
+
+    Args:
+        k: a number, or [low, high] with both ends included (the paper trains with 3 to 12).
+        step: L, encoder frames per written token.
+    """
+
+    def __init__(self, k: int | Sequence[int] = (3, 12), step: int = 4):
+        low, high = (k, k) if isinstance(k, int) else tuple(k)
+        if not 1 <= low <= high:
+            raise ValueError(f"wait_k: k={k} must be a number >= 1 or [low, high] with 1 <= low <= high")
+        if step < 1:
+            raise ValueError(f"wait_k: step={step} must be >= 1")
+        self.low, self.high, self.step = low, high, step
+
+    def rule(self, batch: int, device: torch.device | None = None) -> Rule:
+        """Draws K for each of ``batch`` utterances from torch's global generator."""
+        k = torch.randint(self.low, self.high + 1, (batch,), device=device)
+        return _WaitKRule(k, self.step)
