@@ -1,0 +1,153 @@
+"""Scores as a terminal table and as RESULTS.md."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_bestow.evaluate.results import ResultRow
+
+
+@dataclass(frozen=True)
+class MetricFace:
+    """How a metric is shown."""
+
+    title: str
+    lower_is_better: bool = False
+
+    @property
+    def heading(self) -> str:
+        """Title, unit and direction."""
+        return f"{self.title} {'↓' if self.lower_is_better else '↑'}"
+
+
+# In the order of tables; a task's first metric here is the one that is plotted.
+METRIC_FACES = {
+    "wer": MetricFace("WER %", lower_is_better=True),
+    "cer": MetricFace("CER %", lower_is_better=True),
+    "bleu": MetricFace("BLEU"),
+    "chrf": MetricFace("chrF"),
+    "exact_match": MetricFace("exact match %"),
+    "rouge_l": MetricFace("ROUGE-L"),
+    "rouge_l_stem": MetricFace("ROUGE-L stemmed"),
+    "accuracy": MetricFace("accuracy %"),
+}
+_FAMILY_ORDER = ("asr", "ast", "sqa", "command")
+
+
+def metric_face(metric: str) -> MetricFace:
+    """Face of a metric; one that is not ours shows its own name."""
+    return METRIC_FACES.get(metric, MetricFace(metric))
+
+
+def row_order(row: ResultRow) -> tuple[str, int, str, int, str, str]:
+    """Sorting key that does not depend on the order of scoring runs."""
+    family = row.task.partition("_")[0]
+    family_rank = _FAMILY_ORDER.index(family) if family in _FAMILY_ORDER else len(_FAMILY_ORDER)
+    metrics = list(METRIC_FACES)
+    metric_rank = metrics.index(row.metric) if row.metric in metrics else len(metrics)
+    return row.system, family_rank, row.task, metric_rank, row.metric, row.test_set
+
+
+def unique(items: Iterable[str]) -> list[str]:
+    """Items without repeats, first come first."""
+    return list(dict.fromkeys(items))
+
+
+def _columns(cells: Sequence[Sequence[str]]) -> str:
+    """Aligned text columns: the first two to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = []
+    for row in cells:
+        padded = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _cells(rows: Sequence[ResultRow], show: Callable[[ResultRow], str]) -> list[list[str]]:
+    """Header and body of one system's table; `show` renders a row's value."""
+    test_sets = sorted({row.test_set for row in rows})
+    grid: dict[tuple[str, str], dict[str, ResultRow]] = {}
+    for row in rows:
+        grid.setdefault((row.task, row.metric), {})[row.test_set] = row
+    cells = [["task", "metric", *test_sets]]
+    for (task, metric), by_set in grid.items():
+        shown = [show(by_set[name]) if name in by_set else "-" for name in test_sets]
+        cells.append([task, metric_face(metric).heading, *shown])
+    return cells
+
+
+def _by_system(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
+    systems: dict[str, list[ResultRow]] = {}
+    for row in sorted(rows, key=row_order):
+        systems.setdefault(row.system, []).append(row)
+    return systems
+
+
+def terminal_tables(rows: Sequence[ResultRow]) -> str:
+    """A compact table per system: value ± half the width of its 95 % interval."""
+
+    def show(row: ResultRow) -> str:
+        return f"{row.value:.2f} ±{(row.high - row.low) / 2:.2f}"
+
+    tables = [
+        f"{system}\n{_columns(_cells(members, show))}"
+        for system, members in _by_system(rows).items()
+    ]
+    return "\n\n".join(tables)
+
+
+def _markdown_table(rows: Sequence[ResultRow]) -> list[str]:
+    def show(row: ResultRow) -> str:
+        return f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}] (n = {row.n})"
+
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in _cells(rows, show)]
+    rule = ["---", "---"] + ["---:"] * (len(cells[0]) - 2)
+    return [f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:])]
+
+
+def _command_list(rows: Sequence[ResultRow]) -> list[str]:
+    lines = []
+    for command in unique(row.command for row in rows):
+        scored = unique(row.test_set for row in rows if row.command == command)
+        lines.append(f"* {', '.join(scored)}: `{command}`" if command else f"* {', '.join(scored)}")
+    return lines
+
+
+def _signature_list(rows: Sequence[ResultRow]) -> list[str]:
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.signature:
+            pairs.setdefault((metric_face(row.metric).title, row.signature), []).append(row.task)
+    return [
+        f"* {title} ({', '.join(unique(tasks))}): `{signature}`"
+        for (title, signature), tasks in pairs.items()
+    ]
+
+
+def results_markdown(
+    title: str, rows: Sequence[ResultRow], images: Sequence[tuple[str, Path]]
+) -> str:
+    """RESULTS.md: no dates and no clock times, so equal scores give an equal file.
+
+    Args:
+        title: First heading.
+        rows: Scores in any order.
+        images: (caption, path relative to the file) of plots.
+    """
+    lines = [f"# {title}", ""]
+    if rows:
+        lines += ["Value [95 % bootstrap interval over utterances] (n = utterances scored).", ""]
+    for system, members in _by_system(rows).items():
+        lines += [f"## {system}", "", *_markdown_table(members), ""]
+        lines += ["Made by:", "", *_command_list(members), ""]
+        if signatures := _signature_list(members):
+            lines += ["Metric settings:", "", *signatures, ""]
+    if images:
+        lines += ["## Plots", ""]
+        for caption, path in images:
+            lines += [f"![{caption}]({path.as_posix()})", ""]
+    return "\n".join(lines)
