@@ -58,7 +58,7 @@ def wait_k(index: Tensor, mask: Tensor, encoder_lengths: Tensor, k: Tensor, step
         index: (B, U) from :func:`answer_index`.
         mask: (B, U) bool, true at real text positions.
         encoder_lengths: (B,) true number of frames; clamping to it keeps padding frames out of sight.
-        k: (B,) lagging K of each utterance.
+        k: (B,) lagging K of each utterance, or (1,) for all.
         step: L, frames per written token.
 
     Returns:
@@ -90,7 +90,7 @@ class OfflinePolicy:
 
 @dataclass(frozen=True)
 class _WaitKRule:
-    k: Tensor  # (B,)
+    k: Tensor  # (B,) or (1,)
     step: int
 
     def __call__(self, index: Tensor, mask: Tensor, encoder_lengths: Tensor) -> Tensor:
@@ -115,5 +115,7 @@ class WaitKPolicy:
 
     def rule(self, batch: int, device: torch.device | None = None) -> Rule:
         """Draws K for each of ``batch`` utterances from torch's global generator."""
-        k = torch.randint(self.low, self.high + 1, (batch,), device=device)
-        return _WaitKRule(k, self.step)
+        if self.low == self.high:
+            # One K for all rows, however many of them (beams multiply rows).
+            return _WaitKRule(torch.tensor([self.low], device=device), self.step)
+        return _WaitKRule(torch.randint(self.low, self.high + 1, (batch,), device=device), self.step)

@@ -1,0 +1,119 @@
+"""Decode a data dir: ``python -m espnet_bestow.bin.bestow_inference --bestow_train_config ... --output_dir ...``.
+
+Writes ESPnet's layout ``<output_dir>/1best_recog/{text,token,score}``.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from espnet2.fileio.datadir_writer import DatadirWriter
+from espnet2.utils import config_argparse
+from espnet2.utils.types import str2bool, str2triple_str, str_or_none
+from tqdm import tqdm
+
+from espnet_bestow.inference import DecodingOptions, Speech2Text
+
+
+def get_parser() -> config_argparse.ArgumentParser:
+    """Options of decoding."""
+    parser = config_argparse.ArgumentParser(
+        description="BESTOW decoding", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--log_level", type=lambda x: x.upper(), default="INFO", help="Level of the log on stderr")
+    parser.add_argument("--output_dir", type=str, required=True)
+    parser.add_argument("--ngpu", type=int, default=0, help="0 decodes on the CPU")
+    parser.add_argument("--num_workers", type=int, default=1, help="Data-loader workers")
+    parser.add_argument("--batch_size", type=int, default=16, help="Utterances decoded together")
+    parser.add_argument("--progress", type=str2bool, default=True, help="Progress bar on stderr")
+
+    group = parser.add_argument_group("Input data")
+    group.add_argument("--data_path_and_name_and_type", type=str2triple_str, required=True, action="append")
+    group.add_argument("--key_file", type=str_or_none, help="Decode only these utterances (splitting into jobs)")
+
+    group = parser.add_argument_group("Model")
+    group.add_argument("--bestow_train_config", type=str_or_none, help="config.yaml that training wrote")
+    group.add_argument("--bestow_model_file", type=str_or_none, help="Checkpoint")
+    group.add_argument("--model_tag", type=str_or_none, help="Instead: a directory, a packed zip, or a hub tag")
+
+    group = parser.add_argument_group("Writing the answer")
+    group.add_argument("--beam_size", type=int, default=5, help="1 is greedy")
+    group.add_argument("--length_penalty", type=float, default=1.0)
+    group.add_argument("--max_tokens", type=int, default=200, help="Longest answer")
+    group.add_argument("--sampling", type=str2bool, default=False, help="Draw tokens instead of searching")
+    group.add_argument("--temperature", type=float, default=1.0)
+    group.add_argument("--top_k", type=int, default=0)
+    group.add_argument("--top_p", type=float, default=1.0)
+    group.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def build(args: argparse.Namespace) -> Speech2Text:
+    """The model that the options name."""
+    names = DecodingOptions.__dataclass_fields__
+    options = DecodingOptions(**{name: getattr(args, name) for name in names})
+    device = "cuda" if args.ngpu > 0 else "cpu"
+    if args.model_tag:
+        return Speech2Text.from_pretrained(args.model_tag, options, device)
+    if not (args.bestow_train_config and args.bestow_model_file):
+        raise SystemExit("bestow_inference: give --bestow_train_config and --bestow_model_file, or --model_tag")
+    return Speech2Text.from_files(args.bestow_train_config, args.bestow_model_file, options, device)
+
+
+def batches(args: argparse.Namespace, s2t: Speech2Text) -> Any:
+    """ESPnet's streaming iterator over the data, with the model's own preprocessing."""
+    from espnet_bestow.preprocess import BestowPreprocessor
+    from espnet_bestow.task import BestowTask
+
+    return BestowTask.build_streaming_iterator(
+        args.data_path_and_name_and_type,
+        preprocess_fn=BestowPreprocessor(False, s2t.template, s2t.default_prompt),
+        collate_fn=BestowTask.build_collate_fn(args, train=False),
+        key_file=args.key_file,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        dtype="float32",
+        inference=True,
+    )
+
+
+def inference(args: argparse.Namespace) -> None:
+    """Decodes everything and writes the results; one real-time factor at the end."""
+    s2t = build(args)
+    started, audio = time.perf_counter(), 0.0
+    total = sum(1 for _ in open(args.key_file or args.data_path_and_name_and_type[0][0], encoding="utf-8"))
+    bar = tqdm(total=total, unit="utt", disable=not args.progress or None, file=sys.stderr)
+    with DatadirWriter(args.output_dir) as writer:
+        out = writer["1best_recog"]
+        for keys, batch in batches(args, s2t):
+            lengths = batch["speech_lengths"].tolist()
+            speech = [row[:n].numpy() for row, n in zip(batch["speech"], lengths, strict=True)]
+            prompts = [
+                row[:n].tolist() for row, n in zip(batch["prompt"], batch["prompt_lengths"].tolist(), strict=True)
+            ]
+            for key, nbest in zip(keys, s2t.search(speech, prompts), strict=True):
+                result = s2t.result(nbest[0])
+                out["text"][key] = result.text
+                out["token"][key] = " ".join(result.tokens)
+                out["score"][key] = f"{result.score:.6f}"
+            audio += sum(lengths) / s2t.sample_rate
+            bar.update(len(keys))
+    bar.close()
+    seconds = time.perf_counter() - started
+    logging.info(f"{total} utterances, {audio:.1f} s of audio in {seconds:.1f} s: RTF {seconds / max(audio, 1e-9):.3f}")
+
+
+def main(cmd: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    args = get_parser().parse_args(cmd)
+    logging.basicConfig(
+        level=args.log_level, format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s", stream=sys.stderr
+    )
+    inference(args)
+
+
+if __name__ == "__main__":
+    main()
