@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from espnet_bestow.bin.arguments import fail_with_one_line, rate_in_hz, true_or_false
+from espnet_bestow.bin.merge_configs import read_yaml
 from espnet_bestow.datadir import (
     REJECTED,
     DataDir,
@@ -49,14 +50,17 @@ def context_problems(data: DataDir, uids: list[str], args: argparse.Namespace) -
     """Rows whose prompt and answer do not fit into the LLM's context."""
     from espnet_bestow.prompt import PromptError, build_template
 
-    template = build_template(args.prompt_template, args.llm, max_length=args.max_text_length)
+    config = read_yaml(args.bestow_config) if args.bestow_config else {}
+    name, options = config.get("template", "chat"), config.get("template_conf", {})
+    template = build_template(name, args.llm, **options)
     problems = []
     for uid in tqdm(uids, f"check texts of {data.path}"):
         try:
             template.check(data.tables["prompt"][uid], data.tables["text"][uid], uid)
         except PromptError as error:
+            value = str(error).removeprefix(f"utterance {uid!r}: ")
             file = str(data.path / "text")
-            problems.append(Problem(uid, file, "over the LLM's context", str(error)))
+            problems.append(Problem(uid, file, "over the LLM's context", value))
     return problems
 
 
@@ -114,9 +118,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--skip_bad_utts", type=true_or_false, default=True, help="false: any problem is fatal"
     )
     parser.add_argument("--llm", default="", help="LLM (path or hub id) to check text length for")
-    parser.add_argument("--prompt_template", default="chat", help="chat, plain or inst")
     parser.add_argument(
-        "--max_text_length", type=int, default=None, help="Tokens; default: the LLM's context"
+        "--bestow_config", type=Path, help="Training configuration that names the template"
     )
     return parser
 

@@ -13,7 +13,7 @@ _LANGUAGES = {
 
 _FIXED = {
     "asr": "transcribe the speech",
-    "command": "give the command",
+    "command": "give the command frame",
 }
 
 _FORMS = "asr, asr_<language>, ast_<source>-<target>, command"
@@ -38,7 +38,7 @@ def default_prompt(task: str) -> str:
     source, dash, target = languages.partition("-")
     if kind == "ast" and source and dash and target:
         _language(source, task)
-        return f"translate the speech to {_language(target, task)}"
+        return f"translate to {_language(target, task)}"
     raise TaskError(f"task '{task}' has no default prompt: write a prompt file (known: {_FORMS})")
 
 

@@ -1,0 +1,281 @@
+#!/usr/bin/env bash
+# BESTOW from raw data to scores: the stages of ESPnet's asr.sh with ESPnet's option names.
+set -euo pipefail
+
+# options begin
+## General
+stage=1  # First stage to run
+stop_stage=10000  # Last stage to run
+skip_stages=""  # Stages to leave out, e.g. "2 9"
+skip_data_prep=false  # Leave out stages 1 to 5
+skip_train=false  # Leave out stages 6 to 11
+skip_eval=false  # Leave out stages 12 and 13
+skip_packing=false  # Leave out stage 14
+skip_upload_hf=false  # Leave out stage 15
+python=python3  # Python command
+nj=4  # Parallel processes in data preparation and statistics
+inference_nj=4  # Parallel processes in decoding
+gpu_inference=false  # Decode on GPUs
+dumpdir=dump  # Directory for formatted data
+expdir=exp  # Directory for models and results
+
+## Training processes
+ngpu=0  # GPUs per machine (0: train on the CPU)
+nproc=1  # CPU processes per machine when ngpu is 0
+num_nodes=1  # Machines; run the same command on each of them
+node_rank=0  # Number of this machine, from 0
+master_addr=localhost  # Address of machine 0
+master_port=29500  # Port on machine 0
+
+## Data
+train_set=  # Training set, a directory under data/
+valid_set=  # Validation set
+test_sets=  # Test sets, separated by spaces
+local_data_opts=  # Options for local/data.sh
+fs=16k  # Sampling rate
+min_wav_duration=0.1  # Shorter training audio is rejected (seconds)
+max_wav_duration=30  # Longer training audio is rejected (seconds)
+max_raw_duration=600  # Longer audio of any set is not even decoded (seconds)
+speed_perturb_factors=""  # Speeds of the training set, e.g. "0.9 1.0 1.1"
+skip_bad_utts=true  # List bad rows and go on; false: any bad row is fatal
+default_task=""  # Task of data that has no utt2task, e.g. asr_en or ast_en-de
+text_file=text  # File of the answers in data/*, e.g. text.tc.de
+src_text_file=src_text  # File of the transcripts in data/*, e.g. text.tc.en
+
+## Language model
+llm=""  # Pretrained causal LM, path or hub id; empty: train a small one on text
+llm_config=conf/train_llm.yaml  # Training of the small one
+nbpe=300  # Vocabulary size of the small one
+lm_train_text=""  # Text for the small one, one line each; empty: texts of the training set
+lm_dev_text=""  # Text for its validation; empty: texts of the validation set
+
+## Model
+bestow_config=conf/train_bestow.yaml  # Training configuration
+bestow_args=""  # More options for bestow_train, e.g. "--max_epoch 3"
+bestow_tag=""  # Name of the experiment; default: from the configuration's file name
+bestow_exp=""  # Its directory; default: <expdir>/bestow_<tag>
+ctc_config=""  # What CTC pre-training of the encoder changes in bestow_config; empty: none
+ctc_args=""  # More options for bestow_train in CTC pre-training
+ctc_exp=""  # Its directory; default: <bestow_exp>_ctc
+
+## Decoding, packing
+inference_config=conf/decode.yaml  # Decoding configuration
+inference_args=""  # More options for bestow_inference
+inference_tag=""  # Name of the decoding; default: from its configuration and model
+inference_model=valid.acc.best.pth  # Checkpoint in the experiment's directory
+download_model=""  # Decode with this model of the hub instead of training one
+hf_repo=""  # Hub repository for stage 15; empty: no upload
+# options end
+
+command_line=$(printf '%q ' "$0" "$@")
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/parse_options.sh
+. "${here}/scripts/parse_options.sh"
+# shellcheck source=scripts/stages.sh
+. "${here}/scripts/stages.sh"
+# shellcheck source=scripts/jobs.sh
+. "${here}/scripts/jobs.sh"
+# shellcheck source=scripts/data.sh
+. "${here}/scripts/data.sh"
+# shellcheck source=scripts/language_model.sh
+. "${here}/scripts/language_model.sh"
+# shellcheck source=scripts/model.sh
+. "${here}/scripts/model.sh"
+# shellcheck source=scripts/evaluation.sh
+. "${here}/scripts/evaluation.sh"
+parse_options "${BASH_SOURCE[0]}" "$@"
+
+if [ -f ./path.sh ]; then
+    # shellcheck source=path.sh
+    . ./path.sh
+fi
+if [ -f ./cmd.sh ]; then
+    # shellcheck source=cmd.sh
+    . ./cmd.sh
+fi
+read -r -a python_words <<<"${python}"
+read -r -a tests <<<"${test_sets}"
+read -r -a speeds <<<"${speed_perturb_factors}"
+read -r -a bestow_words <<<"${bestow_args}"
+read -r -a ctc_words <<<"${ctc_args}"
+read -r -a inference_words <<<"${inference_args}"
+
+# --- names ---
+if "${skip_data_prep}"; then skip_stages+=" 1 2 3 4 5"; fi
+if "${skip_train}" || [ -n "${download_model}" ]; then skip_stages+=" 6 7 8 9 10 11"; fi
+if "${skip_eval}"; then skip_stages+=" 12 13"; fi
+if "${skip_packing}" || [ -n "${download_model}" ]; then skip_stages+=" 14"; fi
+if "${skip_upload_hf}" || [ -n "${download_model}" ]; then skip_stages+=" 15"; fi
+
+if [ -z "${bestow_tag}" ]; then
+    bestow_tag=$(basename "${bestow_config}" .yaml)
+    bestow_tag=${bestow_tag#train_} bestow_tag=${bestow_tag#bestow_}
+    if [ "${bestow_tag}" = bestow ]; then bestow_tag=; fi
+fi
+bestow_exp=${bestow_exp:-${expdir}/bestow${bestow_tag:+_${bestow_tag}}}
+ctc_exp=${ctc_exp:-${bestow_exp}_ctc}
+stats_dir=${bestow_exp}_stats
+system=$(basename "${bestow_exp}")
+if [ -n "${download_model}" ]; then
+    bestow_exp=${expdir}/${download_model//\//_}
+    system=${download_model}
+fi
+inference_model=${inference_model%.pth}
+if [ -z "${inference_tag}" ]; then
+    inference_tag=$(basename "${inference_config}" .yaml)_${inference_model}
+fi
+
+raw=${dumpdir}/raw
+own_llm=false tokenizer=${llm} llm_path=${llm}
+if [ -z "${llm}" ]; then
+    own_llm=true tokenizer=${expdir}/tokens_bpe${nbpe} llm_path=${expdir}/llm_bpe${nbpe}
+fi
+train_source=${train_set}
+if [ ${#speeds[@]} -gt 0 ]; then train_source=${train_set}_sp; fi
+
+# --- data: stages 1 to 5 ---
+if begin_stage 1 "data preparation (local/data.sh)"; then
+    read -r -a data_words <<<"${local_data_opts}"
+    local/data.sh "${data_words[@]}"
+fi
+
+if begin_stage 2 "speed perturbation"; then
+    need train_set
+    if [ ${#speeds[@]} -eq 0 ]; then
+        log "nothing to do without --speed_perturb_factors"
+    else
+        mapfile -t inputs < <(tables "data/${train_set}")
+        once "data/${train_set}_sp/.done" "${inputs[@]}" "${speed_perturb_factors}" "${fs}" \
+            "${text_file} ${src_text_file} ${max_raw_duration}" -- perturb
+    fi
+fi
+
+if begin_stage 3 "format audio"; then
+    need train_set valid_set
+    for name in "${train_set}" "${valid_set}" "${tests[@]}"; do
+        source=${name}
+        if [ "${name}" = "${train_set}" ]; then source=${train_source}; fi
+        mapfile -t inputs < <(tables "data/${source}")
+        once "${raw}/org/${name}/.done" "${inputs[@]}" "${fs}" "${default_task}" \
+            "${text_file} ${src_text_file} ${max_raw_duration}" -- format_set "${source}" "${name}"
+    done
+fi
+
+if begin_stage 4 "list and leave out bad rows"; then
+    need train_set valid_set
+    filter_all "${llm}" .done
+fi
+
+if begin_stage 5 "tokens"; then
+    need train_set valid_set
+    if "${own_llm}"; then
+        need_file "${raw}/${train_set}/text" "run stage 4"
+        once "${tokenizer}/.done" "${raw}/${train_set}/text" "${raw}/${train_set}/src_text" \
+            "${raw}/${train_set}/prompt" "${lm_train_text}" "${nbpe}" -- train_tokens
+        filter_all "${tokenizer}" .done_tokens
+    else
+        log "tokens come with ${llm}"
+    fi
+fi
+
+# --- language model: stages 6 to 8 ---
+llm_train_text=${lm_train_text:-${tokenizer}/text/train.txt}
+llm_valid_text=${lm_dev_text:-${tokenizer}/text/valid.txt}
+
+if begin_stage 6 "statistics of the language model's text"; then
+    if "${own_llm}"; then
+        need_file "${llm_train_text}" "--lm_train_text"
+        need_file "${llm_valid_text}" "--lm_dev_text"
+        once "${llm_path}_stats/.done" "${llm_train_text}" "${llm_valid_text}" -- count_text
+    else
+        log "skipped: the language model is ${llm}"
+    fi
+fi
+
+if begin_stage 7 "train the language model on text"; then
+    if "${own_llm}"; then
+        need_file "${llm_config}" "--llm_config"
+        once "${llm_path}/.done" "${llm_config}" "${llm_train_text}" "${llm_valid_text}" \
+            "${tokenizer}/tokenizer.json" -- train_llm
+    else
+        log "skipped: the language model is ${llm}"
+    fi
+fi
+
+if begin_stage 8 "perplexity of the language model"; then
+    if "${own_llm}"; then
+        once "${llm_path}/.done_perplexity" "${llm_path}/.done" "${llm_valid_text}" -- perplexity
+    else
+        log "skipped: the language model is ${llm}"
+    fi
+fi
+
+# --- model: stages 9 to 11 ---
+if begin_stage 9 "CTC pre-training of the encoder"; then
+    if [ -z "${ctc_config}" ]; then
+        log "nothing to do without --ctc_config"
+    else
+        need_file "${ctc_config}" "--ctc_config"
+        ensure_stats
+        once "${ctc_exp}/.done" "${stats_dir}/.done" "${bestow_config}" "${ctc_config}" \
+            "${ctc_args}" -- pretrain_encoder
+    fi
+fi
+
+if begin_stage 10 "statistics of the training data"; then ensure_stats; fi
+
+if begin_stage 11 "train BESTOW"; then
+    need_file "${stats_dir}/train/speech_shape" "run stage 10"
+    once "${bestow_exp}/.done" "${stats_dir}/.done" "${bestow_config}" "${bestow_args}" \
+        "${ctc_config:+${ctc_exp}/.done}" "${llm_path}" "${llm_path}/.done" -- train_bestow
+fi
+
+# --- evaluation: stages 12 and 13 ---
+model_options=(--bestow_train_config "${bestow_exp}/config.yaml"
+    --bestow_model_file "${bestow_exp}/${inference_model}.pth")
+if [ -n "${download_model}" ]; then model_options=(--model_tag "${download_model}"); fi
+
+if begin_stage 12 "decode"; then
+    need test_sets
+    need_file "${inference_config}" "--inference_config"
+    if [ -z "${download_model}" ]; then
+        need_file "${bestow_exp}/${inference_model}.pth" "--inference_model, or run stage 11"
+    fi
+    for name in "${tests[@]}"; do
+        need_file "${raw}/${name}/wav.scp" "run stages 3 and 4"
+        once "${bestow_exp}/${inference_tag}/${name}/.done" "${raw}/${name}"/{wav.scp,prompt} \
+            "${inference_config}" "${inference_args}" "${bestow_exp}/${inference_model}.pth" \
+            "${bestow_exp}/config.yaml" "${download_model}" -- decode_set "${name}"
+    done
+fi
+
+if begin_stage 13 "score"; then
+    need test_sets
+    for name in "${tests[@]}"; do
+        hyp=${bestow_exp}/${inference_tag}/${name}/text
+        need_file "${hyp}" "run stage 12"
+        once "${hyp%/*}/.done_score" "${hyp}" "${raw}/${name}"/{text,utt2task} "${system}" \
+            -- score_set "${name}"
+    done
+    py -m espnet_bestow.bin.bestow_report --exp "${expdir}"
+fi
+
+# --- publishing: stages 14 and 15 ---
+packed=${bestow_exp}/${system}.zip
+
+if begin_stage 14 "pack the model"; then
+    need_file "${bestow_exp}/${inference_model}.pth" "run stage 11"
+    once "${bestow_exp}/.done_pack" "${bestow_exp}/${inference_model}.pth" \
+        "${bestow_exp}/config.yaml" -- py -m espnet_bestow.bin.bestow_pack --exp "${bestow_exp}" \
+        --outpath "${packed}"
+fi
+
+if begin_stage 15 "upload the model"; then
+    if [ -z "${hf_repo}" ]; then
+        log "nothing to do without --hf_repo"
+    else
+        need_file "${packed}" "run stage 14"
+        once "${bestow_exp}/.done_upload" "${packed}" "${hf_repo}" -- upload
+    fi
+fi
+end_stage

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Steps of stages 1 to 5: data directories and tokens. Sourced by bestow.sh.
+# shellcheck disable=SC2154  # the options and names of bestow.sh
+
+# Tables of a data directory, for fingerprints.
+tables() { printf '%s\n' "$1"/{wav.scp,text,segments,prompt,utt2task,src_text,rejected.tsv}; }
+
+perturb() {
+    py -m espnet_bestow.bin.perturb_data_dir --data_dir "data/${train_set}" \
+        --output_dir "data/${train_set}_sp" --speeds "${speeds[@]}" --fs "${fs}" --nj "${nj}" \
+        --max_seconds "${max_raw_duration}" --text_file "${text_file}" \
+        --src_text_file "${src_text_file}"
+}
+
+# format_set SOURCE NAME
+format_set() {
+    local names=(--text_file "${text_file}" --src_text_file "${src_text_file}")
+    # Perturbed sets have the standard file names already.
+    if [ "$1" != "$2" ]; then names=(); fi
+    py -m espnet_bestow.bin.format_data_dir --data_dir "data/$1" --output_dir "${raw}/org/$2" \
+        --fs "${fs}" --nj "${nj}" --max_seconds "${max_raw_duration}" --task "${default_task}" \
+        "${names[@]}"
+}
+
+# filter_set NAME TOKENIZER (empty: texts are not measured)
+filter_set() {
+    local limits=(--min_wav_duration 0 --max_wav_duration "${max_raw_duration}")
+    if [ "$1" = "${train_set}" ] || [ "$1" = "${valid_set}" ]; then
+        limits=(--min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}")
+    fi
+    py -m espnet_bestow.bin.filter_data_dir --data_dir "${raw}/org/$1" --output_dir "${raw}/$1" \
+        --fs "${fs}" --skip_bad_utts "${skip_bad_utts}" "${limits[@]}" --llm "$2" \
+        --bestow_config "${bestow_config}"
+}
+
+filter_all() {
+    local name
+    for name in "${train_set}" "${valid_set}" "${tests[@]}"; do
+        mapfile -t inputs < <(tables "${raw}/org/${name}")
+        once "${raw}/${name}/$2" "${inputs[@]}" "$1" "$1/tokenizer.json" "${bestow_config}" \
+            "${fs} ${min_wav_duration} ${max_wav_duration} ${max_raw_duration}" \
+            "${skip_bad_utts}" -- filter_set "${name}" "$1"
+    done
+}
+
+# Words of the training and validation sets without their ids, each line once.
+words_of() {
+    local file
+    for file in "$1"/{text,src_text,prompt}; do
+        if [ -f "${file}" ]; then sed 's/^[^ ]* *//' "${file}"; fi
+    done | awk 'NF && !seen[$0]++'
+}
+
+train_tokens() {
+    local text=${tokenizer}/text
+    mkdir -p "${text}"
+    words_of "${raw}/${train_set}" >"${text}/train.txt"
+    words_of "${raw}/${valid_set}" >"${text}/valid.txt"
+    if [ -n "${lm_train_text}" ]; then cp "${lm_train_text}" "${text}/lm_train.txt"; fi
+    py -m espnet_bestow.bin.train_tokenizer --text "${text}/train.txt" \
+        ${lm_train_text:+--text "${lm_train_text}"} --vocab_size "${nbpe}" \
+        --output_dir "${tokenizer}"
+}

@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# Steps of stages 9 to 11: statistics and training. Sourced by bestow.sh.
+# shellcheck disable=SC2154  # the options and names of bestow.sh
+
+# Options naming the training and validation data, in the array `data_options`.
+set_data_options() {
+    local row file mode dir
+    data_options=()
+    for row in wav.scp,speech,sound text,text,text prompt,prompt,text utt2task,task,text \
+        src_text,src_text,text; do
+        file=${row%%,*}
+        # ESPnet wants the same names in both sets.
+        if [ ! -f "${raw}/${train_set}/${file}" ] || [ ! -f "${raw}/${valid_set}/${file}" ]; then
+            continue
+        fi
+        for mode in train valid; do
+            if [ ${mode} = train ]; then dir=${raw}/${train_set}; else dir=${raw}/${valid_set}; fi
+            data_options+=("--${mode}_data_path_and_name_and_type" "${dir}/${row}")
+        done
+    done
+}
+
+# The training program with the options of its processes, in the array `trainer`.
+set_trainer() {
+    local module=espnet_bestow.bin.bestow_train processes=${nproc} backend=gloo
+    if [ "${ngpu}" -gt 0 ]; then processes=${ngpu} backend=nccl; fi
+    if [ $((processes * num_nodes)) -eq 1 ]; then
+        trainer=("${python_words[@]}" -m "${module}" --ngpu "${ngpu}")
+        return
+    fi
+    trainer=("${python_words[@]}" -m torch.distributed.run --nproc_per_node "${processes}")
+    if [ "${num_nodes}" -eq 1 ]; then
+        trainer+=(--standalone)
+    else
+        trainer+=(--nnodes "${num_nodes}" --node_rank "${node_rank}" \
+            --master_addr "${master_addr}" --master_port "${master_port}")
+    fi
+    trainer+=(-m "${module}" --ngpu $((ngpu > 0)) --dist_backend "${backend}" \
+        --multiprocessing_distributed false)
+}
+
+collect_stats() {
+    local logdir=${stats_dir}/logdir jobs job parts=()
+    set_data_options
+    rm -rf "${logdir}"
+    jobs=$(at_most "${nj}" "${raw}/${valid_set}/wav.scp")
+    jobs=$(at_most "${jobs}" "${raw}/${train_set}/wav.scp")
+    split_keys "${raw}/${train_set}/wav.scp" "${jobs}" "${logdir}/train.JOB.scp"
+    split_keys "${raw}/${valid_set}/wav.scp" "${jobs}" "${logdir}/valid.JOB.scp"
+    run_jobs "${train_cmd:-}" "${jobs}" "${logdir}/stats.JOB.log" "${python_words[@]}" \
+        -m espnet_bestow.bin.bestow_train --collect_stats true --ngpu 0 \
+        --config "${bestow_config}" --llm_conf "path=${llm_path}" "${data_options[@]}" \
+        --train_shape_file "${logdir}/train.JOB.scp" --valid_shape_file "${logdir}/valid.JOB.scp" \
+        --output_dir "${logdir}/stats.JOB" "${bestow_words[@]}"
+    for ((job = 1; job <= jobs; job++)); do parts+=(--input_dir "${logdir}/stats.${job}"); done
+    py -m espnet2.bin.aggregate_stats_dirs "${parts[@]}" --output_dir "${stats_dir}" \
+        --log_level WARNING
+    log "statistics of $(wc -l <"${stats_dir}/train/speech_shape") training rows: ${stats_dir}"
+}
+
+ensure_stats() {
+    need train_set valid_set
+    need_file "${bestow_config}" "--bestow_config"
+    need_file "${raw}/${train_set}/wav.scp" "run stages 3 and 4"
+    once "${stats_dir}/.done" "${raw}/${train_set}"/{wav.scp,text} "${raw}/${valid_set}"/{wav.scp,text} \
+        "${bestow_config}" "${llm_path}" "${llm_path}/tokenizer.json" "${bestow_args}" -- collect_stats
+}
+
+# train_model CONFIG DIR OPTION...
+train_model() {
+    local config=$1 dir=$2
+    shift 2
+    set_data_options
+    set_trainer
+    run_logged "${cuda_cmd:-}" "${dir}/train.out" "${trainer[@]}" --config "${config}" \
+        --output_dir "${dir}" --resume true --llm_conf "path=${llm_path}" "${data_options[@]}" \
+        --train_shape_file "${stats_dir}/train/speech_shape" \
+        --train_shape_file "${stats_dir}/train/text_shape" \
+        --valid_shape_file "${stats_dir}/valid/speech_shape" \
+        --valid_shape_file "${stats_dir}/valid/text_shape" \
+        --normalize global_mvn --normalize_conf "stats_file=${stats_dir}/train/feats_stats.npz" \
+        "$@"
+}
+
+# keep_origin DIR ITEM...: refuse to resume in DIR a training that began with other data or models.
+# A changed configuration may be resumed, as in ESPnet: that is how a training gets more epochs.
+keep_origin() {
+    local dir=$1 now
+    shift
+    now=$(fingerprint "$@")
+    if [ -f "${dir}/checkpoint.pth" ] && [ -f "${dir}/.origin" ] \
+        && [ "$(cat "${dir}/.origin")" != "${now}" ]; then
+        fail "the training in ${dir} began with other data or another LLM: remove it or name a new one"
+    fi
+    mkdir -p "${dir}"
+    echo "${now}" >"${dir}/.origin"
+}
+
+pretrain_encoder() {
+    keep_origin "${ctc_exp}" "${stats_dir}/.done"
+    # Only what differs is written in ctc_config, so the encoder is the one of bestow_config.
+    py -m espnet_bestow.bin.merge_configs "${bestow_config}" "${ctc_config}" \
+        --output "${ctc_exp}/train.yaml"
+    train_model "${ctc_exp}/train.yaml" "${ctc_exp}" "${ctc_words[@]}"
+}
+
+# Whether bestow_config asks for the auxiliary CTC loss.
+has_ctc_head() { awk '/^ *ctc_weight:/ && $2 > 0 { found = 1 } END { exit !found }' "${bestow_config}"; }
+
+train_bestow() {
+    local init=()
+    if [ -n "${ctc_config}" ]; then
+        local weights=${ctc_exp}/valid.loss.best.pth
+        need_file "${weights}" "run stage 9"
+        init=(--init_param "${weights}:encoder:encoder")
+        if has_ctc_head; then init+=("${weights}:ctc:ctc"); fi
+    fi
+    keep_origin "${bestow_exp}" "${stats_dir}/.done" "${llm_path}/.done" \
+        "${ctc_config:+${ctc_exp}/.done}"
+    train_model "${bestow_config}" "${bestow_exp}" "${init[@]}" "${bestow_words[@]}"
+}

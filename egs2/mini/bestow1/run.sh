@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The built-in corpus, from nothing to scores: transcripts, translations, answers and commands.
+# ./run.sh --help lists the options; all of them are passed on to bestow.sh.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+tier=mini
+options=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --tier) tier=${2:?--tier needs a value: smoke, mini or full}; shift 2 ;;
+        *) options+=("$1"); shift ;;
+    esac
+done
+
+./bestow.sh \
+    --stop_stage 14 \
+    --nj 2 \
+    --inference_nj 2 \
+    --train_set train \
+    --valid_set valid \
+    --test_sets "test test_unseen test_noisy test_long" \
+    --local_data_opts "--tier ${tier} --nj 2" \
+    --max_wav_duration 15 \
+    --lm_train_text data/lm/train.txt \
+    --lm_dev_text data/lm/valid.txt \
+    --nbpe 300 \
+    --ctc_config conf/train_ctc.yaml \
+    "${options[@]}"
