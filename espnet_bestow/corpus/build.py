@@ -1,12 +1,12 @@
 """Builds the corpus: plans it, lets worker processes speak it, and writes the data directories."""
 
 import importlib
-import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.pool import Pool
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
@@ -60,34 +60,33 @@ def load_renderer(name: str) -> Renderer:
 
 
 def _record(renderer: str, output_dir: Path, utterance: Utterance) -> Recording:
-    try:
-        path = audio_path(output_dir, utterance)
-        return record_utterance(utterance, load_renderer(renderer), path)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RuntimeError(f"utterance {utterance.id}: {error}") from error
+    return record_utterance(utterance, load_renderer(renderer), audio_path(output_dir, utterance))
 
 
 @contextmanager
-def _workers(order: Order) -> Iterator[Pool | None]:
-    """Start worker processes; none where one process does it all and no library is loaded."""
-    if order.renderer == "tone" and order.workers == 1:
-        yield None
+def _mapping(order: Order) -> Iterator[Callable[..., Iterator[Recording]]]:
+    """Yield a `map` that spreads the work over processes."""
+    if order.renderer == "tone" and order.workers == 1:  # loads no library: may run right here
+        yield map
         return
-    # Spawned, not forked: the caller may have threads (torch) that a fork would break.
-    with multiprocessing.get_context("spawn").Pool(order.workers) as pool:
-        yield pool
+    # Spawned, not forked: the caller may have threads (torch) that a fork would break. And an
+    # executor, not a Pool: it notices when the library takes its process down.
+    executor = ProcessPoolExecutor(order.workers, mp_context=get_context("spawn"))
+    try:
+        yield partial(executor.map, chunksize=_BATCH)
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def _record_all(order: Order, utterances: list[Utterance]) -> dict[str, Recording]:
-    with _workers(order) as pool:
-        record = partial(_record, order.renderer, order.output_dir)
-        results: Iterable[Recording] = (
-            pool.imap_unordered(record, utterances, chunksize=_BATCH)
-            if pool
-            else map(record, utterances)
-        )
+    record = partial(_record, order.renderer, order.output_dir)
+    with _mapping(order) as spread:
         progress = tqdm(
-            results, total=len(utterances), desc="speak", unit="utt", smoothing=0.05, leave=False
+            spread(record, utterances),
+            total=len(utterances),
+            desc="speak",
+            unit="utt",
+            leave=False,
         )
         return {recording.utterance_id: recording for recording in progress}
 

@@ -10,6 +10,7 @@ The library is GPL-3.0 and an optional extra; only the worker processes of the c
 import _ctypes
 import ctypes
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import soxr
@@ -76,15 +77,27 @@ class _Recorder:
         return 0
 
 
-def _choose_voice(library: ctypes.CDLL, delivery: Delivery) -> None:
+def _voice_name(delivery: Delivery, data_path: Path) -> str:
+    """Return the library's name for the voice, known to exist."""
     if delivery.language not in _VOICE_OF_LANGUAGE:
         raise ValueError(
             f"language {delivery.language!r} is not one of {sorted(_VOICE_OF_LANGUAGE)}"
         )
     base = _VOICE_OF_LANGUAGE[delivery.language]
-    name = f"{base}+{delivery.variant}" if delivery.variant else base
-    if library.espeak_SetVoiceByName(name.encode()) != 0:
-        raise ValueError(f"espeak-ng does not know the voice {name!r}")
+    if not delivery.variant:
+        return base
+    # The library takes its plain voice for a variant that it does not know, without a word.
+    if not (data_path / "voices" / "!v" / delivery.variant).is_file():
+        raise ValueError(f"espeak-ng has no voice variant {delivery.variant!r}")
+    return f"{base}+{delivery.variant}"
+
+
+def _prepare(library: ctypes.CDLL, voice: str, delivery: Delivery, seed: int) -> None:
+    # Choosing a voice draws random numbers of its own, hence the seed before and after.
+    library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
+    if library.espeak_SetVoiceByName(voice.encode()) != 0:
+        raise ValueError(f"espeak-ng does not know the voice {voice!r}")
+    library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
     for parameter, value in (
         (_RATE, delivery.rate),
         (_PITCH, delivery.pitch),
@@ -92,30 +105,29 @@ def _choose_voice(library: ctypes.CDLL, delivery: Delivery) -> None:
     ):
         if library.espeak_SetParameter(parameter, value, 0) != 0:
             raise ValueError(f"espeak-ng refuses {value} in {delivery}")
+    ctypes.CDLL(None).srand(ctypes.c_uint(seed))
 
 
 def _synthesise(text: str, delivery: Delivery, seed: int) -> tuple[_Recorder, int]:
     import espeakng_loader
 
+    data_path = Path(espeakng_loader.get_data_path())
+    voice = _voice_name(delivery, data_path)
     library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
     recorder = _Recorder()
     callback = _Callback(recorder)
     try:
-        data_path = str(espeakng_loader.get_data_path()).encode()
-        native_rate = library.espeak_Initialize(_AUDIO_RETRIEVAL, 0, data_path, 0)
+        native_rate = library.espeak_Initialize(_AUDIO_RETRIEVAL, 0, str(data_path).encode(), 0)
         if native_rate <= 0:
             raise RuntimeError(f"espeak-ng does not start (status {native_rate})")
         library.espeak_SetSynthCallback(callback)
-        # Choosing a voice draws random numbers of its own, hence the seed before and after.
-        library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
-        _choose_voice(library, delivery)
-        library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
-        ctypes.CDLL(None).srand(ctypes.c_uint(seed))
+        _prepare(library, voice, delivery, seed)
         utf8 = text.encode()
         library.espeak_Synth(utf8, len(utf8) + 1, 0, _POSITION_CHARACTER, 0, _UTF8, None, None)
         library.espeak_Synchronize()
-        library.espeak_Terminate()
     finally:
+        # Its threads must be gone before its code is.
+        library.espeak_Terminate()
         _ctypes.dlclose(library._handle)
     return recorder, native_rate
 

@@ -15,7 +15,7 @@ from espnet_bestow.corpus.tasks import (
     sentence_examples,
     transcript,
 )
-from espnet_bestow.corpus.tiers import CONDITIONS, Conditions, Shape, Tier
+from espnet_bestow.corpus.tiers import Conditions, Shape, Tier
 from espnet_bestow.corpus.voices import Voice
 
 # Of 25 utterances in a row 3 are commands (12 %), 11 English and 11 German sentences.
@@ -140,7 +140,7 @@ def _utterance(
 
 def plan_split(split: str, tier: Tier, seed: int, pool: SentencePool) -> Iterator[Utterance]:
     """Plan one split, drawing its sentences from `pool`."""
-    conditions = CONDITIONS[split]
+    conditions = tier.conditions[split]
     train_commands, other_commands = split_commands(seed)
     commands = train_commands if split == "train" else other_commands
     for index in range(tier.utterances[split]):

@@ -54,14 +54,17 @@ def say_in_time(utterance: Utterance, render: Renderer) -> tuple[Delivery, Speec
         delivery = dataclasses.replace(delivery, rate=rate)
         speech = _say(utterance, delivery, render)
     raise ValueError(
-        f"{utterance.id}: {speech.seconds:.2f} s at {delivery.rate} words per minute, "
+        f"{speech.seconds:.2f} s at {delivery.rate} words per minute, "
         f"which is not within {low} to {high} s"
     )
 
 
 def record_utterance(utterance: Utterance, render: Renderer, path: Path) -> Recording:
     """Say, distort and store one utterance as 16 kHz mono FLAC at `path`."""
-    delivery, speech = say_in_time(utterance, render)
-    pcm = record(speech.samples, utterance.channel, np.random.default_rng(utterance.seed))
-    soundfile.write(path, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    try:
+        delivery, speech = say_in_time(utterance, render)
+        pcm = record(speech.samples, utterance.channel, np.random.default_rng(utterance.seed))
+        soundfile.write(path, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RuntimeError(f"utterance {utterance.id}: {error}") from error
     return Recording(utterance.id, delivery.rate, len(pcm), speech.words)

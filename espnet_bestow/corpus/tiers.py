@@ -1,19 +1,9 @@
 """How much of the corpus to make, and how its splits sound."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from espnet_bestow.corpus.voices import SEEN_VOICES, UNSEEN_VOICES, Voice
-
-
-@dataclass(frozen=True)
-class Tier:
-    """A size of the corpus: utterances by split, and lines of text for the language model."""
-
-    name: str
-    utterances: Mapping[str, int]
-    lm_lines: int
-    rates: tuple[int, ...] = (140, 155, 170, 185, 200, 220)
 
 
 @dataclass(frozen=True)
@@ -42,6 +32,17 @@ CONDITIONS: Mapping[str, Conditions] = {
     "test_noisy": Conditions(snrs=tuple(range(11))),
     "test_long": Conditions(joined=Shape((3, 4), (8.0, 15.0)), joined_share=1.0),
 }
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A size of the corpus: utterances by split, and lines of text for the language model."""
+
+    name: str
+    utterances: Mapping[str, int]
+    lm_lines: int
+    rates: tuple[int, ...] = (140, 155, 170, 185, 200, 220)
+    conditions: Mapping[str, Conditions] = field(default_factory=lambda: CONDITIONS)
 
 
 def _tier(name: str, sizes: tuple[int, ...], lm_lines: int) -> Tier:
