@@ -20,7 +20,7 @@ def write_tone_corpus(
     """
     conditions = {"train": Conditions(), "valid": Conditions()}
     sizes = {"train": utterances, "valid": max(1, utterances // 3)}
-    tier = Tier("tone_test", sizes, _LM_LINES, _RATES, conditions)
+    tier = Tier(f"tone_test_{utterances}", sizes, _LM_LINES, _RATES, conditions)
     directory = Path(output_dir)
     build_corpus(Order(directory, tier, seed=seed, renderer="tone", workers=1))
     return {split: directory / split for split in sizes}
