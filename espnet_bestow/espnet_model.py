@@ -129,7 +129,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         **_: object,
     ) -> tuple[Tensor, Stats, Tensor]:
         """speech (B, S); text, prompt, src_text (B, U) ids padded with -1; task (B, 1) -> loss, stats, weight."""
-        encoded = self.encode(speech, speech_lengths)
+        encoded = self._encode_each_once(speech, speech_lengths)
         tokens = text_lengths.sum().to(encoded.frames.dtype)
         loss = encoded.frames.new_zeros(())
         stats: Stats = {}
@@ -148,6 +148,17 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             loss = loss + (1.0 - self.ctc_weight) * answer
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, tokens), loss.device)
+
+    def _encode_each_once(self, speech: Tensor, lengths: Tensor) -> Speech:
+        """Encodes a recording once when neighbouring rows hold different instructions about it.
+
+        Batches sorted by length bring such rows together, and the encoder is half of a training step's cost.
+        """
+        repeats = (lengths[1:] == lengths[:-1]) & (speech[1:] == speech[:-1]).all(1)
+        recording = torch.cat([repeats.new_zeros(1), ~repeats]).cumsum(0)  # (B,)
+        first = torch.cat([repeats.new_ones(1), ~repeats]).nonzero()[:, 0]
+        encoded = self.encode(speech[first], lengths[first])
+        return Speech(encoded.frames[recording], encoded.lengths[recording])
 
     def _answer_losses(
         self, encoded: Speech, prompt: Tensor, prompt_lengths: Tensor, text: Tensor, text_lengths: Tensor

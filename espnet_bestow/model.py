@@ -70,7 +70,9 @@ class BestowModel(nn.Module):
         Returns:
             logits (B, kept, V).
         """
-        text = self.connector(self.llm.embed(ids), mask, visible, state.connector)
+        # A frozen LLM may be stored in another precision than what is trained.
+        embeddings = self.llm.embed(ids).to(next(self.connector.parameters()).dtype)
+        text = self.connector(embeddings, mask, visible, state.connector)
         if isinstance(keep, Tensor):
             # Whatever a connector puts before the text, the text positions are the last ones.
             keep = keep + (text.embeddings.shape[1] - ids.shape[1])

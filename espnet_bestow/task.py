@@ -6,39 +6,53 @@ YAML that trains an ESPnet ASR model names the same parts here.
 
 import argparse
 import inspect
-import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
+from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from espnet2.tasks import asr
 from espnet2.tasks.asr import ASRTask
 from espnet2.torch_utils.initialize import initialize
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from espnet2.train.class_choices import ClassChoices
-from espnet2.utils.types import str2bool, str_or_none
 from torch import nn
 
 from espnet_bestow.connectors import CONNECTORS, Connector
-from espnet_bestow.encoders.fastconformer import FastConformerEncoder
-from espnet_bestow.encoders.hf_whisper import HFWhisperEncoder
+from espnet_bestow.encoders import (
+    FastConformerEncoder,
+    FullWindowWhisperEncoder,
+    HFWhisperEncoder,
+    WhisperLogMelFrontend,
+)
 from espnet_bestow.espnet_model import EncoderChain, ESPnetBestowModel, Features
 from espnet_bestow.llm.causal_lm import CausalLM, FrozenCausalLM
 from espnet_bestow.llm.lora import LoRACausalLM
 from espnet_bestow.llm.tokenizer import load_tokenizer
+from espnet_bestow.model_dir import read_config
 from espnet_bestow.preprocess import BestowPreprocessor
 from espnet_bestow.prompt import TEMPLATES, PromptTemplate, build_template
 from espnet_bestow.trainer import BestowTrainer
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
 
+# Copies: ESPnet's own tables stay as they are for everyone else in the process.
+frontend_choices = ClassChoices(
+    "frontend",
+    {**asr.frontend_choices.classes, "whisper_log_mel": WhisperLogMelFrontend},
+    type_check=AbsFrontend,
+    default="default",
+)
 encoder_choices = ClassChoices(
     "encoder",
-    # A copy: ESPnet's own table stays as it is for everyone else in the process.
-    {**asr.encoder_choices.classes, "fastconformer": FastConformerEncoder, "hf_whisper": HFWhisperEncoder},
+    {
+        **asr.encoder_choices.classes,
+        "fastconformer": FastConformerEncoder,
+        "hf_whisper": HFWhisperEncoder,
+        "hf_whisper_full_window": FullWindowWhisperEncoder,
+    },
     type_check=AbsEncoder,
     default="conformer",
 )
@@ -67,7 +81,7 @@ class BestowTask(ASRTask):
 
     trainer = BestowTrainer
     class_choices_list = [
-        asr.frontend_choices,
+        frontend_choices,
         asr.specaug_choices,
         asr.normalize_choices,
         model_choices,
@@ -96,7 +110,7 @@ class BestowTask(ASRTask):
             type=str,
             nargs="*",
             default=None,
-            help="Task names that the 'task' data may hold; default: those found in the training data",
+            help="Task names that the 'task' data may hold; default: those found in the data",
         )
         # ASRTask's default would have ESPnet tokenise; the LLM's tokenizer does. Named here, a token list is the
         # vocabulary of the auxiliary CTC instead of the LLM's.
@@ -131,11 +145,10 @@ class BestowTask(ASRTask):
 
     @classmethod
     def task_names(cls, args: argparse.Namespace) -> tuple[str, ...]:
-        """Task names in the order of their index; found in the training data where not given."""
+        """Task names in the order of their index; found in the data where not given."""
         if getattr(args, "tasks", None) is None:
-            paths = [
-                path for path, name, *_ in getattr(args, "train_data_path_and_name_and_type", None) or [] if name == "task"
-            ]
+            data = [getattr(args, f"{phase}_data_path_and_name_and_type", None) or [] for phase in ("train", "valid")]
+            paths = [path for phase in data for path, name, *_ in phase if name == "task"]
             lines = [line for path in paths for line in Path(path).read_text("utf-8").splitlines()]
             args.tasks = sorted({line.split(maxsplit=1)[1].strip() for line in lines})
         return tuple(args.tasks)
@@ -152,6 +165,11 @@ class BestowTask(ASRTask):
             if name is not None:
                 _check_conf(choices.name, choices.get_class(name), getattr(args, f"{choices.name}_conf"))
         frontend, size = cls._build_frontend(args)
+        model_conf = {k: v for k, v in args.model_conf.items() if k not in _EXTRA["model"]}
+        policy = policy_choices.get_class(args.policy)(**args.policy_conf)
+        if getattr(args, "collect_stats", False):
+            # ESPnet builds an optimizer even then, and an optimizer wants a parameter.
+            return ESPnetBestowModel(Features(frontend), nn.Linear(1, 1), None, None, policy, **model_conf)
         features = Features(
             frontend,
             specaug=_build(asr.specaug_choices, args),
@@ -160,10 +178,6 @@ class BestowTask(ASRTask):
         )
         if features.preencoder is not None:
             size = features.preencoder.output_size()
-        model_conf = {k: v for k, v in args.model_conf.items() if k not in _EXTRA["model"]}
-        policy = policy_choices.get_class(args.policy)(**args.policy_conf)
-        if getattr(args, "collect_stats", False):
-            return ESPnetBestowModel(features, nn.Identity(), None, None, policy, **model_conf)
         encoder, size = cls._build_encoder(args, size)
         ctc_head = None
         if model_conf.get("ctc_weight", 0.0) > 0.0:
@@ -184,7 +198,7 @@ class BestowTask(ASRTask):
         if args.input_size is not None:
             args.frontend, args.frontend_conf = None, {}
             return None, args.input_size
-        frontend = _build(asr.frontend_choices, args)
+        frontend = _build(frontend_choices, args)
         return frontend, frontend.output_size()
 
     @classmethod
@@ -205,7 +219,7 @@ class BestowTask(ASRTask):
             if model_file is None:
                 raise ValueError("build_model_from_file needs a config_file or a model_file")
             config_file = Path(model_file).parent / "config.yaml"
-        config = yaml.safe_load(Path(config_file).read_text("utf-8"))
+        config = read_config(config_file)
         args = argparse.Namespace(**{**cls.get_default_config(), **config})
         model = cls.build_model(args)
         # What training froze by name is not in the checkpoint if it belongs to the LLM.
@@ -238,10 +252,10 @@ def _build(choices: ClassChoices, args: argparse.Namespace, **supplied: Any) -> 
 
 def _check_conf(choice: str, cls: type, conf: dict[str, Any]) -> None:
     """An unknown key is an error that lists the known ones."""
-    parameters = inspect.signature(cls.__init__).parameters
+    parameters = inspect.signature(cls).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    known = (set(parameters) - {"self"} - _SUPPLIED.get(choice, set())) | _EXTRA.get(choice, set())
+    known = (set(parameters) - _SUPPLIED.get(choice, set())) | _EXTRA.get(choice, set())
     unknown = sorted(set(conf) - known)
     if unknown:
         raise ValueError(f"{choice}_conf: unknown key {', '.join(unknown)}; {cls.__name__} knows {sorted(known)}")

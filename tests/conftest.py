@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before torch, transformers or matplotlib are imported. OMP_NUM_THREADS also reaches subprocesses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +16,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+if TYPE_CHECKING:
+    from tests.tiny_training import TinySetup
 
 
 def missing(marker: str) -> str | None:
@@ -31,3 +36,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> "TinySetup":
+    """Corpus and LLM for tests that train."""
+    from tests.tiny_training import TinySetup
+
+    return TinySetup.write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_experiment(tiny: "TinySetup", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training of two epochs."""
+    from tests.tiny_training import train
+
+    return train(tiny, tmp_path_factory.mktemp("exp") / "bestow")
