@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -17,6 +18,9 @@ from espnet_bestow.datadir import (
     read_rejected,
     write_rejected,
 )
+
+if TYPE_CHECKING:
+    from espnet_bestow.prompt import PromptTemplate
 
 _SHOWN = 10
 
@@ -48,11 +52,9 @@ def duration_problems(data: DataDir, args: argparse.Namespace) -> list[Problem]:
 
 def context_problems(data: DataDir, uids: list[str], args: argparse.Namespace) -> list[Problem]:
     """Rows whose prompt and answer do not fit into the LLM's context."""
-    from espnet_bestow.prompt import PromptError, build_template
+    from espnet_bestow.prompt import PromptError
 
-    config = read_yaml(args.bestow_config) if args.bestow_config else {}
-    name, options = config.get("template", "chat"), config.get("template_conf", {})
-    template = build_template(name, args.llm, **options)
+    template = prompt_template(args)
     problems = []
     for uid in tqdm(uids, f"check texts of {data.path}"):
         try:
@@ -64,6 +66,22 @@ def context_problems(data: DataDir, uids: list[str], args: argparse.Namespace) -
     return problems
 
 
+def prompt_template(args: argparse.Namespace) -> "PromptTemplate":
+    """The template of training, for the LLM that exists or for the one that will be trained."""
+    from espnet_bestow.llm.text_config import model_config, read_config
+    from espnet_bestow.llm.tokenizer import load_tokenizer
+    from espnet_bestow.prompt import TEMPLATES, build_template
+
+    config = read_yaml(args.bestow_config) if args.bestow_config else {}
+    name, options = config.get("template", "chat"), dict(config.get("template_conf", {}))
+    if args.llm:
+        return build_template(name, args.llm, **options)
+    tokenizer = load_tokenizer(args.tokenizer)
+    context = model_config(read_config(args.llm_config).model, tokenizer).max_position_embeddings
+    context = min(context, options.pop("max_length", None) or context)
+    return TEMPLATES[name](tokenizer, max_tokens=context, **options)
+
+
 def find_problems(data: DataDir, args: argparse.Namespace) -> list[Problem]:
     """All problems of all rows, sorted by row; audio problems come from formatting."""
     problems = read_rejected(data.path / REJECTED)
@@ -71,7 +89,7 @@ def find_problems(data: DataDir, args: argparse.Namespace) -> list[Problem]:
     refused = {problem.uid for problem in problems}
     problems += [problem for problem in data.id_problems() if problem.uid not in refused]
     problems += text_problems(data) + duration_problems(data, args)
-    if args.llm:
+    if args.llm or args.tokenizer:
         bad = {problem.uid for problem in problems}
         good = [uid for uid in data.uids() if uid not in bad]
         problems += context_problems(data, good, args)
@@ -119,6 +137,10 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--llm", default="", help="LLM (path or hub id) to check text length for")
     parser.add_argument(
+        "--tokenizer", default="", help="Instead: tokenizer of an LLM to be trained"
+    )
+    parser.add_argument("--llm_config", type=Path, help="And the configuration of that LLM")
+    parser.add_argument(
         "--bestow_config", type=Path, help="Training configuration that names the template"
     )
     return parser
@@ -126,8 +148,12 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(cmd: list[str] | None = None) -> None:
     """Entry point."""
+    parser = get_parser()
+    args = parser.parse_args(cmd)
+    if bool(args.tokenizer) != bool(args.llm_config):
+        parser.error("--tokenizer and --llm_config belong together")
     with fail_with_one_line():
-        filter_data_dir(get_parser().parse_args(cmd))
+        filter_data_dir(args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Put one YAML configuration over another: what the second says wins, keys of mappings are merged."""
+"""Put one YAML configuration over another: the second wins, mappings are merged."""
 
 import argparse
 from pathlib import Path
@@ -12,8 +12,8 @@ from espnet_bestow.bin.arguments import fail_with_one_line
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """``base`` with the values of ``over``.
 
-    The options of another choice are not merged: with ``encoder: rnn`` in ``over``, ``encoder_conf``
-    starts empty rather than with the keys of the encoder in ``base``.
+    The options of another choice are not merged: with ``encoder: rnn`` in ``over``,
+    ``encoder_conf`` starts empty rather than with the keys of the encoder in ``base``.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -21,8 +21,10 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             del merged[f"{key}_conf"]
     for key, value in over.items():
         old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = merge(old, value) if both else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # BESTOW from raw data to scores: the stages of ESPnet's asr.sh with ESPnet's option names.
+# shellcheck source-path=SCRIPTDIR
 set -euo pipefail
 
 # options begin
@@ -163,7 +164,7 @@ fi
 
 if begin_stage 4 "list and leave out bad rows"; then
     need train_set valid_set
-    filter_all "${llm}" .done
+    filter_all .done --llm "${llm}"
 fi
 
 if begin_stage 5 "tokens"; then
@@ -172,7 +173,8 @@ if begin_stage 5 "tokens"; then
         need_file "${raw}/${train_set}/text" "run stage 4"
         once "${tokenizer}/.done" "${raw}/${train_set}/text" "${raw}/${train_set}/src_text" \
             "${raw}/${train_set}/prompt" "${lm_train_text}" "${nbpe}" -- train_tokens
-        filter_all "${tokenizer}" .done_tokens
+        need_file "${llm_config}" "--llm_config"
+        filter_all .done_tokens --tokenizer "${tokenizer}" --llm_config "${llm_config}"
     else
         log "tokens come with ${llm}"
     fi
@@ -217,7 +219,8 @@ if begin_stage 9 "CTC pre-training of the encoder"; then
     else
         need_file "${ctc_config}" "--ctc_config"
         ensure_stats
-        once "${ctc_exp}/.done" "${stats_dir}/.done" "${bestow_config}" "${ctc_config}" \
+        mapfile -t origin < <(training_origin)
+        once "${ctc_exp}/.done" "${origin[@]}" "${bestow_config}" "${ctc_config}" \
             "${ctc_args}" -- pretrain_encoder
     fi
 fi
@@ -226,8 +229,9 @@ if begin_stage 10 "statistics of the training data"; then ensure_stats; fi
 
 if begin_stage 11 "train BESTOW"; then
     need_file "${stats_dir}/train/speech_shape" "run stage 10"
-    once "${bestow_exp}/.done" "${stats_dir}/.done" "${bestow_config}" "${bestow_args}" \
-        "${ctc_config:+${ctc_exp}/.done}" "${llm_path}" "${llm_path}/.done" -- train_bestow
+    mapfile -t origin < <(training_origin)
+    once "${bestow_exp}/.done" "${origin[@]}" "${bestow_config}" "${bestow_args}" \
+        "${ctc_config:+${ctc_exp}/valid.loss.best.pth}" "${llm_path}/.done" -- train_bestow
 fi
 
 # --- evaluation: stages 12 and 13 ---

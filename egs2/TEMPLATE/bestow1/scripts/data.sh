@@ -22,24 +22,27 @@ format_set() {
         "${names[@]}"
 }
 
-# filter_set NAME TOKENIZER (empty: texts are not measured)
+# filter_set NAME OPTION...: the options say which LLM's context the texts must fit.
 filter_set() {
-    local limits=(--min_wav_duration 0 --max_wav_duration "${max_raw_duration}")
-    if [ "$1" = "${train_set}" ] || [ "$1" = "${valid_set}" ]; then
+    local name=$1 limits=(--min_wav_duration 0 --max_wav_duration "${max_raw_duration}")
+    shift
+    if [ "${name}" = "${train_set}" ] || [ "${name}" = "${valid_set}" ]; then
         limits=(--min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}")
     fi
-    py -m espnet_bestow.bin.filter_data_dir --data_dir "${raw}/org/$1" --output_dir "${raw}/$1" \
-        --fs "${fs}" --skip_bad_utts "${skip_bad_utts}" "${limits[@]}" --llm "$2" \
-        --bestow_config "${bestow_config}"
+    py -m espnet_bestow.bin.filter_data_dir --data_dir "${raw}/org/${name}" \
+        --output_dir "${raw}/${name}" --fs "${fs}" --skip_bad_utts "${skip_bad_utts}" \
+        "${limits[@]}" --bestow_config "${bestow_config}" "$@"
 }
 
+# filter_all STAMP OPTION...
 filter_all() {
-    local name
+    local stamp=$1 name inputs
+    shift
     for name in "${train_set}" "${valid_set}" "${tests[@]}"; do
         mapfile -t inputs < <(tables "${raw}/org/${name}")
-        once "${raw}/${name}/$2" "${inputs[@]}" "$1" "$1/tokenizer.json" "${bestow_config}" \
+        once "${raw}/${name}/${stamp}" "${inputs[@]}" "$@" "${bestow_config}" \
             "${fs} ${min_wav_duration} ${max_wav_duration} ${max_raw_duration}" \
-            "${skip_bad_utts}" -- filter_set "${name}" "$1"
+            "${skip_bad_utts}" -- filter_set "${name}" "$@"
     done
 }
 

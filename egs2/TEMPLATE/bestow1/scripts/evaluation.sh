@@ -11,7 +11,8 @@ decode_set() {
     rm -rf "${logdir}"
     jobs=$(at_most "${inference_nj}" "${data}/wav.scp")
     split_keys "${data}/wav.scp" "${jobs}" "${logdir}/keys.JOB.scp"
-    run_jobs "${launcher}" "${jobs}" "${logdir}/inference.JOB.log" "${python_words[@]}" \
+    watched_jobs "$(wc -l <"${data}/wav.scp")" "${logdir}/output.*/1best_recog/text" \
+        "${launcher}" "${jobs}" "${logdir}/inference.JOB.log" "${python_words[@]}" \
         -m espnet_bestow.bin.bestow_inference --config "${inference_config}" \
         --ngpu "${ngpu_decode}" --data_path_and_name_and_type "${data}/wav.scp,speech,sound" \
         --data_path_and_name_and_type "${data}/prompt,prompt,text" \

@@ -16,8 +16,15 @@ show_failure() {
     exit 1
 }
 
+# watch_rows TOTAL PATTERN: keep saying how many lines the files have that match PATTERN.
+watch_rows() {
+    while sleep 2; do
+        # shellcheck disable=SC2086  # a pattern, or several
+        printf '\r%d of %d rows' "$(cat $2 2>/dev/null | wc -l)" "$1" >&2
+    done
+}
+
 # run_jobs LAUNCHER N LOG COMMAND...: N parallel commands; JOB in COMMAND and LOG becomes 1..N.
-# Without a launcher they run here, and the progress bar of the first one is shown.
 run_jobs() {
     local launcher=() jobs=$2 log=$3 job status pids=()
     read -r -a launcher <<<"$1"
@@ -28,22 +35,26 @@ run_jobs() {
         return
     fi
     for ((job = 1; job <= jobs; job++)); do
-        if [ "${job}" -eq 1 ]; then
-            : >"${log//JOB/1}"
-            # shellcheck disable=SC2094  # both append
-            "${@//JOB/1}" >>"${log//JOB/1}" 2> >(tee -a "${log//JOB/1}" >&2) &
-        else
-            "${@//JOB/${job}}" >"${log//JOB/${job}}" 2>&1 &
-        fi
+        "${@//JOB/${job}}" >"${log//JOB/${job}}" 2>&1 &
         pids+=($!)
     done
     for ((job = 1; job <= jobs; job++)); do
         status=0
         wait "${pids[job - 1]}" || status=$?
-        if [ "${status}" -ne 0 ]; then
-            show_failure "${status}" "${log//JOB/${job}}"
-        fi
+        if [ "${status}" -ne 0 ]; then show_failure "${status}" "${log//JOB/${job}}"; fi
     done
+}
+
+# watched_jobs TOTAL PATTERN LAUNCHER N LOG COMMAND...: run_jobs with the count of watch_rows.
+watched_jobs() {
+    local total=$1 pattern=$2 watcher
+    shift 2
+    watch_rows "${total}" "${pattern}" &
+    watcher=$!
+    run_jobs "$@"
+    kill "${watcher}"
+    wait "${watcher}" 2>/dev/null || true
+    printf '\r' >&2
 }
 
 # run_logged LAUNCHER LOG COMMAND...: one long command; its stdout is shown, all goes to LOG.

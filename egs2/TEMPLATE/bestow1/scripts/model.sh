@@ -47,7 +47,8 @@ collect_stats() {
     jobs=$(at_most "${jobs}" "${raw}/${train_set}/wav.scp")
     split_keys "${raw}/${train_set}/wav.scp" "${jobs}" "${logdir}/train.JOB.scp"
     split_keys "${raw}/${valid_set}/wav.scp" "${jobs}" "${logdir}/valid.JOB.scp"
-    run_jobs "${train_cmd:-}" "${jobs}" "${logdir}/stats.JOB.log" "${python_words[@]}" \
+    watched_jobs "$(cat "${raw}"/{"${train_set}","${valid_set}"}/wav.scp | wc -l)" \
+        "${logdir}/stats.*/*/speech_shape" "${train_cmd:-}" "${jobs}" "${logdir}/stats.JOB.log" "${python_words[@]}" \
         -m espnet_bestow.bin.bestow_train --collect_stats true --ngpu 0 \
         --config "${bestow_config}" --llm_conf "path=${llm_path}" "${data_options[@]}" \
         --train_shape_file "${logdir}/train.JOB.scp" --valid_shape_file "${logdir}/valid.JOB.scp" \
@@ -58,12 +59,26 @@ collect_stats() {
     log "statistics of $(wc -l <"${stats_dir}/train/speech_shape") training rows: ${stats_dir}"
 }
 
+# What statistics depend on: of the configuration only how audio and text are read.
+stats_inputs() {
+    printf '%s\n' "${raw}/${train_set}"/{wav.scp,text,prompt} "${raw}/${valid_set}"/{wav.scp,text,prompt}
+    printf '%s\n' "${llm_path}" "${llm_path}/tokenizer.json"
+    awk '/^[a-z]/ { on = /^(frontend|template|default_prompt|normalize)/ } on' "${bestow_config}"
+    grep -oE -e '--(frontend|template|default_prompt)[^-]*' <<<"${bestow_args}" || true
+}
+
+# What tells one training from another that must not be resumed in its place.
+training_origin() {
+    printf '%s\n' "${raw}/${train_set}"/{wav.scp,text,src_text,prompt} "${llm_path}"
+    printf '%s\n' "${stats_dir}"/{train,valid}/{speech_shape,text_shape} "${llm_path}/tokenizer.json"
+}
+
 ensure_stats() {
     need train_set valid_set
     need_file "${bestow_config}" "--bestow_config"
     need_file "${raw}/${train_set}/wav.scp" "run stages 3 and 4"
-    once "${stats_dir}/.done" "${raw}/${train_set}"/{wav.scp,text} "${raw}/${valid_set}"/{wav.scp,text} \
-        "${bestow_config}" "${llm_path}" "${llm_path}/tokenizer.json" "${bestow_args}" -- collect_stats
+    mapfile -t inputs < <(stats_inputs)
+    once "${stats_dir}/.done" "${inputs[@]}" -- collect_stats
 }
 
 # train_model CONFIG DIR OPTION...
@@ -97,7 +112,7 @@ keep_origin() {
 }
 
 pretrain_encoder() {
-    keep_origin "${ctc_exp}" "${stats_dir}/.done"
+    keep_origin "${ctc_exp}" "${origin[@]}"
     # Only what differs is written in ctc_config, so the encoder is the one of bestow_config.
     py -m espnet_bestow.bin.merge_configs "${bestow_config}" "${ctc_config}" \
         --output "${ctc_exp}/train.yaml"
@@ -108,14 +123,13 @@ pretrain_encoder() {
 has_ctc_head() { awk '/^ *ctc_weight:/ && $2 > 0 { found = 1 } END { exit !found }' "${bestow_config}"; }
 
 train_bestow() {
-    local init=()
+    local init=() weights=
     if [ -n "${ctc_config}" ]; then
-        local weights=${ctc_exp}/valid.loss.best.pth
+        weights=${ctc_exp}/valid.loss.best.pth
         need_file "${weights}" "run stage 9"
         init=(--init_param "${weights}:encoder:encoder")
         if has_ctc_head; then init+=("${weights}:ctc:ctc"); fi
     fi
-    keep_origin "${bestow_exp}" "${stats_dir}/.done" "${llm_path}/.done" \
-        "${ctc_config:+${ctc_exp}/.done}"
+    keep_origin "${bestow_exp}" "${origin[@]}" "${llm_path}/.done" "${weights:-no CTC}"
     train_model "${bestow_config}" "${bestow_exp}" "${init[@]}" "${bestow_words[@]}"
 }

@@ -43,6 +43,7 @@ fingerprint() {
 }
 
 # Whether the command that `once` runs was begun before with the same items (and can be resumed).
+# shellcheck disable=SC2034
 same_inputs=false
 
 # once STAMP ITEM... -- COMMAND...: run COMMAND unless STAMP says that it was done with these ITEMs.
@@ -56,8 +57,12 @@ once() {
         log "already done: ${stamp%/*} (remove ${stamp} to do it again)"
         return 0
     fi
+    # shellcheck disable=SC2034
     same_inputs=false
-    if [ -f "${stamp}.begun" ] && [ "$(cat "${stamp}.begun")" = "${now}" ]; then same_inputs=true; fi
+    if [ -f "${stamp}.begun" ] && [ "$(cat "${stamp}.begun")" = "${now}" ]; then
+        # shellcheck disable=SC2034
+        same_inputs=true
+    fi
     mkdir -p "${stamp%/*}"
     rm -f "${stamp}"
     echo "${now}" >"${stamp}.begun"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Stage 1: render the built-in corpus into data/ (its marker makes a second call return at once).
+# shellcheck source-path=SCRIPTDIR
 set -euo pipefail
 
 # options begin
