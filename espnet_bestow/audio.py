@@ -25,6 +25,10 @@ class AudioError(ValueError):
         utterance = f"utterance '{uid}': " if uid else ""
         super().__init__(f"{utterance}{file}: {problem} ({value})")
 
+    def __reduce__(self) -> tuple[type["AudioError"], tuple[str, str, str, str]]:
+        """Worker processes send it home by its parts; an exception's own way is by its message."""
+        return type(self), (self.problem, self.file, self.value, self.uid)
+
 
 @dataclass(frozen=True)
 class AudioInfo:
@@ -86,7 +90,7 @@ def read_audio(
     Raises:
         AudioError: The audio is missing, not audio, cut, empty, too long, or not finite.
     """
-    name = str(getattr(path, "name", path))
+    name = str(path if isinstance(path, str | Path) else getattr(path, "name", path))
     with _open(path, name, uid) as sound:
         info = _checked_header(sound, name, uid)
         first, last = _frame_range(span, info, name, uid)

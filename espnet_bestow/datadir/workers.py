@@ -1,5 +1,6 @@
 """Spread independent work over processes, with a progress bar."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -24,5 +25,7 @@ def map_in_processes[Item, Result](
         return
     # Small chunks keep the bar moving, large ones keep the overhead of messages low.
     chunk = max(1, min(32, len(items) // (4 * nj)))
-    with ProcessPoolExecutor(min(nj, len(items))) as pool:
+    # Fresh processes: a fork would copy the threads' locks of whoever calls this.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(nj, len(items)), mp_context=spawn) as pool:
         yield from tqdm(pool.map(function, items, chunksize=chunk), description, len(items))
