@@ -13,6 +13,7 @@ from torch import Tensor
 from espnet_bestow.audio import read_audio
 from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
 from espnet_bestow.espnet_model import ESPnetBestowModel
+from espnet_bestow.model_dir import META, read_meta, unpack
 from espnet_bestow.preprocess import check_speech
 from espnet_bestow.prompt import PromptTemplate
 
@@ -159,15 +160,11 @@ def locate(name: str | Path) -> tuple[Path, Path]:
     """config.yaml and checkpoint of an experiment directory, a packed zip, or a hub tag."""
     path = Path(name)
     if path.is_dir():
-        meta = path / "meta.yaml"
-        return _from_meta(meta) if meta.exists() else _from_experiment(path)
-    if path.suffix in (".zip", ".tgz", ".gz"):
+        return read_meta(path) if (path / META).exists() else _from_experiment(path)
+    if path.suffix == ".zip":
         if not path.exists():
             raise FileNotFoundError(f"model {str(name)!r} does not exist")
-        from espnet2.main_funcs.pack_funcs import unpack
-
-        files = unpack(path, path.with_suffix(""))
-        return Path(files["bestow_train_config"]), Path(files["bestow_model_file"])
+        return read_meta(unpack(path))
     return _from_hub(str(name))
 
 
@@ -181,12 +178,6 @@ def _from_experiment(folder: Path) -> tuple[Path, Path]:
         if (folder / candidate).exists():
             return folder / "config.yaml", folder / candidate
     raise FileNotFoundError(f"model {str(folder)!r} has none of the checkpoints {names}")
-
-
-def _from_meta(meta: Path) -> tuple[Path, Path]:
-    content = yaml.safe_load(meta.read_text("utf-8"))
-    files = {**content["yaml_files"], **content["files"]}
-    return meta.parent / files["bestow_train_config"], meta.parent / files["bestow_model_file"]
 
 
 def _from_hub(tag: str) -> tuple[Path, Path]:

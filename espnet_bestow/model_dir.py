@@ -1,0 +1,93 @@
+"""A trained model as one folder that can be moved, zipped or uploaded as it is.
+
+The folder holds config.yaml, a checkpoint, everything the configuration names, and meta.yaml, which
+says which file is which. Paths in such a configuration begin with ``{model_dir}``: the folder that
+holds config.yaml, wherever that is by now. (ESPnet writes paths from the working directory into an
+unpacked configuration instead; they break when that changes, and directories are not covered.)
+"""
+
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = "{model_dir}"
+"""Stands for the configuration's own folder."""
+
+CONFIG_KEY, CHECKPOINT_KEY = "bestow_train_config", "bestow_model_file"
+META = "meta.yaml"
+
+
+class ModelDirError(ValueError):
+    """A packed model that cannot be read; names it."""
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """A configuration with ``{model_dir}`` replaced by the folder it lies in."""
+    path = Path(path)
+    content = yaml.safe_load(path.read_text("utf-8"))
+    if not isinstance(content, dict):
+        raise ModelDirError(f"{path}: must hold keys and values, not {type(content).__name__}")
+    return {key: _resolve(value, str(path.parent.resolve())) for key, value in content.items()}
+
+
+def _resolve(value: Any, folder: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolve(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, folder) for item in value]
+    if isinstance(value, str) and value.startswith(HERE + "/"):
+        return folder + value.removeprefix(HERE)
+    return value
+
+
+def write_meta(folder: Path, config: str, checkpoint: str) -> None:
+    """Notes which file of ``folder`` is which, in the form of ESPnet's packed models."""
+    meta = {"files": {CHECKPOINT_KEY: checkpoint}, "yaml_files": {CONFIG_KEY: config}}
+    (folder / META).write_text(yaml.safe_dump(meta))
+
+
+def read_meta(folder: Path) -> tuple[Path, Path]:
+    """config.yaml and checkpoint of a model folder."""
+    try:
+        meta = yaml.safe_load((folder / META).read_text("utf-8"))
+        files = {**meta["yaml_files"], **meta["files"]}
+        found = folder / files[CONFIG_KEY], folder / files[CHECKPOINT_KEY]
+    except (KeyError, TypeError, OSError) as error:
+        raise ModelDirError(
+            f"model {str(folder)!r}: no {META} that names {CONFIG_KEY} and {CHECKPOINT_KEY}"
+        ) from error
+    for path in found:
+        if not path.is_file():
+            raise ModelDirError(f"model {str(folder)!r}: {path.name} is missing")
+    return found
+
+
+def unpack(archive: Path) -> Path:
+    """Folder with the contents of a zip made by stage 14: ``name.unpacked`` beside ``name.zip``.
+
+    Extracted again only when the archive is newer. Not ``name``: that may well be the experiment.
+    """
+    folder = archive.with_suffix(".unpacked")
+    stamp = folder / META
+    if stamp.is_file() and stamp.stat().st_mtime_ns >= archive.stat().st_mtime_ns:
+        return folder
+    # Extracted beside and renamed, so that a folder of that name is always whole.
+    fresh = Path(tempfile.mkdtemp(dir=archive.parent, prefix=f".{folder.name}."))
+    try:
+        with zipfile.ZipFile(archive) as content:
+            content.extractall(fresh)
+        read_meta(fresh)
+        (fresh / META).touch()
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.chmod(0o755)
+        fresh.rename(folder)
+    except (zipfile.BadZipFile, ModelDirError) as error:
+        reason = "not a zip" if isinstance(error, zipfile.BadZipFile) else "not a packed model"
+        raise ModelDirError(f"model {str(archive)!r}: {reason} ({error})") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
