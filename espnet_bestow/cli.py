@@ -1,0 +1,188 @@
+"""The shell command ``bestow``."""
+
+import argparse
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from espnet_bestow import __version__
+
+if TYPE_CHECKING:
+    from espnet_bestow.inference import Speech2Text
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one file: a text, or an error."""
+
+    file: str
+    text: str = ""
+    tokens: tuple[str, ...] = ()
+    score: float = 0.0
+    error: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry of this file in ``--format json``."""
+        if self.error is not None:
+            return {"file": self.file, "error": self.error}
+        tokens = list(self.tokens)
+        return {"file": self.file, "text": self.text, "tokens": tokens, "score": self.score}
+
+
+def answer_files(
+    s2t: "Speech2Text", files: Sequence[str], prompt: str, batch_size: int
+) -> Iterator[Answer]:
+    """Answers in the order of ``files``; one that cannot be read costs the others nothing."""
+    from espnet_bestow.audio import AudioError, read_audio
+
+    for begin in range(0, len(files), batch_size):
+        group = files[begin : begin + batch_size]
+        audio, errors = {}, {}
+        for index, file in enumerate(group):
+            try:
+                audio[index] = read_audio(file, s2t.sample_rate)
+            except AudioError as error:
+                errors[index] = str(error)
+        results = s2t.batch(list(audio.values()), [prompt] * len(audio)) if audio else []
+        found = dict(zip(audio, results, strict=True))
+        for index, file in enumerate(group):
+            if index in errors:
+                yield Answer(file, error=errors[index])
+            else:
+                result = found[index]
+                yield Answer(file, result.text, tuple(result.tokens), result.score)
+
+
+class Writer(ABC):
+    """One form of output; its name is a value of ``--format``.
+
+    Args:
+        out: where to.
+        several: whether there is more than one file.
+    """
+
+    def __init__(self, out: TextIO, several: bool):
+        self.out, self.several = out, several
+
+    @abstractmethod
+    def add(self, answer: Answer) -> None:
+        """The next file."""
+
+    def close(self) -> None:
+        """After the last file."""
+        self.out.flush()
+
+
+class TextWriter(Writer):
+    """The text of a file on a line; after its name and a tab where there are several files."""
+
+    def add(self, answer: Answer) -> None:
+        if answer.error is None:
+            name = f"{answer.file}\t" if self.several else ""
+            self.out.write(f"{name}{answer.text}\n")
+            self.out.flush()
+
+
+class JsonWriter(Writer):
+    """One list with an entry per file, errors included."""
+
+    def __init__(self, out: TextIO, several: bool):
+        super().__init__(out, several)
+        self.entries: list[dict[str, Any]] = []
+
+    def add(self, answer: Answer) -> None:
+        self.entries.append(answer.as_json())
+
+    def close(self) -> None:
+        json.dump(self.entries, self.out, ensure_ascii=False, indent=1)
+        self.out.write("\n")
+        super().close()
+
+
+WRITERS: dict[str, type[Writer]] = {"text": TextWriter, "json": JsonWriter}
+
+
+def transcribe(args: argparse.Namespace) -> int:
+    """``bestow transcribe``; returns the exit status."""
+    from tqdm import tqdm
+
+    from espnet_bestow.inference import DecodingOptions, Speech2Text
+
+    options = DecodingOptions(beam_size=args.beam_size, max_tokens=args.max_tokens)
+    s2t = Speech2Text.from_pretrained(args.model, options, args.device)
+    prompt = args.prompt or s2t.default_prompt
+    s2t.template.encode_prompt(prompt)  # a bad prompt is an error before any work
+    failed = 0
+    with _output(args.output) as out:
+        writer = WRITERS[args.format](out, len(args.files) > 1)
+        answers = answer_files(s2t, args.files, prompt, args.batch_size)
+        hide = not sys.stderr.isatty()
+        try:
+            for answer in tqdm(answers, total=len(args.files), unit="file", disable=hide):
+                writer.add(answer)
+                if answer.error is not None:
+                    failed += 1
+                    tqdm.write(f"bestow: {answer.error}", file=sys.stderr)
+        finally:
+            writer.close()  # what was answered is never lost
+    return 1 if failed else 0
+
+
+@contextmanager
+def _output(path: Path | None) -> Iterator[TextIO]:
+    if path is None:
+        yield sys.stdout
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as out:
+        yield out
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of ``bestow``."""
+    parser = argparse.ArgumentParser(prog="bestow", description="Speech LLMs that listen.")
+    parser.add_argument("--version", action="version", version=f"bestow {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "transcribe",
+        help="answer an instruction about audio files",
+        description="Answer an instruction about audio files. Exit status 1: some file failed; "
+        "2: nothing could be done.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("files", nargs="+", metavar="FILE", help="audio of any rate and channels")
+    command.add_argument("--model", required=True, help="experiment, packed zip or hub repository")
+    command.add_argument("--prompt", help="instruction; default: the one of the model")
+    command.add_argument("--format", choices=sorted(WRITERS), default="text", help="of the output")
+    command.add_argument("--beam_size", type=_count, default=5, help="1 is greedy")
+    command.add_argument("--max_tokens", type=_count, default=200, help="longest answer")
+    command.add_argument("--batch_size", type=_count, default=8, help="files decoded together")
+    command.add_argument("--device", default="cpu", help="torch device")
+    command.add_argument("--output", type=Path, help="file to write instead of standard output")
+    command.set_defaults(run=transcribe)
+    return parser
+
+
+def main(cmd: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    args = get_parser().parse_args(cmd)
+    try:
+        return int(args.run(args))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"bestow: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
