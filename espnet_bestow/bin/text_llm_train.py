@@ -14,7 +14,7 @@ from espnet_bestow.llm.tokenizer import load_tokenizer
 def get_parser() -> argparse.ArgumentParser:
     """Options of stage 7."""
     parser = argparse.ArgumentParser(
-        description="Train a small causal LM on lines of text and write it as a transformers directory.",
+        description="Train a small causal LM on lines of text; writes a transformers directory.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(

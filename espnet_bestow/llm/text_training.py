@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -106,15 +106,11 @@ class TextTraining:
         seed: int = 0,
         device: str = "cpu",
     ):
-        self.config, self.tokenizer, self.output_dir, self.seed = (
-            config,
-            tokenizer,
-            output_dir,
-            seed,
-        )
+        self.config, self.tokenizer = config, tokenizer
+        self.output_dir, self.seed = output_dir, seed
         torch.manual_seed(seed)
-        self.model: PreTrainedModel = new_model(config.model, tokenizer)
-        self.model.to(torch.device(device))
+        self.model = new_model(config.model, tokenizer)
+        nn.Module.to(self.model, device)  # transformers' own is typed for one argument less
         context = getattr(self.model.config, "max_position_embeddings", None)
         self.train_rows = encode_lines(tokenizer, data.train, context)
         self.valid_rows = encode_lines(tokenizer, data.valid, context)
@@ -187,7 +183,7 @@ class TextTraining:
         }
 
     def save(self) -> None:
-        """Writes checkpoint.pth and history.json beside the target, then renames: no kill spoils."""
+        """Writes checkpoint.pth and history.json, each beside its target and then renamed."""
         state = {
             "identity": self._identity(),
             "step": self.step,
