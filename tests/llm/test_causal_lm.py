@@ -1,0 +1,131 @@
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from espnet_bestow.llm.causal_lm import CausalLM, FrozenCausalLM, load_causal_lm
+from espnet_bestow.llm.lora import LoRACausalLM
+from tests.llm_fixtures import write_llm
+
+FAMILIES = ("llama", "qwen2", "gpt2")
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return {family: str(write_llm(tmp_path_factory.mktemp(family), family)) for family in FAMILIES}
+
+
+def lora(path, **options):
+    targets = {"targets": ["c_attn"]} if "gpt2" in path else {}
+    return LoRACausalLM(path, **{"rank": 2, **targets, **options})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_path_equals_ids_path(paths, family):
+    llm = CausalLM(paths[family]).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    ours = llm(llm.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+    torch.testing.assert_close(ours, llm.model(input_ids=ids).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keep_selects_positions(paths, family):
+    llm = CausalLM(paths[family]).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    full = llm(llm.embed(ids), mask)
+    torch.testing.assert_close(llm(llm.embed(ids), mask, keep=2), full[:, 2:])
+    torch.testing.assert_close(llm(llm.embed(ids), mask, keep=torch.tensor([1, 3])), full[:, [1, 3]])
+
+
+def test_full_trains_and_saves_everything(paths):
+    llm = CausalLM(paths["llama"])
+    assert all(p.requires_grad for p in llm.parameters())
+    assert set(llm.state_dict()) == {"model." + n for n in llm.model.state_dict()}
+
+
+@pytest.mark.parametrize("build", [FrozenCausalLM, lora], ids=["frozen", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frozen_weights_are_neither_saved_nor_missed(paths, family, build):
+    llm = nn.ModuleDict({"llm": build(paths[family])})
+    state = llm.state_dict()
+    assert all("lora_" in name for name in state)
+    llm.load_state_dict(state, strict=True)
+
+
+def test_strict_loading_still_notices_a_missing_adapter(paths):
+    llm = lora(paths["llama"])
+    state = llm.state_dict()
+    state.popitem()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        llm.load_state_dict(state, strict=True)
+
+
+def test_casting_the_model_does_not_cast_frozen_weights(paths):
+    model = nn.ModuleDict({"llm": LoRACausalLM(paths["llama"], rank=2, dtype="bfloat16"), "other": nn.Linear(2, 2)})
+    model.to(torch.float64)
+    by_name = dict(model.named_parameters())
+    assert {p.dtype for n, p in by_name.items() if "lora_" in n} == {torch.float64}
+    assert {p.dtype for n, p in by_name.items() if n.startswith("llm") and "lora_" not in n} == {torch.bfloat16}
+    assert by_name["other.weight"].dtype == torch.float64
+
+
+def test_a_frozen_llm_stays_in_eval_mode(paths):
+    assert not FrozenCausalLM(paths["gpt2"]).train().model.training
+    assert CausalLM(paths["gpt2"]).train().model.training
+
+
+def test_new_adapters_change_nothing_and_trained_ones_merge(paths):
+    ids = torch.tensor([[5, 6, 7, 8]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        plain = CausalLM(paths["llama"]).eval()
+        llm = lora(paths["llama"]).eval()
+        expected = plain(plain.embed(ids), mask)
+        torch.testing.assert_close(llm(llm.embed(ids), mask), expected)
+        for name, parameter in llm.named_parameters():
+            if "lora_" in name:
+                nn.init.normal_(parameter, std=0.3)
+        trained = llm(llm.embed(ids), mask)
+        assert (trained - expected).abs().max() > 1e-3
+        merged = llm.merged()
+        torch.testing.assert_close(merged(input_ids=ids).logits, trained, rtol=1e-4, atol=1e-5)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+
+
+def test_a_merged_llm_is_a_plain_checkpoint(paths, tmp_path):
+    llm = lora(paths["llama"]).eval()
+    llm.merged().save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.tensor([[5, 6]])
+    torch.testing.assert_close(again(input_ids=ids).logits, llm.model(input_ids=ids).logits)
+
+
+def test_shared_first_matrices_are_one_parameter(paths):
+    plain, shared = lora(paths["llama"]), lora(paths["llama"], share_input=["q_proj", "k_proj", "v_proj"])
+
+    def count(llm):
+        return sum(p.numel() for p in llm.parameters() if p.requires_grad)
+
+    layers, rank, width = 2, 2, 32
+    assert count(plain) - count(shared) == layers * 2 * rank * width
+    attention = shared.model.model.layers[0].self_attn
+    assert attention.q_proj.lora_A["default"] is attention.v_proj.lora_A["default"]
+
+
+def test_unknown_lora_targets_list_the_linear_layers(paths):
+    with pytest.raises(ValueError, match=r"lora targets \['nope'\] are not layers .*'q_proj'"):
+        LoRACausalLM(paths["llama"], targets=["nope"])
+
+
+def test_missing_llm_and_wrong_dtype_are_named(paths, tmp_path):
+    with pytest.raises(FileNotFoundError, match="llm path='no/such'"):
+        load_causal_lm("no/such")
+    with pytest.raises(FileNotFoundError, match="llm path="):
+        load_causal_lm(str(tmp_path))
+    with pytest.raises(ValueError, match="llm dtype='float7'"):
+        load_causal_lm(paths["llama"], "float7")
+
+
