@@ -111,9 +111,7 @@ def test_segments_are_cut(tmp_path):
 
 def test_ids_with_slashes_become_one_file_each(tmp_path):
     sounds = [write_audio(tmp_path / f"{n}.wav", 0.1, rate=8000) for n in "ab"]
-    folder = write_files(
-        tmp_path / "data", wav_scp=f"s/1 {sounds[0]}\ns_1 {sounds[1]}\n", text="s/1 a\ns_1 b\n"
-    )
+    folder = write_files(tmp_path / "data", wav_scp=f"s/1 {sounds[0]}\ns_1 {sounds[1]}\n", text="s/1 a\ns_1 b\n")
     data = format_dir(folder, tmp_path / "out", "--task", "asr")
     assert len(set(data.tables["wav.scp"].values())) == 2
     assert all(soundfile.info(path).frames == 1600 for path in data.tables["wav.scp"].values())

@@ -30,9 +30,7 @@ def test_failing_pipe_names_utterance_command_and_status():
     command = "echo 'no such codec' >&2; exit 3 |"
     with pytest.raises(AudioError) as caught:
         read_source(AudioSource(command), 16000, uid="u1")
-    assert str(caught.value) == (
-        f"utterance 'u1': {command}: pipe failed (exit status 3: no such codec)"
-    )
+    assert str(caught.value) == (f"utterance 'u1': {command}: pipe failed (exit status 3: no such codec)")
 
 
 def test_pipe_that_writes_no_audio():

@@ -270,8 +270,7 @@ packed=${bestow_exp}/${system}.zip
 if begin_stage 14 "pack the model"; then
     need_file "${bestow_exp}/${inference_model}.pth" "run stage 11"
     once "${bestow_exp}/.done_pack" "${bestow_exp}/${inference_model}.pth" \
-        "${bestow_exp}/config.yaml" -- py -m espnet_bestow.bin.bestow_pack --exp "${bestow_exp}" \
-        --outpath "${packed}"
+        "${bestow_exp}/config.yaml" -- pack
 fi
 
 if begin_stage 15 "upload the model"; then

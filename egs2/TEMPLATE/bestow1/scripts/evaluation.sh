@@ -34,9 +34,14 @@ score_set() {
         --results "${expdir}/results.json" --command "${command_line}"
 }
 
+pack() {
+    py -m espnet_bestow.bin.bestow_pack --exp "${bestow_exp}" --outpath "${packed}" \
+        --model_file "${inference_model}.pth"
+}
+
 upload() {
-    local unpacked=${bestow_exp}/upload
-    rm -rf "${unpacked}"
-    py -m zipfile -e "${packed}" "${unpacked}"
-    hf upload "${hf_repo}" "${unpacked}" .
+    local results=()
+    if [ -f "${expdir}/RESULTS.md" ]; then results=(--results "${expdir}/RESULTS.md"); fi
+    py -m espnet_bestow.bin.bestow_upload --packed "${packed}" --hf_repo "${hf_repo}" \
+        "${results[@]}"
 }

@@ -18,7 +18,7 @@ show_failure() {
 
 # watch_rows TOTAL PATTERN: keep saying how many lines the files have that match PATTERN.
 watch_rows() {
-    while sleep 2; do
+    while sleep 1; do
         # shellcheck disable=SC2086  # a pattern, or several
         printf '\r%d of %d rows' "$(cat $2 2>/dev/null | wc -l)" "$1" >&2
     done

@@ -54,7 +54,7 @@ once() {
     shift
     now=$(fingerprint "${items[@]}")
     if [ -f "${stamp}" ] && [ "$(cat "${stamp}")" = "${now}" ]; then
-        log "already done: ${stamp%/*} (remove ${stamp} to do it again)"
+        log "already done (${stamp})"
         return 0
     fi
     # shellcheck disable=SC2034

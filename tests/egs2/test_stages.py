@@ -1,0 +1,108 @@
+"""Stamps, job launching and failures of the recipe scripts."""
+
+import os
+import stat
+import time
+
+import pytest
+
+from tests.egs2.shell import bash
+
+ONCE = "work() { echo working; }\nonce out/.done input.txt word -- work"
+
+
+def test_step_is_done_once_until_its_inputs_change(tmp_path):
+    source = tmp_path / "input.txt"
+    source.write_text("a")
+    assert bash(tmp_path, ONCE).stdout == "working\n"
+    again = bash(tmp_path, ONCE).stdout
+    assert again == "already done (out/.done)\n"
+    source.write_text("b")
+    assert bash(tmp_path, ONCE).stdout == "working\n"
+    assert bash(tmp_path, ONCE.replace(" word ", " other ")).stdout == "working\n"
+    # Touched, but the same.
+    os.utime(source, (1, 1))
+    assert "already done" in bash(tmp_path, ONCE.replace(" word ", " other ")).stdout
+
+
+def test_failed_step_leaves_no_stamp_and_knows_its_own_second_try(tmp_path):
+    (tmp_path / "input.txt").write_text("a")
+    script = ONCE.replace("echo working", 'echo "same ${same_inputs}"; [ -f ok ]')
+    first = bash(tmp_path, script)
+    assert (first.returncode, first.stdout) == (1, "same false\n")
+    assert not (tmp_path / "out" / ".done").exists()
+    (tmp_path / "ok").touch()
+    assert bash(tmp_path, script).stdout == "same true\n"
+    assert "already done" in bash(tmp_path, script).stdout
+
+
+def test_failure_inside_a_step_stops_everything(tmp_path):
+    done = bash(tmp_path, "work() { false; echo went on; }\nonce out/.done -- work\necho after")
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_jobs_run_side_by_side_with_their_own_names(tmp_path):
+    start = time.monotonic()
+    script = "run_jobs '' 3 log/say.JOB.log bash -c 'sleep 0.5; echo job JOB; echo note >&2'"
+    done = bash(tmp_path, script)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 1.3
+    for job in "123":
+        assert (tmp_path / "log" / f"say.{job}.log").read_text() == f"job {job}\nnote\n"
+
+
+def test_failing_job_shows_the_end_of_its_log(tmp_path):
+    script = "run_jobs '' 2 log/x.JOB.log bash -c 'seq 100; if [ JOB = 2 ]; then echo broken; exit 7; fi'\necho after"
+    done = bash(tmp_path, script)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: exit status 7, last lines of log/x.2.log:" in done.stderr
+    assert done.stderr.endswith("    100\n    broken\n")
+    assert "    80\n" not in done.stderr
+
+
+def test_failing_training_shows_the_end_of_its_log(tmp_path):
+    done = bash(tmp_path, "run_logged '' d/t.log bash -c 'echo epoch 1; echo oh no >&2; exit 3'")
+    assert done.returncode == 1
+    # Progress is shown, the log is not, until it is needed.
+    assert done.stdout == "epoch 1\n"
+    assert "error: exit status 3, last lines of d/t.log:" in done.stderr
+    assert "    oh no" in done.stderr
+
+
+def test_jobs_die_with_the_script(tmp_path):
+    done = bash(tmp_path, "sleep 60 & echo $! >pid\nfalse")
+    assert done.returncode == 1
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(50):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.kill(pid, 9)
+    pytest.fail("the job outlived its script")
+
+
+def test_kaldi_launcher_takes_the_place_of_the_local_one(tmp_path):
+    launcher = tmp_path / "run.pl"
+    launcher.write_text('#!/usr/bin/env bash\necho "$@" >called\n')
+    launcher.chmod(launcher.stat().st_mode | stat.S_IXUSR)
+    done = bash(tmp_path, "run_jobs './run.pl --mem 2G' 4 log/a.JOB.log work JOB --x y")
+    assert done.returncode == 0, done.stderr
+    called = (tmp_path / "called").read_text()
+    assert called == "--mem 2G JOB=1:4 log/a.JOB.log work JOB --x y\n"
+
+
+def test_rows_are_dealt_to_jobs(tmp_path):
+    (tmp_path / "wav.scp").write_text("".join(f"u{n} {n}.wav\n" for n in range(5)))
+    script = 'jobs=$(at_most 8 wav.scp); echo "${jobs} $(at_most 2 wav.scp)"\nsplit_keys wav.scp 2 keys/k.JOB.scp'
+    assert bash(tmp_path, script).stdout == "5 2\n"
+    assert (tmp_path / "keys" / "k.1.scp").read_text() == "u0 0.wav\nu2 2.wav\nu4 4.wav\n"
+    assert (tmp_path / "keys" / "k.2.scp").read_text() == "u1 1.wav\nu3 3.wav\n"
+
+
+def test_watched_jobs_count_rows(tmp_path):
+    script = "watched_jobs 2 'o.*/text' '' 1 log/a.JOB.log bash -c 'mkdir o.1; seq 2 >o.1/text; sleep 1.3'"
+    done = bash(tmp_path, script)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 rows" in done.stderr
