@@ -10,7 +10,7 @@ UIDS = ("u1", "u2", "u3")
 
 def table(**changes: str) -> str:
     """A value per id; ``u2=None`` leaves the id out."""
-    values = {uid: "word" for uid in UIDS} | changes
+    values = dict.fromkeys(UIDS, "word") | changes
     return "".join(f"{uid} {value}\n" for uid, value in values.items() if value is not None)
 
 

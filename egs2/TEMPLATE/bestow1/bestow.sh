@@ -95,6 +95,8 @@ if [ -f ./cmd.sh ]; then
     . ./cmd.sh
 fi
 read -r -a python_words <<<"${python}"
+# For local/data.sh.
+export python
 read -r -a tests <<<"${test_sets}"
 read -r -a speeds <<<"${speed_perturb_factors}"
 read -r -a bestow_words <<<"${bestow_args}"

@@ -16,5 +16,6 @@ parse_options "${BASH_SOURCE[0]}" "$@"
 # shellcheck source=../../../TEMPLATE/bestow1/path.sh
 . ./path.sh
 
-python3 -m espnet_bestow.bin.bestow_corpus --output_dir data --tier "${tier}" --nj "${nj}" \
+read -r -a python_words <<<"${python:-python3}"
+"${python_words[@]}" -m espnet_bestow.bin.bestow_corpus --output_dir data --tier "${tier}" --nj "${nj}" \
     --seed "${seed}" --renderer "${renderer}"
