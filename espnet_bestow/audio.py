@@ -149,9 +149,7 @@ def _frame_range(span: Span, info: AudioInfo, name: str, uid: str) -> tuple[int,
     return first, min(last, info.frames)
 
 
-def _decode(
-    sound: soundfile.SoundFile, first: int, last: int, name_uid: tuple[str, str]
-) -> np.ndarray:
+def _decode(sound: soundfile.SoundFile, first: int, last: int, name_uid: tuple[str, str]) -> np.ndarray:
     """Decode frames [first, last) to float32 (S, channels)."""
     name, uid = name_uid
     try:

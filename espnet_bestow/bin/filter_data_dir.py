@@ -132,17 +132,11 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fs", type=rate_in_hz, default=16000, help="Sampling rate, e.g. 16k")
     parser.add_argument("--min_wav_duration", type=float, default=0.1, help="Seconds")
     parser.add_argument("--max_wav_duration", type=float, default=30.0, help="Seconds")
-    parser.add_argument(
-        "--skip_bad_utts", type=true_or_false, default=True, help="false: any problem is fatal"
-    )
+    parser.add_argument("--skip_bad_utts", type=true_or_false, default=True, help="false: any problem is fatal")
     parser.add_argument("--llm", default="", help="LLM (path or hub id) to check text length for")
-    parser.add_argument(
-        "--tokenizer", default="", help="Instead: tokenizer of an LLM to be trained"
-    )
+    parser.add_argument("--tokenizer", default="", help="Instead: tokenizer of an LLM to be trained")
     parser.add_argument("--llm_config", type=Path, help="And the configuration of that LLM")
-    parser.add_argument(
-        "--bestow_config", type=Path, help="Training configuration that names the template"
-    )
+    parser.add_argument("--bestow_config", type=Path, help="Training configuration that names the template")
     return parser
 
 

@@ -78,10 +78,7 @@ def format_audio(
         rows.setdefault(source, []).append(uid)
     audio_dir = output_dir / "audio"
     audio_dir.mkdir(parents=True, exist_ok=True)
-    jobs = [
-        FormatJob(source, tuple(uids), args.fs, args.max_seconds, audio_dir)
-        for source, uids in rows.items()
-    ]
+    jobs = [FormatJob(source, tuple(uids), args.fs, args.max_seconds, audio_dir) for source, uids in rows.items()]
     wav_scp, lengths, problems = {}, {}, []
     title = f"format {data.path}"
     for result in map_in_processes(format_source, jobs, args.nj, title):
@@ -138,9 +135,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", type=Path, required=True, help="Directory to write")
     parser.add_argument("--fs", type=rate_in_hz, default=16000, help="Sampling rate, e.g. 16k")
     parser.add_argument("--nj", type=positive_int, default=1, help="Number of processes")
-    parser.add_argument(
-        "--max_seconds", type=float, default=600.0, help="Longer audio is not even decoded"
-    )
+    parser.add_argument("--max_seconds", type=float, default=600.0, help="Longer audio is not even decoded")
     parser.add_argument("--task", default="", help="Task of all rows where utt2task is missing")
     add_text_options(parser)
     return parser

@@ -86,9 +86,7 @@ def perturb_data_dir(args: argparse.Namespace) -> None:
     tables = combine(data, results, args.speeds)
     DataDir(args.output_dir, tables).write(args.output_dir)
     problems = [
-        Problem(r.job.uids[0], r.error.file, r.error.problem, r.error.value)
-        for r in results
-        if r.error is not None
+        Problem(r.job.uids[0], r.error.file, r.error.problem, r.error.value) for r in results if r.error is not None
     ]
     summary = f"{args.output_dir}: {len(data.uids())} rows -> {len(tables['text'])} rows"
     if problems:
@@ -96,13 +94,9 @@ def perturb_data_dir(args: argparse.Namespace) -> None:
     print(summary, file=sys.stderr)
 
 
-def combine(
-    data: DataDir, results: list[SpeedResult], speeds: list[str]
-) -> dict[str, dict[str, str]]:
+def combine(data: DataDir, results: list[SpeedResult], speeds: list[str]) -> dict[str, dict[str, str]]:
     """Tables of all copies; speed 1.0 stands for the rows as they were."""
-    tables: dict[str, dict[str, str]] = {
-        name: {} for name in data.tables if name != "utt2num_samples"
-    }
+    tables: dict[str, dict[str, str]] = {name: {} for name in data.tables if name != "utt2num_samples"}
     for speed in speeds:
         prefix = "" if float(speed) == 1.0 else f"sp{speed}-"
         for name in tables.keys() - {"wav.scp"}:
@@ -144,9 +138,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--fs", type=rate_in_hz, default=16000, help="Sampling rate, e.g. 16k")
     parser.add_argument("--nj", type=positive_int, default=1, help="Number of processes")
-    parser.add_argument(
-        "--max_seconds", type=float, default=600.0, help="Longer audio is not even decoded"
-    )
+    parser.add_argument("--max_seconds", type=float, default=600.0, help="Longer audio is not even decoded")
     add_text_options(parser)
     return parser
 

@@ -104,8 +104,7 @@ class DataDir:
             raise DataDirError(f"{self.path}: cut the segments into utterances first")
         keep = set(uids)
         tables = {
-            name: {uid: value for uid, value in rows.items() if uid in keep}
-            for name, rows in self.tables.items()
+            name: {uid: value for uid, value in rows.items() if uid in keep} for name, rows in self.tables.items()
         }
         return DataDir(self.path, tables)
 

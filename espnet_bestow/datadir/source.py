@@ -32,9 +32,7 @@ class AudioSource:
         return not self.is_pipe and self.span == WHOLE
 
 
-def read_source(
-    source: AudioSource, rate: int, *, uid: str = "", max_seconds: float | None = None
-) -> np.ndarray:
+def read_source(source: AudioSource, rate: int, *, uid: str = "", max_seconds: float | None = None) -> np.ndarray:
     """Read a source as float32 mono (S,); see ``read_audio`` for limits and errors."""
     audio: str | io.BytesIO = source.location
     if source.is_pipe:

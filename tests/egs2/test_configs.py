@@ -61,10 +61,9 @@ def test_ctc_configuration_trains_the_encoder_alone(llm, tmp_path):
 
 
 def test_decoding_configuration_has_known_keys():
-    args = inference_parser().parse_args(
-        ["--config", str(CONF / "decode.yaml"), "--output_dir", "o"]
-        + ["--data_path_and_name_and_type", "wav.scp,speech,sound"]
-    )
+    data = ["--data_path_and_name_and_type", "wav.scp,speech,sound"]
+    words = ["--config", str(CONF / "decode.yaml"), "--output_dir", "o", *data]
+    args = inference_parser().parse_args(words)
     assert args.beam_size >= 1
 
 

@@ -69,6 +69,7 @@ hf_repo=""  # Hub repository for stage 15; empty: no upload
 # options end
 
 command_line=$(printf '%q ' "$0" "$@")
+command_line=${command_line% }
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/parse_options.sh
 . "${here}/scripts/parse_options.sh"
