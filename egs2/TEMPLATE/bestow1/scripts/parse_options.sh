@@ -2,6 +2,11 @@
 # Command line options for recipe scripts: every `name=default  # help` line between the markers
 # "# options begin" and "# options end" of the calling script is an option --name.
 
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+    echo "error: the recipes need bash 4.4 or newer, this is ${BASH_VERSION}" >&2
+    exit 2
+fi
+
 # Print "name|default|help" for each option of a script, and "||heading" for its headings.
 list_options() {
     sed -n '/^# options begin/,/^# options end/p' "$1" | awk -F '  # ' '
