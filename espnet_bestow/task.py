@@ -219,7 +219,9 @@ class BestowTask(ASRTask):
                 raise ValueError("build_model_from_file needs a config_file or a model_file")
             config_file = Path(model_file).parent / "config.yaml"
         config = read_config(config_file)
-        args = argparse.Namespace(**{**cls.get_default_config(), **config})
+        # Not get_default_config: it reads sys.argv, which belongs to whichever program loads the model.
+        defaults = vars(cls.get_parser().parse_args([]))
+        args = argparse.Namespace(**{**defaults, **config})
         model = cls.build_model(args)
         # What training froze by name is not in the checkpoint if it belongs to the LLM.
         for prefix in args.freeze_param:
