@@ -34,9 +34,7 @@ class Answer:
         return {"file": self.file, "text": self.text, "tokens": tokens, "score": self.score}
 
 
-def answer_files(
-    s2t: "Speech2Text", files: Sequence[str], prompt: str, batch_size: int
-) -> Iterator[Answer]:
+def answer_files(s2t: "Speech2Text", files: Sequence[str], prompt: str, batch_size: int) -> Iterator[Answer]:
     """Answers in the order of ``files``; one that cannot be read costs the others nothing."""
     from espnet_bestow.audio import AudioError, read_audio
 

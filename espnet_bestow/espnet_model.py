@@ -83,7 +83,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         tasks: task names whose losses are reported one by one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the last ones are the keys of model_conf)
         self,
         features: Features,
         encoder: nn.Module,
@@ -112,10 +112,11 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
 
     def collect_feats(self, speech: Tensor, speech_lengths: Tensor, **_: Tensor) -> dict[str, Tensor]:
         """Statistics for global_mvn."""
+        assert isinstance(self.features, Features)
         feats, lengths = self.features.extract(speech, speech_lengths)
         return {"feats": feats, "feats_lengths": lengths}
 
-    def forward(
+    def forward(  # noqa: PLR0913 (ESPnet passes a batch by the names of its data)
         self,
         speech: Tensor,
         speech_lengths: Tensor,
@@ -170,7 +171,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         # Only columns in which some row predicts an answer token need logits.
         first = int(prompt_lengths.min()) - 1
         keep = torch.arange(first, ids.shape[1], device=ids.device)
-        logits = super().forward(encoded, ids, mask, visible, keep)  # (B, U - first, V)
+        logits = self.teacher_forced(encoded, ids, mask, visible, keep)  # (B, U - first, V)
         column = (prompt_lengths - 1 - first)[:, None] + torch.arange(text.shape[1], device=ids.device)
         logits = logits.gather(1, column.clamp(max=logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[2]))
         each = F.cross_entropy(

@@ -118,9 +118,7 @@ class Speech2Text:
         """Answers ``prompt`` about ``audio`` (a file, or samples (S,) or (S, channels) at ``sample_rate``)."""
         return self.batch([audio], [prompt or self.default_prompt], sample_rate)[0]
 
-    def batch(
-        self, audios: Sequence[Audio], prompts: Sequence[str], sample_rate: int | None = None
-    ) -> list[Result]:
+    def batch(self, audios: Sequence[Audio], prompts: Sequence[str], sample_rate: int | None = None) -> list[Result]:
         """Several utterances at once; a batch gives what its members give alone."""
         speech = [self._samples(audio, sample_rate) for audio in audios]
         ids = [self.template.encode_prompt(p, _name(a)) for a, p in zip(audios, prompts, strict=True)]

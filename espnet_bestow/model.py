@@ -80,6 +80,8 @@ class BestowModel(nn.Module):
             keep = ids.shape[1]
         return self.llm(text.embeddings, text.mask, state.llm, keep)
 
-    def forward(self, speech: Speech, ids: Tensor, mask: Tensor, visible: Tensor, keep: Tensor | int = 0) -> Tensor:
-        """Full teacher-forced pass: one step from a fresh connector state, without an LLM cache."""
+    def teacher_forced(
+        self, speech: Speech, ids: Tensor, mask: Tensor, visible: Tensor, keep: Tensor | int = 0
+    ) -> Tensor:
+        """The full pass of training: one step from a fresh connector state, without an LLM cache."""
         return self.step(ids, mask, visible, ModelState(self.connector.start(speech), None), keep)

@@ -57,9 +57,7 @@ def read_meta(folder: Path) -> tuple[Path, Path]:
         files = {**meta["yaml_files"], **meta["files"]}
         found = folder / files[CONFIG_KEY], folder / files[CHECKPOINT_KEY]
     except (KeyError, TypeError, OSError) as error:
-        raise ModelDirError(
-            f"model {str(folder)!r}: no {META} that names {CONFIG_KEY} and {CHECKPOINT_KEY}"
-        ) from error
+        raise ModelDirError(f"model {str(folder)!r}: no {META} that names {CONFIG_KEY} and {CHECKPOINT_KEY}") from error
     for path in found:
         if not path.is_file():
             raise ModelDirError(f"model {str(folder)!r}: {path.name} is missing")

@@ -94,9 +94,7 @@ def write_folded(trained: Trained, folder: Path) -> None:
     assert model.llm is not None  # Trained.find refuses trainings without
     folder.mkdir(parents=True, exist_ok=True)
     config = _portable(trained.config, folder)
-    state = {
-        name: value for name, value in model.state_dict().items() if not name.startswith("llm.")
-    }
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("llm.")}
     torch.save(state, folder / trained.model_file.name)
     model.llm.merged().save_pretrained(folder / "llm")
     load_tokenizer(trained.llm_path).save_pretrained(folder / "llm")

@@ -132,9 +132,7 @@ class BestowTask(ASRTask):
     ) -> Callable[[str, dict[str, Any]], dict[str, np.ndarray]] | None:
         """Runs in the data-loader workers."""
         template = cls.build_template(args)
-        return BestowPreprocessor(
-            train, template, args.default_prompt, cls.task_names(args), _transcript_encoder(args)
-        )
+        return BestowPreprocessor(train, template, args.default_prompt, cls.task_names(args), _transcript_encoder(args))
 
     @classmethod
     def build_template(cls, args: argparse.Namespace) -> PromptTemplate:

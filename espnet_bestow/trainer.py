@@ -1,7 +1,6 @@
 """ESPnet's trainer with checkpoints that survive a crash, a history file, and progress a person can read."""
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -69,8 +68,8 @@ def atomic_saves() -> Iterator[None]:
     plain = torch.save
 
     def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
-        if isinstance(f, io.IOBase):
-            plain(obj, f, *args, **kwargs)
+        if not isinstance(f, str | os.PathLike):
+            plain(obj, f, *args, **kwargs)  # an open file is its owner's business
             return
         target = Path(f)
         part = target.with_name(target.name + ".part")

@@ -19,9 +19,7 @@ ALONE = frozenset({"corpus", "evaluate", "ops", "visibility"})
 
 # Third-party packages that only these rooms may import.
 GUESTS = {
-    "espnet2": frozenset(
-        {"bin", "encoders", "espnet_model", "inference", "preprocess", "task", "trainer"}
-    ),
+    "espnet2": frozenset({"bin", "encoders", "espnet_model", "inference", "preprocess", "task", "trainer"}),
     "transformers": frozenset({"encoders", "llm", "prompt"}),
     "peft": frozenset({"llm"}),
     "simuleval": frozenset({"simul"}),

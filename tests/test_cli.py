@@ -78,8 +78,6 @@ def test_version_and_help_load_nothing_heavy():
         "assert not {'torch', 'transformers', 'espnet2'} & set(sys.modules)"
     )
     for option, expected in (("--version", f"bestow {__version__}"), ("--help", "transcribe")):
-        done = subprocess.run(
-            [sys.executable, "-c", code, option], env=environment(), capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", code, option], env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout

@@ -7,10 +7,9 @@ import torch
 
 from espnet_bestow.connectors import Speech
 from espnet_bestow.decoding import Beam, Greedy, Sampling, Stepper
+from espnet_bestow.visibility import offline
 from tests.llm_fixtures import write_llm
 from tests.test_model import batch, build, teacher_forced
-
-from espnet_bestow.visibility import offline
 
 END = 2
 

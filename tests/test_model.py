@@ -52,7 +52,7 @@ def teacher_forced(model, speech, prompts, answers, rule):
     mask = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows])
     prompt_lengths = torch.tensor([len(p) for p in prompts])
     visible = rule(answer_index(mask, prompt_lengths), mask, speech.lengths)
-    return model(speech, ids, mask, visible).log_softmax(-1)
+    return model.teacher_forced(speech, ids, mask, visible).log_softmax(-1)
 
 
 RULES = {"offline": offline, "wait-k": WaitKPolicy(k=2, step=2).rule(2)}
@@ -72,7 +72,7 @@ def test_cached_steps_equal_the_full_pass(llm_paths, family, configuration, rule
             if n <= len(answers[b]):
                 expected = full[b, len(prompts[b]) - 1 + n]
                 torch.testing.assert_close(stepper.logp[b], expected, rtol=1e-4, atol=1e-4)
-        stepper.write(torch.tensor([(a + [0, 0])[n] for a in answers]))
+        stepper.write(torch.tensor([[*a, 0, 0][n] for a in answers]))
 
 
 @torch.no_grad()
@@ -124,11 +124,12 @@ def test_padding_may_stand_anywhere(llm_paths):
     speech, _, _ = batch()
     state = model.start(speech)
     everything = speech.lengths[:, None].to(torch.int32)
-    a = model.step(torch.tensor([[5, 6], [7, 0]]), torch.tensor([[True, True], [True, False]]), everything.repeat(1, 2), state)
+    first = torch.tensor([[True, True], [True, False]])
+    a = model.step(torch.tensor([[5, 6], [7, 0]]), first, everything.repeat(1, 2), state)
     b = model.step(torch.tensor([[0], [8]]), torch.tensor([[False], [True]]), everything, state)
     c = model.step(torch.tensor([[9], [10]]), torch.tensor([[True], [True]]), everything, state)
     mask = torch.ones(2, 3, dtype=torch.bool)
-    full = model(speech, torch.tensor([[5, 6, 9], [7, 8, 10]]), mask, everything.repeat(1, 3))
+    full = model.teacher_forced(speech, torch.tensor([[5, 6, 9], [7, 8, 10]]), mask, everything.repeat(1, 3))
     torch.testing.assert_close(torch.stack([a[0, 0], a[0, 1], c[0, 0]]), full[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(torch.stack([a[1, 0], b[1, 0], c[1, 0]]), full[1], rtol=1e-4, atol=1e-4)
 

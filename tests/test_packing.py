@@ -144,9 +144,7 @@ def test_a_folded_export_has_the_logits_of_the_adapters(lora_experiment, tmp_pat
     bestow_export.main(args)
     plain = AutoModelForCausalLM.from_pretrained(out / "llm")
     assert not any("lora" in name for name in plain.state_dict())
-    before, _ = BestowTask.build_model_from_file(
-        lora_experiment / "config.yaml", lora_experiment / "1epoch.pth"
-    )
+    before, _ = BestowTask.build_model_from_file(lora_experiment / "config.yaml", lora_experiment / "1epoch.pth")
     base = AutoModelForCausalLM.from_pretrained(before.llm.path).eval()
     ids = AutoTokenizer.from_pretrained(out / "llm")(PROMPT, return_tensors="pt").input_ids
     with torch.inference_mode():

@@ -86,8 +86,16 @@ def test_two_processes_give_the_loss_curve_of_one(tiny, tmp_path):
     epochs = 3
     alone = train(tiny, tmp_path / "alone", max_epoch=epochs)
     config = tiny.config(tmp_path / "conf", max_epoch=epochs)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    command += ["-m", MODULE, *tiny.options(config, tmp_path / "pair"), "--dist_backend", "gloo"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += [
+        "--master_port",
+        str(free_port()),
+        "-m",
+        MODULE,
+        *tiny.options(config, tmp_path / "pair"),
+        "--dist_backend",
+        "gloo",
+    ]
     command += ["--multiprocessing_distributed", "false"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -67,5 +67,5 @@ def test_offline_policy_has_nothing_to_draw():
 
 @pytest.mark.parametrize("options", [{"k": 0}, {"k": [5, 3]}, {"k": 2, "step": 0}])
 def test_wrong_numbers_are_named(options):
-    with pytest.raises(ValueError, match="wait_k: (k|step)="):
+    with pytest.raises(ValueError, match=r"wait_k: (k|step)="):
         WaitKPolicy(**options)

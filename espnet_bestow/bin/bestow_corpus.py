@@ -21,15 +21,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", type=Path, required=True, help="where to put it")
     parser.add_argument("--tier", choices=sorted(TIERS), default="mini", help="its size")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
-    parser.add_argument(
-        "--nj", type=_positive, default=os.cpu_count() or 1, help="worker processes"
-    )
-    parser.add_argument(
-        "--renderer", choices=sorted(RENDERERS), default="espeak", help="what speaks the text"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace another corpus in output_dir"
-    )
+    parser.add_argument("--nj", type=_positive, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument("--renderer", choices=sorted(RENDERERS), default="espeak", help="what speaks the text")
+    parser.add_argument("--overwrite", action="store_true", help="replace another corpus in output_dir")
     return parser
 
 

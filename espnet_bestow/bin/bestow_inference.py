@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from espnet2.fileio.datadir_writer import DatadirWriter
@@ -84,7 +85,8 @@ def inference(args: argparse.Namespace) -> None:
     """Decodes everything and writes the results; one real-time factor at the end."""
     s2t = build(args)
     started, audio = time.perf_counter(), 0.0
-    total = sum(1 for _ in open(args.key_file or args.data_path_and_name_and_type[0][0], encoding="utf-8"))
+    keys_of = Path(args.key_file or args.data_path_and_name_and_type[0][0])
+    total = len(keys_of.read_text("utf-8").splitlines())
     bar = tqdm(total=total, unit="utt", disable=not args.progress or None, file=sys.stderr)
     with DatadirWriter(args.output_dir) as writer:
         out = writer["1best_recog"]

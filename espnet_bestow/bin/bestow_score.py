@@ -19,21 +19,13 @@ def get_parser() -> argparse.ArgumentParser:
         description="Score hypotheses per task and merge the scores into a results file",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--data_dir", type=Path, required=True, help="Data dir with text and maybe utt2task"
-    )
+    parser.add_argument("--data_dir", type=Path, required=True, help="Data dir with text and maybe utt2task")
     parser.add_argument("--hyp", type=Path, required=True, help="Decoded text, '<id> <text>'")
     parser.add_argument("--test_set", required=True, help="Name of the test set in the results")
     parser.add_argument("--system", required=True, help="Name of the system in the results")
-    parser.add_argument(
-        "--results", type=Path, required=True, help="results.json to merge the scores into"
-    )
-    parser.add_argument(
-        "--command", default=None, help="Command noted with the scores (None: this very one)"
-    )
-    parser.add_argument(
-        "--default_task", default="asr_en", help="Task of all rows if there is no utt2task"
-    )
+    parser.add_argument("--results", type=Path, required=True, help="results.json to merge the scores into")
+    parser.add_argument("--command", default=None, help="Command noted with the scores (None: this very one)")
+    parser.add_argument("--default_task", default="asr_en", help="Task of all rows if there is no utt2task")
     return parser
 
 

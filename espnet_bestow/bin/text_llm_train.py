@@ -17,16 +17,10 @@ def get_parser() -> argparse.ArgumentParser:
         description="Train a small causal LM on lines of text; writes a transformers directory.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--config", type=Path, required=True, help="YAML with model and training options"
-    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML with model and training options")
     parser.add_argument("--tokenizer", required=True, help="Directory or hub id")
-    parser.add_argument(
-        "--train_text", type=Path, required=True, help="UTF-8, one example per line"
-    )
-    parser.add_argument(
-        "--valid_text", type=Path, required=True, help="UTF-8, one example per line"
-    )
+    parser.add_argument("--train_text", type=Path, required=True, help="UTF-8, one example per line")
+    parser.add_argument("--valid_text", type=Path, required=True, help="UTF-8, one example per line")
     parser.add_argument("--output_dir", type=Path, required=True, help="Directory to write")
     parser.add_argument(
         "--resume",

@@ -16,15 +16,9 @@ def get_parser() -> argparse.ArgumentParser:
         description="Train a byte-pair tokenizer and write it as a transformers directory.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--text", type=Path, action="append", required=True, help="UTF-8 text file; may be repeated"
-    )
-    parser.add_argument(
-        "--kaldi", type=true_or_false, default=False, help="true: the first column is an id"
-    )
-    parser.add_argument(
-        "--vocab_size", type=positive_int, default=300, help="Tokens, special ones included"
-    )
+    parser.add_argument("--text", type=Path, action="append", required=True, help="UTF-8 text file; may be repeated")
+    parser.add_argument("--kaldi", type=true_or_false, default=False, help="true: the first column is an id")
+    parser.add_argument("--vocab_size", type=positive_int, default=300, help="Tokens, special ones included")
     parser.add_argument("--output_dir", type=Path, required=True, help="Directory to write")
     return parser
 
@@ -38,8 +32,7 @@ def main(cmd: Sequence[str] | None = None) -> None:
         tokenizer.save_pretrained(args.output_dir)
     tokens = sum(map(len, tokenizer(lines, add_special_tokens=False).input_ids))
     print(
-        f"{args.output_dir}: {len(tokenizer)} tokens, {len(lines)} lines, "
-        f"{tokens / len(lines):.1f} tokens per line",
+        f"{args.output_dir}: {len(tokenizer)} tokens, {len(lines)} lines, {tokens / len(lines):.1f} tokens per line",
         file=sys.stderr,
     )
 

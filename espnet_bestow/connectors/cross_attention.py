@@ -3,6 +3,7 @@
 Blocks 1, 2, 8 and cross-attention only (Table 4) are configurations of the same class.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,6 +35,10 @@ class BestowBlock(nn.Module):
             nn.Linear(dim, ffn_mult * dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(ffn_mult * dim, dim)
         )
         self.dropout = nn.Dropout(dropout)
+
+    def read_speech(self, frames: Tensor) -> KeysValues:
+        """Keys and values of speech (B, F, D), computed once per utterance."""
+        return self.cross_attention.keys_values(frames)
 
     def forward(
         self, x: Tensor, speech: KeysValues, visible: Tensor, past: KeysValues, allowed: Tensor
@@ -82,7 +87,7 @@ class CrossAttentionConnector(Connector):
         zero_init: start as the plain text LLM, by zeroing the last Linear.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the keys of connector_conf)
         self,
         text_dim: int,
         speech_dim: int,
@@ -101,9 +106,8 @@ class CrossAttentionConnector(Connector):
         self.bridge = nn.Linear(speech_dim, speech_projection) if speech_projection else nn.Identity()
         self.text_in = nn.Linear(text_dim, dim)
         self.speech_in = nn.Linear(speech_projection or speech_dim, dim)
-        self.blocks = nn.ModuleList(
-            BestowBlock(dim, num_heads, ffn_mult, dropout, self_attention) for _ in range(num_blocks)
-        )
+        blocks = [BestowBlock(dim, num_heads, ffn_mult, dropout, self_attention) for _ in range(num_blocks)]
+        self.blocks: Sequence[BestowBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.norm = nn.LayerNorm(dim)
         self.text_out = nn.Linear(dim, text_dim)
         if zero_init:
@@ -113,7 +117,7 @@ class CrossAttentionConnector(Connector):
     def start(self, speech: Speech) -> CrossAttentionState:
         """Projects speech (B, F, D_enc) to the keys and values of every block, once per utterance."""
         frames = self.speech_in(self.bridge(speech.frames))
-        projected = [block.cross_attention.keys_values(frames) for block in self.blocks]
+        projected = [block.read_speech(frames) for block in self.blocks]
         batch, heads, _, width = projected[0].keys.shape
         nothing = frames.new_zeros(batch, heads, 0, width)
         text = [KeysValues(nothing, nothing) for _ in self.blocks]

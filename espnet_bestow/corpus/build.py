@@ -91,9 +91,7 @@ def _record_all(order: Order, utterances: list[Utterance]) -> dict[str, Recordin
         return {recording.utterance_id: recording for recording in progress}
 
 
-def _write_split(
-    order: Order, split: str, utterances: list[Utterance], recordings: dict[str, Recording]
-) -> None:
+def _write_split(order: Order, split: str, utterances: list[Utterance], recordings: dict[str, Recording]) -> None:
     directory = order.output_dir / split
     rows = [
         Row(utterance, recordings[utterance.id], example, audio_path(order.output_dir, utterance))
@@ -125,10 +123,7 @@ def build_corpus(order: Order) -> bool:
         return False
     claim(order.output_dir, order.identity, order.overwrite)
     pool = SentencePool()
-    splits = {
-        split: list(plan_split(split, order.tier, order.seed, pool))
-        for split in order.tier.utterances
-    }
+    splits = {split: list(plan_split(split, order.tier, order.seed, pool)) for split in order.tier.utterances}
     for split in splits:
         (order.output_dir / "audio" / split).mkdir(parents=True, exist_ok=True)
     recordings = _record_all(order, [u for utterances in splits.values() for u in utterances])

@@ -37,9 +37,7 @@ class _Event(ctypes.Structure):
     ]
 
 
-_Callback = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-)
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
 class MissingEspeakError(RuntimeError):
@@ -50,8 +48,7 @@ def require_espeak() -> None:
     """Fail with the line to type when the espeak-ng wheel is missing; does not load it."""
     if find_spec("espeakng_loader") is None:
         raise MissingEspeakError(
-            "the espeak renderer needs espeak-ng: pip install 'espnet_bestow[corpus]' "
-            "(or use --renderer tone)"
+            "the espeak renderer needs espeak-ng: pip install 'espnet_bestow[corpus]' (or use --renderer tone)"
         )
 
 
@@ -80,9 +77,7 @@ class _Recorder:
 def _voice_name(delivery: Delivery, data_path: Path) -> str:
     """Return the library's name for the voice, known to exist."""
     if delivery.language not in _VOICE_OF_LANGUAGE:
-        raise ValueError(
-            f"language {delivery.language!r} is not one of {sorted(_VOICE_OF_LANGUAGE)}"
-        )
+        raise ValueError(f"language {delivery.language!r} is not one of {sorted(_VOICE_OF_LANGUAGE)}")
     base = _VOICE_OF_LANGUAGE[delivery.language]
     if not delivery.variant:
         return base

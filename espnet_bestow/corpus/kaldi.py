@@ -28,8 +28,7 @@ class Row:
 
 def _ctm(row: Row) -> str:
     return "\n".join(
-        f"{row.key} 1 {word.start:.3f} {word.end - word.start:.3f} {word.word}"
-        for word in row.recording.words
+        f"{row.key} 1 {word.start:.3f} {word.end - word.start:.3f} {word.word}" for word in row.recording.words
     )
 
 
@@ -85,9 +84,7 @@ def _manifest_line(utterance: Utterance, recording: Recording) -> str:
     return json.dumps(entry, ensure_ascii=False)
 
 
-def write_manifest(
-    path: Path, utterances: Iterable[Utterance], recordings: dict[str, Recording]
-) -> None:
+def write_manifest(path: Path, utterances: Iterable[Utterance], recordings: dict[str, Recording]) -> None:
     """Write one JSON object per utterance, sorted by utterance id."""
     ordered = sorted(utterances, key=lambda utterance: utterance.id)
     _write(path, (_manifest_line(u, recordings[u.id]) for u in ordered))

@@ -61,8 +61,7 @@ def claim(directory: Path, identity: Identity, overwrite: bool) -> None:
     foreign = [str(path) for path in own if path.exists()]
     if foreign and not (interrupted or overwrite):
         raise CorpusExistsError(
-            f"{foreign[0]} exists and was not made by an unfinished build; "
-            "choose another directory or use --overwrite"
+            f"{foreign[0]} exists and was not made by an unfinished build; choose another directory or use --overwrite"
         )
     directory.mkdir(parents=True, exist_ok=True)
     _write(directory / _BUILDING, identity)

@@ -89,9 +89,7 @@ def split_commands(seed: int) -> tuple[list[Command], list[Command]]:
     return commands[held_out:], commands[:held_out]
 
 
-def _sentence_content(
-    rng: Random, pool: SentencePool, language: str, shape: Shape | None
-) -> Content:
+def _sentence_content(rng: Random, pool: SentencePool, language: str, shape: Shape | None) -> Content:
     count = rng.choice(shape.sentences) if shape else 1
     clauses = tuple(pool.draw(rng) for _ in range(count))
     other = {"en": "de", "de": "en"}[language]
@@ -109,9 +107,7 @@ def _command_content(rng: Random, commands: list[Command]) -> Content:
     return Content("en", (command.text,), None, False, tuple(command_examples(rng, command)))
 
 
-def _utterance(
-    name: str, split: str, content: Content, conditions: Conditions, rates: tuple[int, ...]
-) -> Utterance:
+def _utterance(name: str, split: str, content: Content, conditions: Conditions, rates: tuple[int, ...]) -> Utterance:
     """Give `content` a voice and a place; `name` seeds every choice."""
     rng = Random(name)
     voice = rng.choice(conditions.voices)

@@ -54,8 +54,7 @@ def say_in_time(utterance: Utterance, render: Renderer) -> tuple[Delivery, Speec
         delivery = dataclasses.replace(delivery, rate=rate)
         speech = _say(utterance, delivery, render)
     raise ValueError(
-        f"{speech.seconds:.2f} s at {delivery.rate} words per minute, "
-        f"which is not within {low} to {high} s"
+        f"{speech.seconds:.2f} s at {delivery.rate} words per minute, which is not within {low} to {high} s"
     )
 
 

@@ -10,9 +10,7 @@ _RATES = (480, 540)
 _LM_LINES = 50
 
 
-def write_tone_corpus(
-    output_dir: str | Path, utterances: int = 12, seed: int = 0
-) -> dict[str, Path]:
+def write_tone_corpus(output_dir: str | Path, utterances: int = 12, seed: int = 0) -> dict[str, Path]:
     """Write `utterances` tone utterances of about a second for training, a third for validation.
 
     Returns:

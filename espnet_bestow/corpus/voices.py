@@ -23,8 +23,6 @@ _MALE = (
 )
 _HELD_OUT = ("Annie", "Michael", "f4", "m7")
 
-VOICES = tuple(
-    [Voice(name, "female") for name in _FEMALE] + [Voice(name, "male") for name in _MALE]
-)
+VOICES = tuple([Voice(name, "female") for name in _FEMALE] + [Voice(name, "male") for name in _MALE])
 UNSEEN_VOICES = tuple(voice for voice in VOICES if voice.variant in _HELD_OUT)
 SEEN_VOICES = tuple(voice for voice in VOICES if voice.variant not in _HELD_OUT)

@@ -14,9 +14,7 @@ def check_config_keys(config: Mapping[str, Any], known: Collection[str], encoder
     """Refuse keys of `encoder_conf: config:` that this encoder would not use."""
     unknown = sorted(set(config) - set(known))
     if unknown:
-        raise ValueError(
-            f"{encoder}: unknown key(s) {unknown} in encoder_conf.config; known: {sorted(known)}"
-        )
+        raise ValueError(f"{encoder}: unknown key(s) {unknown} in encoder_conf.config; known: {sorted(known)}")
 
 
 def read_config(source: str) -> PretrainedConfig:
@@ -31,9 +29,7 @@ def read_config(source: str) -> PretrainedConfig:
         ) from error
 
 
-def settle_config(
-    config: PretrainedConfig, wanted: Mapping[str, Any], tunable: Collection[str], source: str
-) -> None:
+def settle_config(config: PretrainedConfig, wanted: Mapping[str, Any], tunable: Collection[str], source: str) -> None:
     """Write `wanted` into a checkpoint's config; what is not tunable has to agree with it."""
     for key, value in wanted.items():
         found = getattr(config, key)
@@ -73,9 +69,7 @@ def load_encoder[Model: PreTrainedModel](
                 output_loading_info=True,
             )
         except OSError as error:
-            raise OSError(
-                f"pretrained encoder {source!r}: weights cannot be read ({_first_line(error)})"
-            ) from error
+            raise OSError(f"pretrained encoder {source!r}: weights cannot be read ({_first_line(error)})") from error
     encoder, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:

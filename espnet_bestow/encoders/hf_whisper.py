@@ -106,9 +106,7 @@ class HFWhisperEncoder(AbsEncoder):
         olens = (ilens - 1) // 2 + 1
         return self._encode(xs_pad[:, : int(ilens.max())], ilens, olens), olens, None
 
-    def _encode(
-        self, features: torch.Tensor, ilens: torch.Tensor, olens: torch.Tensor
-    ) -> torch.Tensor:
+    def _encode(self, features: torch.Tensor, ilens: torch.Tensor, olens: torch.Tensor) -> torch.Tensor:
         """(B, T, input_size) -> (B, F, D), blind to everything behind the true lengths."""
         valid = valid_frames(ilens, features.shape[1])[:, None]  # (B, 1, T)
         features = features.transpose(1, 2).masked_fill(~valid, 0.0)
@@ -145,9 +143,7 @@ class FullWindowWhisperEncoder(HFWhisperEncoder):
 
     name = "hf_whisper_full_window"
 
-    def _encode(
-        self, features: torch.Tensor, ilens: torch.Tensor, olens: torch.Tensor
-    ) -> torch.Tensor:
+    def _encode(self, features: torch.Tensor, ilens: torch.Tensor, olens: torch.Tensor) -> torch.Tensor:
         """(B, T, input_size) -> (B, F, D)."""
         features = F.pad(features, (0, 0, 0, self.max_frames - features.shape[1]))
         valid = valid_frames(ilens, self.max_frames)[:, :, None]  # (B, max_frames, 1)
@@ -174,8 +170,7 @@ def _load(source: str, wanted: Mapping[str, Any]) -> WhisperEncoder:
     config = read_config(source)
     if not isinstance(config, WhisperConfig):
         raise ValueError(
-            f"pretrained encoder {source!r} is a {config.model_type!r} model; "
-            "hf_whisper reads Whisper models"
+            f"pretrained encoder {source!r} is a {config.model_type!r} model; hf_whisper reads Whisper models"
         )
     settle_config(config, wanted, DROPOUTS, source)
     return load_encoder(WhisperEncoder, source, config, {r"^(model\.)?encoder\.": ""})

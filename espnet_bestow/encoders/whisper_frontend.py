@@ -37,9 +37,7 @@ class WhisperLogMelFrontend(AbsFrontend):
     def output_size(self) -> int:
         return self.n_mels
 
-    def forward(
-        self, input: torch.Tensor, input_lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, input: torch.Tensor, input_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, S) waveform, (B,) samples -> (B, T, n_mels) log-mel, (B,) frames."""
         half = self.n_fft // 2
         if int(input_lengths.min()) <= half:

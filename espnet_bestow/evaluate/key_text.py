@@ -34,9 +34,7 @@ def _sample(keys: list[str]) -> str:
     return ", ".join(keys[:_SHOWN]) + more
 
 
-def check_same_keys(
-    expected: Collection[str], expected_name: Path, got: Collection[str], got_name: Path
-) -> None:
+def check_same_keys(expected: Collection[str], expected_name: Path, got: Collection[str], got_name: Path) -> None:
     """Raises one error that shows both sides unless the two files hold the same keys."""
     problems = []
     if missing := [key for key in expected if key not in got]:
@@ -45,6 +43,5 @@ def check_same_keys(
         problems.append(f"{len(extra)} not in {expected_name} ({_sample(extra)})")
     if problems:
         raise ValueError(
-            f"ids differ: {expected_name} has {len(expected)}, {got_name} has {len(got)}; "
-            + "; ".join(problems)
+            f"ids differ: {expected_name} has {len(expected)}, {got_name} has {len(got)}; " + "; ".join(problems)
         )

@@ -71,9 +71,7 @@ def _epoch_axis(axes: Axes, history: History, ylabel: str) -> None:
     axes.legend(fontsize=8, frameon=False)
 
 
-def _plot_stages(
-    histories: Sequence[History], path: Path, draw: Callable[[Axes, History], str]
-) -> Path:
+def _plot_stages(histories: Sequence[History], path: Path, draw: Callable[[Axes, History], str]) -> Path:
     """One panel per stage; `draw` fills it and returns the label of its y axis."""
     figure, panels = _panels(len(histories), 3, (4.6, 3.4))
     for axes, history in zip(panels, histories, strict=True):

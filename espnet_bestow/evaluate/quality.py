@@ -86,9 +86,7 @@ def cer(hyps: Sequence[str], refs: Sequence[str], language: str = "en") -> Tally
     return _count_errors("cer", hyps, refs, language)
 
 
-def _sacrebleu_tally(
-    metric: BLEU | CHRF, name: str, hyps: Sequence[str], refs: Sequence[str]
-) -> Tally:
+def _sacrebleu_tally(metric: BLEU | CHRF, name: str, hyps: Sequence[str], refs: Sequence[str]) -> Tally:
     """Tally of a sacrebleu metric.
 
     The two underscored methods are the ones that sacrebleu's own significance tests are made of;
@@ -150,9 +148,7 @@ def _rouge_l(metric: str, hyps: Sequence[str], refs: Sequence[str], stem: bool) 
 
     _check_paired(metric, hyps, refs)
     scorer = RougeScorer(["rougeL"], tokenizer=UnicodeTokenizer(stem))
-    points = [
-        scorer.score(ref, hyp)["rougeL"].fmeasure for hyp, ref in zip(hyps, refs, strict=True)
-    ]
+    points = [scorer.score(ref, hyp)["rougeL"].fmeasure for hyp, ref in zip(hyps, refs, strict=True)]
     return _mean_tally(metric, points, f"rougeL:F1|stem:{'yes' if stem else 'no'}")
 
 

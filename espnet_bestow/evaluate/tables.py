@@ -93,10 +93,7 @@ def terminal_tables(rows: Sequence[ResultRow]) -> str:
     def show(row: ResultRow) -> str:
         return f"{row.value:.2f} ±{(row.high - row.low) / 2:.2f}"
 
-    tables = [
-        f"{system}\n{_columns(_cells(members, show))}"
-        for system, members in _by_system(rows).items()
-    ]
+    tables = [f"{system}\n{_columns(_cells(members, show))}" for system, members in _by_system(rows).items()]
     return "\n\n".join(tables)
 
 
@@ -122,15 +119,10 @@ def _signature_list(rows: Sequence[ResultRow]) -> list[str]:
     for row in rows:
         if row.signature:
             pairs.setdefault((metric_face(row.metric).title, row.signature), []).append(row.task)
-    return [
-        f"* {title} ({', '.join(unique(tasks))}): `{signature}`"
-        for (title, signature), tasks in pairs.items()
-    ]
+    return [f"* {title} ({', '.join(unique(tasks))}): `{signature}`" for (title, signature), tasks in pairs.items()]
 
 
-def results_markdown(
-    title: str, rows: Sequence[ResultRow], images: Sequence[tuple[str, Path]]
-) -> str:
+def results_markdown(title: str, rows: Sequence[ResultRow], images: Sequence[tuple[str, Path]]) -> str:
     """RESULTS.md: no dates and no clock times, so equal scores give an equal file.
 
     Args:

@@ -29,7 +29,7 @@ class LLMState:
 
     def select(self, rows: Tensor) -> "LLMState":
         """Keeps the given rows."""
-        self.cache.reorder_cache(rows)
+        self.cache.reorder_cache(rows.long())  # type: ignore[arg-type]
         return LLMState(self.cache, self.mask.index_select(0, rows))
 
 
@@ -63,18 +63,24 @@ class CausalLM(nn.Module):
         return model
 
     @property
+    def _table(self) -> nn.Embedding:
+        table = self.model.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        return table
+
+    @property
     def width(self) -> int:
         """D_llm, the width of embeddings."""
-        return int(self.model.get_input_embeddings().embedding_dim)
+        return self._table.embedding_dim
 
     @property
     def vocab_size(self) -> int:
         """V, rows of the embedding table (may exceed the tokenizer's size)."""
-        return int(self.model.get_input_embeddings().num_embeddings)
+        return self._table.num_embeddings
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, U) -> (B, U, D_llm)."""
-        return self.model.get_input_embeddings()(ids)
+        return self._table(ids)
 
     def start(self, batch: int, device: torch.device) -> LLMState:
         """An empty cache for ``batch`` rows."""

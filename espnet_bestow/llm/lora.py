@@ -30,15 +30,13 @@ class LoRACausalLM(CausalLM):
         self,
         path: str,
         rank: int = 8,
-        alpha: float | None = None,
+        alpha: int | None = None,
         dropout: float = 0.0,
         targets: Sequence[str] = ("q_proj", "k_proj", "v_proj"),
         share_input: Sequence[str] = (),
         dtype: str | None = None,
     ):
-        self._config = LoraConfig(
-            r=rank, lora_alpha=rank if alpha is None else alpha, lora_dropout=dropout, target_modules=list(targets)
-        )
+        self._config = LoraConfig(r=rank, lora_alpha=alpha or rank, lora_dropout=dropout, target_modules=list(targets))
         self._share_input = tuple(share_input)
         super().__init__(path, dtype)
 
@@ -59,9 +57,10 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, share_input: Sequence[s
     """Freezes ``model`` and puts adapters on its target layers."""
     model.requires_grad_(False)
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    missing = sorted(set(config.target_modules) - names)
+    missing = sorted(set(config.target_modules or ()) - names)
     if missing:
-        linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight") and m.weight.dim() == 2}
+        matrices = [name for name, p in model.named_parameters() if name.endswith(".weight") and p.dim() == 2]
+        linear = {name.split(".")[-2] for name in matrices}
         raise ValueError(f"lora targets {missing} are not layers of this LLM; its linear layers: {sorted(linear)}")
     inject_adapter_in_model(config, model, ADAPTER)
     # Adapters train in float32 whatever the frozen weights are stored in.

@@ -49,17 +49,13 @@ class TextTrainingConfig:
         for name in ("lr", "grad_clip"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or value <= 0:
-                raise TextConfigError(
-                    f"{name}={value!r} must be a number above 0 (in YAML: 1.0e-3, not 1e-3)"
-                )
+                raise TextConfigError(f"{name}={value!r} must be a number above 0 (in YAML: 1.0e-3, not 1e-3)")
         for name in ("weight_decay", "warmup_steps"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or value < 0:
                 raise TextConfigError(f"{name}={value!r} must be a number of at least 0")
         if self.schedule not in ("cosine", "constant"):
-            raise TextConfigError(
-                f"schedule={self.schedule!r} is not known; known: cosine, constant"
-            )
+            raise TextConfigError(f"schedule={self.schedule!r} is not known; known: cosine, constant")
 
 
 def read_config(path: Path | str) -> TextTrainingConfig:
@@ -70,9 +66,7 @@ def read_config(path: Path | str) -> TextTrainingConfig:
     known = [f.name for f in fields(TextTrainingConfig)]
     unknown = sorted(map(str, set(content) - set(known)))
     if unknown:
-        raise TextConfigError(
-            f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(known)}"
-        )
+        raise TextConfigError(f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(known)}")
     try:
         return TextTrainingConfig(**content)
     except TextConfigError as error:
@@ -88,20 +82,12 @@ def model_config(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) ->
     try:
         default = AutoConfig.for_model(model_type)
     except ValueError as error:
-        raise TextConfigError(
-            f"model: model_type={model_type!r} is not a transformers model"
-        ) from error
-    known = (
-        (set(default.to_dict()) | set(default.attribute_map))
-        - _SUPPLIED
-        - {"model_type", "transformers_version"}
-    )
+        raise TextConfigError(f"model: model_type={model_type!r} is not a transformers model") from error
+    known = (set(default.to_dict()) | set(default.attribute_map)) - _SUPPLIED - {"model_type", "transformers_version"}
     unknown = sorted(set(options) - known)
     if unknown:
         names = ", ".join(sorted(known))
-        raise TextConfigError(
-            f"model: unknown key {', '.join(unknown)}; {model_type} knows {names}"
-        )
+        raise TextConfigError(f"model: unknown key {', '.join(unknown)}; {model_type} knows {names}")
     return AutoConfig.for_model(
         model_type,
         **options,

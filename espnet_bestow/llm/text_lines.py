@@ -65,10 +65,7 @@ def encode_lines(
     for line, ids in zip(lines, encoded, strict=True):
         ids = [*start, *ids, tokenizer.eos_token_id]
         if max_tokens is not None and len(ids) > max_tokens:
-            raise TextLineError(
-                f"a line of {len(ids)} tokens exceeds the LLM's context of {max_tokens}: "
-                f"{line[:60]!r}"
-            )
+            raise TextLineError(f"a line of {len(ids)} tokens exceeds the LLM's context of {max_tokens}: {line[:60]!r}")
         out.append(torch.tensor(ids))
     return out
 
@@ -87,9 +84,7 @@ def bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def endless_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, skip: int = 0
-) -> Iterator[list[int]]:
+def endless_batches(lengths: Sequence[int], batch_size: int, seed: int, skip: int = 0) -> Iterator[list[int]]:
     """Batches of epoch after epoch, each in its own order, from batch number ``skip`` on."""
     per_epoch = len(bucketed_batches(lengths, batch_size, seed))
     epoch, first = divmod(skip, per_epoch)

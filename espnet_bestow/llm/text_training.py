@@ -197,9 +197,7 @@ class TextTraining:
         except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
             free = shutil.disk_usage(self.output_dir).free // 2**20
-            raise OSError(
-                f"cannot write {self.checkpoint} ({free} MiB free on its disk): {error}"
-            ) from error
+            raise OSError(f"cannot write {self.checkpoint} ({free} MiB free on its disk): {error}") from error
         part.replace(self.checkpoint)
         self._write_history()
 
@@ -207,11 +205,7 @@ class TextTraining:
         """Continues from checkpoint.pth; one of another run is an error."""
         state = torch.load(self.checkpoint, map_location=self.model.device, weights_only=True)
         mine, theirs = self._identity(), state["identity"]
-        differing = [
-            f"{k}: {theirs.get(k)!r} there, {v!r} here"
-            for k, v in mine.items()
-            if theirs.get(k) != v
-        ]
+        differing = [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
         if differing:
             raise ResumeError(f"{self.checkpoint} is of another run ({'; '.join(differing)})")
         self.model.load_state_dict(state["model"])

@@ -34,9 +34,7 @@ def train_tokenizer(lines: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     core.decoder = decoders.Metaspace()
     core.train_from_iterator(
         lines,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False),
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -53,10 +51,6 @@ def train_tokenizer(lines: Sequence[str], vocab_size: int) -> PreTrainedTokenize
 def check_round_trip(tokenizer: PreTrainedTokenizerFast, lines: Sequence[str]) -> None:
     """Raises TokenizerTrainingError, naming the first line that does not come back as it was."""
     encoded = tokenizer(list(lines), add_special_tokens=False).input_ids
-    for line, text in zip(
-        lines, tokenizer.batch_decode(encoded, skip_special_tokens=True), strict=True
-    ):
+    for line, text in zip(lines, tokenizer.batch_decode(encoded, skip_special_tokens=True), strict=True):
         if line != text:
-            raise TokenizerTrainingError(
-                f"the tokenizer does not restore the line {line!r}: it gives {text!r}"
-            )
+            raise TokenizerTrainingError(f"the tokenizer does not restore the line {line!r}: it gives {text!r}")

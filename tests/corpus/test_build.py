@@ -58,10 +58,7 @@ def test_data_dirs_are_sound(smoke, split):
             *("FLAC", "PCM_16"),
         )
         assert info.frames == int(tables["utt2num_samples"][key])
-    spk2utt = {
-        line.split()[0]: line.split()[1:]
-        for line in (smoke / split / "spk2utt").read_text().splitlines()
-    }
+    spk2utt = {line.split()[0]: line.split()[1:] for line in (smoke / split / "spk2utt").read_text().splitlines()}
     assert {key: speaker for speaker in spk2utt for key in spk2utt[speaker]} == tables["utt2spk"]
 
 
@@ -122,11 +119,7 @@ def test_language_model_text(smoke):
     assert (len(train), len(valid)) == (SMOKE.lm_lines, 40)
     sentences = {line for line in valid if len(line.split()) > 7 and " the " in line}
     assert len(sentences) > 5
-    spoken = {
-        text
-        for split in SMOKE.utterances
-        for text in read_table(smoke / split / "src_text").values()
-    }
+    spoken = {text for split in SMOKE.utterances for text in read_table(smoke / split / "src_text").values()}
     grammar = {text for text in spoken if re.search(r"\b(sees?|finds?|buys?|sieht|sehen)\b", text)}
     assert grammar
     assert not grammar & set(train + valid)
@@ -208,9 +201,7 @@ def test_command_line(tmp_path, capsys):
     assert "\n" not in error
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("--tier", "huge"), ("--renderer", "piano"), ("--nj", "0")]
-)
+@pytest.mark.parametrize(("option", "value"), [("--tier", "huge"), ("--renderer", "piano"), ("--nj", "0")])
 def test_bad_options(tmp_path, capsys, option, value):
     with pytest.raises(SystemExit):
         main(["--output_dir", str(tmp_path), option, value])

@@ -138,8 +138,7 @@ def test_verbs_agree_with_their_subject(clauses):
         second = english(clause).removeprefix(english_phrase(clause.subject) + " ").split()[0]
         third_person = second.endswith("s") and second not in {"must"}
         assert third_person == (
-            not clause.subject.is_plural
-            and (clause.modal is None or clause.modal.en_singular == "wants to")
+            not clause.subject.is_plural and (clause.modal is None or clause.modal.en_singular == "wants to")
         ), english(clause)
 
 

@@ -11,9 +11,7 @@ from espnet_bestow.corpus.tasks import (
     sentence_examples,
 )
 
-CLAUSE = Clause(
-    NounPhrase(ACTORS[0]), VERBS[0], NounPhrase(THINGS[0]), place=PLACES[0], time=TIMES[0]
-)
+CLAUSE = Clause(NounPhrase(ACTORS[0]), VERBS[0], NounPhrase(THINGS[0]), place=PLACES[0], time=TIMES[0])
 
 
 def test_questions_are_answered_in_english():

@@ -71,9 +71,7 @@ def test_equals_transformers(heads):
     expected = theirs(features, attention_mask=mask)
     assert olens.tolist() == expected.attention_mask.sum(-1).tolist()
     for row, length in enumerate(olens):
-        torch.testing.assert_close(
-            ys[row, :length], expected.last_hidden_state[row, :length], rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(ys[row, :length], expected.last_hidden_state[row, :length], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("factor", [4, 8])
@@ -165,9 +163,7 @@ def test_state_dict_round_trip():
     first, second = tiny(), FastConformerEncoder(80, **TINY)
     second.load_state_dict(first.state_dict())
     features, lengths = torch.randn(1, 40, 80), torch.tensor([40])
-    torch.testing.assert_close(
-        first.eval()(features, lengths)[0], second.eval()(features, lengths)[0]
-    )
+    torch.testing.assert_close(first.eval()(features, lengths)[0], second.eval()(features, lengths)[0])
 
 
 @pytest.mark.parametrize("missing", ["./no/such/model", "/no/such/model", "exp/asr/no_model"])

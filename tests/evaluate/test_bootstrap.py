@@ -43,10 +43,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 
 
 def test_interval_narrows_with_n():
-    widths = [
-        high - low
-        for low, high in (confidence_interval(bernoulli(n, 0.5), mean) for n in (25, 400, 6400))
-    ]
+    widths = [high - low for low, high in (confidence_interval(bernoulli(n, 0.5), mean) for n in (25, 400, 6400))]
     assert widths[0] > 3 * widths[1] > 9 * widths[2]
 
 

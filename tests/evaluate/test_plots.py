@@ -65,9 +65,7 @@ def test_curves_are_drawn_and_reproducible(exp, plot):
 def test_curves_show_the_data(exp):
     histories = read_histories(exp)
     plot_loss(histories, exp / "a.png")
-    steeper = [
-        Epoch(e.number, {"loss": e.train["loss"] ** 2}, e.valid) for e in histories[0].epochs
-    ]
+    steeper = [Epoch(e.number, {"loss": e.train["loss"] ** 2}, e.valid) for e in histories[0].epochs]
     plot_loss([History("bestow", steeper), histories[1]], exp / "b.png")
     assert not np.array_equal(imread(exp / "a.png"), imread(exp / "b.png"))
 

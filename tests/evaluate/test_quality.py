@@ -14,10 +14,7 @@ def random_pairs(count: int, seed: int = 3) -> tuple[list[str], list[str]]:
     rng = np.random.default_rng(seed)
     words = ["the", "dog", "cat", "sees", "three", "red", "birds", "today", "house", "ran"]
     refs = [" ".join(rng.choice(words, rng.integers(3, 12))) for _ in range(count)]
-    hyps = [
-        " ".join(w if rng.random() > 0.2 else rng.choice(words) for w in ref.split())
-        for ref in refs
-    ]
+    hyps = [" ".join(w if rng.random() > 0.2 else rng.choice(words) for w in ref.split()) for ref in refs]
     hyps[0] = ""
     return hyps, refs
 
@@ -75,9 +72,7 @@ def test_no_reference_words_at_all_is_an_error():
         quality.wer(["a", "b"], ["(laughs)", ""], "en")
 
 
-@pytest.mark.parametrize(
-    "metric", [quality.wer, quality.bleu, quality.chrf, quality.rouge_l, quality.accuracy]
-)
+@pytest.mark.parametrize("metric", [quality.wer, quality.bleu, quality.chrf, quality.rouge_l, quality.accuracy])
 def test_sides_of_different_length_and_nothing_to_score(metric):
     with pytest.raises(ValueError, match="1 hypotheses but 2 references"):
         metric(["a"], ["a", "b"])
@@ -93,9 +88,7 @@ def test_bleu_and_chrf_equal_sacrebleu():
     tally = quality.bleu(hyps, refs, "de")
     assert value(tally) == pytest.approx(expected.score)
     assert "tok:13a" in tally.signature and "case:mixed" in tally.signature
-    assert value(quality.chrf(hyps, refs)) == pytest.approx(
-        sacrebleu.corpus_chrf(hyps, [refs]).score
-    )
+    assert value(quality.chrf(hyps, refs)) == pytest.approx(sacrebleu.corpus_chrf(hyps, [refs]).score)
 
 
 def test_bleu_keeps_case_and_punctuation():

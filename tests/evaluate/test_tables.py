@@ -30,9 +30,7 @@ def test_markdown_has_everything():
     lines = text.split("\n")
     assert lines[0] == "# Mini"
     assert "## bestow" in lines and "## salm" in lines
-    assert (
-        "| asr_en | WER % ↓ | 3.25 [2.50, 4.00] (n = 400) | 9.00 [8.00, 10.00] (n = 40) |" in lines
-    )
+    assert "| asr_en | WER % ↓ | 3.25 [2.50, 4.00] (n = 400) | 9.00 [8.00, 10.00] (n = 40) |" in lines
     assert "* test: `score.sh a`" in lines and "* test_noisy: `score.sh b`" in lines
     assert "* WER % (asr_en): `norm:x`" in lines
     assert "![Loss](images/loss.png)" in lines

@@ -127,5 +127,3 @@ def test_missing_llm_and_wrong_dtype_are_named(paths, tmp_path):
         load_causal_lm(str(tmp_path))
     with pytest.raises(ValueError, match="llm dtype='float7'"):
         load_causal_lm(paths["llama"], "float7")
-
-

@@ -88,9 +88,7 @@ def test_a_killed_run_ends_with_the_weights_of_the_uninterrupted_one(folder, tmp
     parts = tmp_path / "parts"
     # Far more steps than the test waits for, so that the kill finds it at work.
     args = arguments(folder, parts, **{**options, "steps": 30, "eval_interval": 10})
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SLOW, *args], env=environment(), stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-c", _SLOW, *args], env=environment(), stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
         while not (parts / "history.json").exists() and time.monotonic() < deadline:

@@ -47,9 +47,7 @@ def test_the_plain_template_works_with_it(directory):
 def test_another_process_gives_the_same_bytes(directory):
     args = ["--text", "a.txt", "--text", "b.txt", "--vocab_size", "90", "--output_dir", "again"]
     module = "espnet_bestow.bin.train_tokenizer"
-    subprocess.run(
-        [sys.executable, "-m", module, *args], cwd=directory, env=environment(), check=True
-    )
+    subprocess.run([sys.executable, "-m", module, *args], cwd=directory, env=environment(), check=True)
     first, second = ((directory / d / "tokenizer.json").read_bytes() for d in ("out", "again"))
     assert first == second
 
@@ -73,9 +71,7 @@ def test_text_that_cannot_come_back_is_named(line):
         train_tokenizer([*LINES, line], 100)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"\n \n", "no text in"), (b"\xff\xfe\xfa", "not UTF-8")]
-)
+@pytest.mark.parametrize(("content", "message"), [(b"\n \n", "no text in"), (b"\xff\xfe\xfa", "not UTF-8")])
 def test_files_without_usable_text_are_one_line(tmp_path, content, message):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(SystemExit, match=message):
