@@ -5,19 +5,24 @@ YAML that trains an ESPnet ASR model names the same parts here.
 """
 
 import argparse
+import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
+from espnet2.iterators.abs_iter_factory import AbsIterFactory
+from espnet2.iterators.sequence_iter_factory import RawSampler
 from espnet2.tasks import asr
+from espnet2.tasks.abs_task import IteratorOptions
 from espnet2.tasks.asr import ASRTask
 from espnet2.torch_utils.initialize import initialize
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from espnet2.train.class_choices import ClassChoices
+from torch import distributed as dist
 from torch import nn
 
 from espnet_bestow.connectors import CONNECTORS, Connector
@@ -135,6 +140,23 @@ class BestowTask(ASRTask):
         return BestowPreprocessor(train, template, args.default_prompt, cls.task_names(args), _transcript_encoder(args))
 
     @classmethod
+    def build_sequence_iter_factory(
+        cls, args: argparse.Namespace, iter_options: IteratorOptions, mode: str
+    ) -> AbsIterFactory:
+        """As in ASRTask, but processes share a batch in blocks of neighbouring rows instead of taking turns.
+
+        Rows about the same recording are neighbours, and a process encodes each of its recordings once.
+        """
+        if not iter_options.distributed:
+            return super().build_sequence_iter_factory(args, iter_options, mode)
+        world, rank = dist.get_world_size(), dist.get_rank()
+        whole = argparse.Namespace(**{**vars(args), "min_batch_size": max(args.min_batch_size, world)})
+        undivided = dataclasses.replace(iter_options, distributed=False)
+        factory = super().build_sequence_iter_factory(whole, undivided, mode)
+        factory.sampler = RawSampler([block(batch, rank, world) for batch in factory.sampler.batches])
+        return factory
+
+    @classmethod
     def build_template(cls, args: argparse.Namespace) -> PromptTemplate:
         """The prompt template of the configured LLM."""
         _check_conf("template", TEMPLATES[args.template], args.template_conf)
@@ -229,6 +251,11 @@ class BestowTask(ASRTask):
         if model_file is not None:
             load_checkpoint(model, model_file)
         return model.to(device), args
+
+
+def block(batch: Sequence[str], rank: int, world: int) -> Sequence[str]:
+    """The share of process ``rank``: sizes differ by one at most, and none is empty."""
+    return batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]
 
 
 def load_checkpoint(model: nn.Module, path: Path | str) -> None:

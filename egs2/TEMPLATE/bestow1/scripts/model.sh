@@ -25,10 +25,10 @@ set_trainer() {
     local module=espnet_bestow.bin.bestow_train processes=${nproc} backend=gloo
     if [ "${ngpu}" -gt 0 ]; then processes=${ngpu} backend=nccl; fi
     if [ $((processes * num_nodes)) -eq 1 ]; then
-        trainer=("${python_words[@]}" -m "${module}" --ngpu "${ngpu}")
+        trainer=("${threads[@]}" "${python_words[@]}" -m "${module}" --ngpu "${ngpu}")
         return
     fi
-    trainer=("${python_words[@]}" -m torch.distributed.run --nproc_per_node "${processes}")
+    trainer=("${threads[@]}" "${python_words[@]}" -m torch.distributed.run --nproc_per_node "${processes}")
     if [ "${num_nodes}" -eq 1 ]; then
         trainer+=(--standalone)
     else
