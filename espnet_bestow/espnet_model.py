@@ -53,6 +53,11 @@ class Features(nn.Module):
         return feats, lengths
 
 
+def final(frames: Tensor | tuple[Tensor, object]) -> Tensor:
+    """The output of an ESPnet encoder; those with intermediate CTC return a tuple, whose first part it is."""
+    return frames[0] if isinstance(frames, tuple) else frames
+
+
 class EncoderChain(nn.Module):
     """An ESPnet encoder followed by an ESPnet post-encoder."""
 
@@ -64,7 +69,7 @@ class EncoderChain(nn.Module):
     def forward(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, None]:
         """(B, T, 80) -> (B, F, D_enc)."""
         frames, lengths, _ = self.encoder(feats, lengths)
-        return *self.postencoder(frames, lengths), None
+        return *self.postencoder(final(frames), lengths), None
 
 
 class ESPnetBestowModel(BestowModel, AbsESPnetModel):
@@ -105,10 +110,9 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         self.tasks = tuple(tasks)
 
     def encode(self, waveform: Tensor, lengths: Tensor) -> Speech:
-        """See BestowModel; ESPnet encoders with intermediate CTC return a tuple, whose first part is the output."""
+        """See BestowModel."""
         speech = super().encode(waveform, lengths)
-        frames = speech.frames[0] if isinstance(speech.frames, tuple) else speech.frames
-        return Speech(frames, speech.lengths)
+        return Speech(final(speech.frames), speech.lengths)
 
     def collect_feats(self, speech: Tensor, speech_lengths: Tensor, **_: Tensor) -> dict[str, Tensor]:
         """Statistics for global_mvn."""

@@ -1,0 +1,278 @@
+"""The loss and everything reported with it, against the same numbers written out by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.asr.postencoder.length_adaptor_postencoder import LengthAdaptorPostEncoder
+from espnet2.asr.preencoder.linear import LinearProjection
+from espnet2.asr.specaug.specaug import SpecAug
+from espnet2.layers.utterance_mvn import UtteranceMVN
+from torch import nn
+
+from espnet_bestow.connectors import CrossAttentionConnector
+from espnet_bestow.espnet_model import EncoderChain, ESPnetBestowModel, Features, ctc_loss_sum, join
+from espnet_bestow.llm.causal_lm import CausalLM
+from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy, answer_index
+from tests.llm_fixtures import write_llm
+
+WINDOW, D_ENC = 4, 6
+TASKS = ("asr", "sqa", "ast")
+
+
+class FrameEncoder(nn.Module):
+    """Every 4 samples are a frame; counts what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WINDOW, D_ENC)
+        self.rows = 0
+
+    def forward(self, waveform, lengths):
+        self.rows += len(waveform)
+        frames = lengths // WINDOW
+        windows = waveform[:, : int(frames.max()) * WINDOW].unflatten(1, (-1, WINDOW))
+        return torch.tanh(self.linear(windows)), frames, None
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    return CausalLM(str(write_llm(tmp_path_factory.mktemp("llm"))))
+
+
+def build(llm, policy=None, **options):
+    torch.manual_seed(1)
+    connector = CrossAttentionConnector(llm.width, D_ENC, dim=16, num_heads=2, dropout=0.0)
+    ctc = nn.Linear(D_ENC, 11) if options.get("ctc_weight") else None
+    policy = policy or OfflinePolicy()
+    return ESPnetBestowModel(Features(), FrameEncoder(), connector, llm, policy, ctc, tasks=TASKS, **options).eval()
+
+
+PROMPTS = [[1, 9, 10, 11], [1, 9], [1, 20, 21]]
+ANSWERS = [[30, 2], [31, 32, 33, 34, 2], [35, 36, 2]]
+TRANSCRIPTS = [[4, 5], [6], [7, 7, 8]]
+SAMPLES = [24, 40, 32]
+
+
+def padded(rows):
+    tensors = [torch.tensor(row) for row in rows]
+    return nn.utils.rnn.pad_sequence(tensors, True, -1), torch.tensor([len(row) for row in rows])
+
+
+def batch(rows=(0, 1, 2)):
+    torch.manual_seed(0)
+    audio = [torch.randn(n) for n in SAMPLES]
+    chosen = [audio[r] for r in rows]
+    out = {
+        "speech": nn.utils.rnn.pad_sequence(chosen, True),
+        "speech_lengths": torch.tensor([len(a) for a in chosen]),
+        "task": torch.tensor([[r % 2] for r in rows]),
+    }
+    for name, source in (("prompt", PROMPTS), ("text", ANSWERS), ("src_text", TRANSCRIPTS)):
+        out[name], out[f"{name}_lengths"] = padded([source[r] for r in rows])
+    return out
+
+
+def written_out(model, row, smoothing=0.0):
+    """Losses of one utterance's answer tokens, without padding, batching or join."""
+    one = batch([row])
+    speech = model.encode(one["speech"], one["speech_lengths"])
+    ids = torch.tensor([PROMPTS[row] + ANSWERS[row]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    index = answer_index(mask, torch.tensor([len(PROMPTS[row])]))
+    visible = model.policy.rule(1)(index, mask, speech.lengths)
+    logp = model.teacher_forced(speech, ids, mask, visible)[0].log_softmax(-1)
+    losses, correct = [], 0
+    for n, token in enumerate(ANSWERS[row]):
+        predicted = logp[len(PROMPTS[row]) - 1 + n]
+        losses.append(float(-(1 - smoothing) * predicted[token] - smoothing * predicted.mean()))
+        correct += int(predicted.argmax()) == token
+    return losses, correct
+
+
+def test_join_by_hand():
+    prompt, prompt_lengths = padded([[1, 2, 3], [4]])
+    text, text_lengths = padded([[5, 6], [7, 8, 9]])
+    ids, mask = join(prompt, prompt_lengths, text, text_lengths)
+    # The last answer token predicts nothing and is left out.
+    assert ids.tolist() == [[1, 2, 3, 5], [4, 7, 8, 0]]
+    assert mask.tolist() == [[True] * 4, [True, True, True, False]]
+
+
+def test_join_of_an_answer_that_is_only_the_end_token():
+    ids, mask = join(torch.tensor([[1, 2]]), torch.tensor([2]), torch.tensor([[9]]), torch.tensor([1]))
+    assert ids.tolist() == [[1, 2]] and mask.all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("policy", [OfflinePolicy(), WaitKPolicy(k=2, step=1)], ids=["offline", "wait-k"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_is_the_mean_over_answer_tokens(llm, smoothing, policy):
+    model = build(llm, policy, lsm_weight=smoothing)
+    loss, stats, weight = model(**batch())
+    each = [written_out(model, row, smoothing) for row in range(3)]
+    tokens = sum(map(len, ANSWERS))
+    assert float(weight) == tokens
+    assert float(loss) == pytest.approx(sum(sum(losses) for losses, _ in each) / tokens, rel=1e-4)
+    assert float(stats["acc"]) == pytest.approx(sum(correct for _, correct in each) / tokens)
+    assert float(stats["loss"]) == float(loss) == float(stats["loss_llm"])
+
+
+@torch.no_grad()
+def test_losses_per_task(llm):
+    model = build(llm)
+    _, stats, _ = model(**batch())
+    sums = [written_out(model, row)[0] for row in range(3)]
+    both = sums[0] + sums[2]  # rows 0 and 2 are task 0
+    assert float(stats["loss_asr"]) == pytest.approx(sum(both) / len(both), rel=1e-4)
+    assert float(stats["loss_sqa"]) == pytest.approx(sum(sums[1]) / len(sums[1]), rel=1e-4)
+    assert math.isnan(float(stats["loss_ast"])), "absent in the batch"
+
+
+@torch.no_grad()
+def test_losses_per_task_need_the_task(llm):
+    data = batch()
+    del data["task"]
+    _, stats, _ = build(llm)(**data)
+    assert not any(name.removeprefix("loss_") in TASKS for name in stats)
+
+
+@torch.no_grad()
+def test_ctc_joins_the_loss_with_its_weight(llm):
+    model = build(llm, ctc_weight=0.3)
+    loss, stats, tokens = model(**batch())
+    each = []
+    for row in range(3):
+        one = batch([row])
+        speech = model.encode(one["speech"], one["speech_lengths"])
+        logp = model.ctc(speech.frames).log_softmax(-1)[0]
+        target = torch.tensor(TRANSCRIPTS[row])
+        each.append(F.ctc_loss(logp, target, (len(logp),), (len(target),), blank=10, reduction="sum"))
+    assert float(stats["loss_ctc"]) == pytest.approx(float(sum(each) / tokens), rel=1e-4)
+    assert float(loss) == pytest.approx(float(0.3 * stats["loss_ctc"] + 0.7 * stats["loss_llm"]), rel=1e-5)
+
+
+def test_a_transcript_without_alignment_contributes_nothing():
+    """Six labels do not fit into four frames; the other utterance is unharmed, and so are the gradients."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 9, requires_grad=True)
+    target, lengths = padded([[1, 2], [1, 2, 3, 4, 5, 6]])
+    both = ctc_loss_sum(logits, torch.tensor([4, 4]), target, lengths)
+    alone = ctc_loss_sum(logits[:1], torch.tensor([4]), target[:1], lengths[:1])
+    assert float(both) == pytest.approx(float(alone)) and float(alone) > 0
+    both.backward()
+    assert torch.isfinite(logits.grad).all() and (logits.grad[1] == 0).all() and (logits.grad[0] != 0).any()
+
+
+def test_encoder_pretraining_needs_no_llm():
+    model = ESPnetBestowModel(
+        Features(), FrameEncoder(), None, None, OfflinePolicy(), nn.Linear(D_ENC, 11), ctc_weight=1.0
+    )
+    loss, stats, _ = model(**batch())
+    loss.backward()
+    assert set(stats) == {"loss", "loss_ctc"}
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_ctc_without_transcripts_is_named(llm):
+    data = batch()
+    del data["src_text"]
+    with pytest.raises(ValueError, match=r"ctc_weight=0.3 needs the data name src_text"):
+        build(llm, ctc_weight=0.3)(**data)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5])
+def test_a_ctc_weight_out_of_range_is_named(llm, weight):
+    with pytest.raises(ValueError, match=f"ctc_weight={weight} must be between 0 and 1"):
+        build(llm, ctc_weight=weight)
+
+
+@torch.no_grad()
+def test_neighbours_about_one_recording_are_encoded_once(llm):
+    model = build(llm)
+    a, b = torch.randn(24), torch.randn(24)
+    cut = torch.cat([a[:20], torch.zeros(4)])
+    speech = torch.stack([a, a, a, b, cut, cut])
+    lengths = torch.tensor([24, 24, 24, 24, 24, 20])  # the last two differ in length only
+    shared = model._encode_each_once(speech, lengths)
+    assert model.encoder.rows == 4
+    every = model.encode(speech, lengths)
+    torch.testing.assert_close(shared.frames, every.frames)
+    assert torch.equal(shared.lengths, every.lengths)
+
+
+def test_sharing_a_recording_keeps_the_gradient(llm):
+    """The gradient of the shared encoding is the sum of what the rows send back."""
+    model = build(llm)
+    data = batch([0, 0])
+    data["text"], data["text_lengths"] = padded([ANSWERS[0], ANSWERS[1]])
+    model(**data)[0].backward()
+    shared = model.encoder.linear.weight.grad.clone()
+    model.zero_grad()
+    model.encoder.rows = 0
+    encode = model.encode(data["speech"], data["speech_lengths"])
+    args = (data[name] for name in ("prompt", "prompt_lengths", "text", "text_lengths"))
+    (model._answer_losses(encode, *args)[0].sum() / data["text_lengths"].sum()).backward()
+    assert model.encoder.rows == 2
+    torch.testing.assert_close(shared, model.encoder.linear.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def features():
+    torch.manual_seed(0)
+    return Features(
+        DefaultFrontend(fs=16000, n_fft=128, hop_length=64, n_mels=10),
+        SpecAug(apply_time_warp=False, freq_mask_width_range=(2, 4), time_mask_width_range=(2, 5)),
+        UtteranceMVN(),
+        LinearProjection(input_size=10, output_size=4),
+    )
+
+
+@torch.no_grad()
+def test_features_follow_the_order_of_espnet():
+    chain = features()
+    waveform, lengths = torch.randn(2, 3000), torch.tensor([2000, 1500])
+    plain, n = chain.frontend(waveform[:, :2000], lengths)
+    expected, _ = chain.preencoder(*chain.normalize(plain.clone(), n))
+    got, got_lengths = chain.eval()(waveform, lengths)
+    torch.testing.assert_close(got, expected)
+    assert torch.equal(got_lengths, n)
+
+    torch.manual_seed(5)
+    augmented, _ = chain.train()(waveform, lengths)
+    torch.manual_seed(5)
+    masked, _ = chain.specaug(plain.clone(), n)
+    expected, _ = chain.preencoder(*chain.normalize(masked, n))
+    torch.testing.assert_close(augmented, expected)
+    assert not torch.allclose(augmented, got), "SpecAugment belongs to training"
+
+
+@torch.no_grad()
+def test_statistics_are_of_features_before_augmentation_and_normalisation(llm):
+    model = build(llm)
+    model.features = features()
+    waveform, lengths = torch.randn(2, 2000), torch.tensor([2000, 1500])
+    found = model.train().collect_feats(speech=waveform, speech_lengths=lengths, text=torch.zeros(2, 1))
+    plain, n = model.features.frontend(waveform, lengths)
+    torch.testing.assert_close(found["feats"], plain)
+    assert torch.equal(found["feats_lengths"], n)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("postencoder", [None, LengthAdaptorPostEncoder(8, length_adaptor_n_layers=1)])
+def test_an_encoder_with_intermediate_outputs_is_read_at_its_end(llm, postencoder):
+    torch.manual_seed(0)
+    options = {"output_size": 8, "attention_heads": 2, "linear_units": 8, "num_blocks": 2, "input_layer": "linear"}
+    encoder = TransformerEncoder(5, **options, interctc_layer_idx=[1]).eval()
+    plain = TransformerEncoder(5, **options).eval()
+    plain.load_state_dict(encoder.state_dict())
+    chains = [part if postencoder is None else EncoderChain(part, postencoder.eval()) for part in (encoder, plain)]
+    waveform, lengths = torch.randn(2, 12, 5), torch.tensor([12, 9])
+    outputs = []
+    for chain in chains:
+        model = ESPnetBestowModel(Features(), chain, CrossAttentionConnector(32, 8, 16, 1, 2), llm, OfflinePolicy())
+        outputs.append(model.eval().encode(waveform, lengths))
+    torch.testing.assert_close(outputs[0].frames, outputs[1].frames)
+    assert torch.equal(outputs[0].lengths, outputs[1].lengths)
