@@ -10,14 +10,17 @@ import torch
 import yaml
 from torch import Tensor
 
-from espnet_bestow.audio import read_audio
+from espnet_bestow.audio import read_audio, resample
 from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.model_dir import META, read_meta, unpack
-from espnet_bestow.preprocess import check_speech
+from espnet_bestow.preprocess import BadUtteranceError, check_speech
 from espnet_bestow.prompt import PromptTemplate
 
 Audio = str | Path | np.ndarray | Tensor
+
+SHORTEST = 0.1
+"""Seconds; below, frontends and down-sampling encoders fail each in its own way."""
 
 
 @dataclass(frozen=True)
@@ -144,14 +147,22 @@ class Speech2Text:
 
     def _samples(self, audio: Audio, sample_rate: int | None) -> np.ndarray:
         if isinstance(audio, str | Path):
-            return check_speech(str(audio), read_audio(audio, self.sample_rate))
+            return check_length(str(audio), read_audio(audio, self.sample_rate), self.sample_rate)
         samples = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else audio
-        samples = check_speech("<samples>", samples)
-        if sample_rate not in (None, self.sample_rate):
-            import soxr
+        if samples.dtype.kind == "i":  # PCM as other readers return it; training saw -1 to 1
+            samples = samples / -float(np.iinfo(samples.dtype).min)
+        samples = resample(check_speech(_name(audio), samples), sample_rate or self.sample_rate, self.sample_rate)
+        return check_length(_name(audio), samples, self.sample_rate)
 
-            samples = soxr.resample(samples, sample_rate, self.sample_rate)
-        return samples.astype(np.float32)
+
+def check_length(uid: str, samples: np.ndarray, rate: int) -> np.ndarray:
+    """samples (S,) as they are, or an error where no encoder would make a frame of them."""
+    if len(samples) < SHORTEST * rate:
+        raise BadUtteranceError(
+            f"utterance {uid!r}: audio of {len(samples)} samples ({len(samples) / rate:.3f} s) is too short; "
+            f"at least {SHORTEST} s are needed"
+        )
+    return samples
 
 
 def locate(name: str | Path) -> tuple[Path, Path]:

@@ -8,15 +8,22 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from espnet2.fileio.datadir_writer import DatadirWriter
 from espnet2.utils import config_argparse
 from espnet2.utils.types import str2bool, str2triple_str, str_or_none
 from tqdm import tqdm
 
-from espnet_bestow.inference import DecodingOptions, Speech2Text
+from espnet_bestow.audio import AudioError
+from espnet_bestow.datadir.source import AudioSource, read_source
+from espnet_bestow.inference import DecodingOptions, Speech2Text, check_length
+from espnet_bestow.model_dir import ModelDirError
+from espnet_bestow.preprocess import BadUtteranceError, BestowPreprocessor
+from espnet_bestow.prompt import PromptError
 
 
 def get_parser() -> config_argparse.ArgumentParser:
@@ -64,14 +71,69 @@ def build(args: argparse.Namespace) -> Speech2Text:
     return Speech2Text.from_files(args.bestow_train_config, args.bestow_model_file, options, device)
 
 
+class AudioReader:
+    """Reads what a wav.scp names, in a data-loader worker, before the model's own preprocessing.
+
+    ESPnet's reader would take audio of any rate for the model's, knows no pipes here, and names no utterance.
+
+    Args:
+        rate: of the model, in Hz.
+        preprocess: what comes after.
+    """
+
+    def __init__(self, rate: int, preprocess: BestowPreprocessor):
+        self.rate = rate
+        self.preprocess = preprocess
+
+    def __call__(self, uid: str, data: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The preprocessed utterance; errors name it."""
+        speech = data["speech"]
+        if isinstance(speech, str):
+            try:
+                speech = read_source(AudioSource(speech), self.rate, uid=uid)
+            except AudioError as error:
+                # The way home from a worker is open only to errors that are made of one message.
+                raise BadUtteranceError(str(error)) from None
+        out = self.preprocess(uid, {**data, "speech": speech})
+        return {**out, "speech": check_length(uid, out["speech"], self.rate)}
+
+
+def check_keys(data: Sequence[tuple[str, str, str]], key_file: str | None) -> list[str]:
+    """The utterances to decode; all files must hold the same ones in the same order, as ESPnet reads them in step."""
+    first, *others = [(path, _keys(path)) for path, *_ in data]
+    for path, keys in others:
+        missing = sorted(set(first[1]) - set(keys))
+        if missing:
+            raise BadUtteranceError(f"utterance {missing[0]!r}: {path} has no line for it ({len(missing)} missing)")
+        if keys != first[1]:
+            line = next(n for n, (a, b) in enumerate(zip_longest(keys, first[1]), 1) if a != b)
+            raise BadUtteranceError(
+                f"utterance {keys[line - 1]!r}: line {line} of {path} is not that of {first[0]}; sort both alike"
+            )
+    if key_file is None:
+        return first[1]
+    wanted = _keys(key_file)
+    unknown = sorted(set(wanted) - set(first[1]))
+    if unknown:
+        raise BadUtteranceError(f"utterance {unknown[0]!r} of {key_file}: {first[0]} has no line for it")
+    return wanted
+
+
+def _keys(path: str) -> list[str]:
+    return [line.split(maxsplit=1)[0] for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
+
+
 def batches(args: argparse.Namespace, s2t: Speech2Text) -> Any:
     """ESPnet's streaming iterator over the data, with the model's own preprocessing."""
-    from espnet_bestow.preprocess import BestowPreprocessor
     from espnet_bestow.task import BestowTask
 
+    data = [
+        (path, name, "text" if (name, kind) == ("speech", "sound") else kind)
+        for path, name, kind in args.data_path_and_name_and_type
+    ]
     return BestowTask.build_streaming_iterator(
-        args.data_path_and_name_and_type,
-        preprocess_fn=BestowPreprocessor(False, s2t.template, s2t.default_prompt),
+        data,
+        preprocess_fn=AudioReader(s2t.sample_rate, BestowPreprocessor(False, s2t.template, s2t.default_prompt)),
         collate_fn=BestowTask.build_collate_fn(args, train=False),
         key_file=args.key_file,
         batch_size=args.batch_size,
@@ -83,10 +145,9 @@ def batches(args: argparse.Namespace, s2t: Speech2Text) -> Any:
 
 def inference(args: argparse.Namespace) -> None:
     """Decodes everything and writes the results; one real-time factor at the end."""
+    total = len(check_keys(args.data_path_and_name_and_type, args.key_file))
     s2t = build(args)
     started, audio = time.perf_counter(), 0.0
-    keys_of = Path(args.key_file or args.data_path_and_name_and_type[0][0])
-    total = len(keys_of.read_text("utf-8").splitlines())
     bar = tqdm(total=total, unit="utt", disable=not args.progress or None, file=sys.stderr)
     with DatadirWriter(args.output_dir) as writer:
         out = writer["1best_recog"]
@@ -114,7 +175,12 @@ def main(cmd: Sequence[str] | None = None) -> None:
     logging.basicConfig(
         level=args.log_level, format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s", stream=sys.stderr
     )
-    inference(args)
+    try:
+        inference(args)
+    except (BadUtteranceError, PromptError, ModelDirError, FileNotFoundError) as error:
+        # From a data-loader worker the message comes with that worker's traceback; its last line is the error.
+        line = str(error).strip().splitlines()[-1]
+        sys.exit(f"bestow_inference: {line.removeprefix(f'{type(error).__module__}.{type(error).__name__}: ')}")
 
 
 if __name__ == "__main__":
