@@ -19,6 +19,9 @@ from espnet_bestow.visibility import Policy, answer_index
 
 Stats = dict[str, Tensor | None]
 
+SILENCE = 1024
+"""Samples after the longest utterance of a batch: half a window of up to 128 ms."""
+
 
 class Features(nn.Module):
     """ESPnet's chain before the encoder, each part optional: frontend, SpecAugment, normalisation, pre-encoder."""
@@ -37,9 +40,16 @@ class Features(nn.Module):
         self.preencoder = preencoder
 
     def extract(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S) -> (B, T, 80), before augmentation and normalisation."""
-        waveform = waveform[:, : int(lengths.max())]
-        return (waveform, lengths) if self.frontend is None else self.frontend(waveform, lengths)
+        """(B, S) -> (B, T, 80), before augmentation and normalisation.
+
+        ESPnet's STFT mirrors the end of the padded batch, so that the last frames of an utterance would depend on
+        whether it is the longest one. With silence after all of them, a batch gives what its members give alone.
+        """
+        if self.frontend is None:
+            return waveform, lengths
+        waveform = F.pad(waveform[:, : int(lengths.max())], (0, SILENCE))
+        feats, lengths = self.frontend(waveform, lengths)
+        return feats[:, : int(lengths.max())], lengths
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) -> (B, T, 80)."""
@@ -143,6 +153,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
                 raise ValueError(f"ctc_weight={self.ctc_weight} needs the data name src_text (transcripts)")
             ctc = ctc_loss_sum(self.ctc(encoded.frames), encoded.lengths, src_text, src_text_lengths) / tokens
             stats["loss_ctc"] = ctc.detach()
+            stats["ctc_too_long"] = too_long(encoded.lengths, src_text, src_text_lengths).sum().to(ctc.dtype)
             loss = loss + self.ctc_weight * ctc
         if self.ctc_weight < 1.0:
             each, correct = self._answer_losses(encoded, prompt, prompt_lengths, text, text_lengths)  # (B, A) each
@@ -216,7 +227,7 @@ def join(prompt: Tensor, prompt_lengths: Tensor, text: Tensor, text_lengths: Ten
 def ctc_loss_sum(logits: Tensor, lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
     """CTC loss summed over the batch; the last class is blank.
 
-    A target longer than its frames has no alignment and contributes 0 (stage 4 of the recipe counts those).
+    A target longer than its frames has no alignment and contributes 0 (see :func:`too_long`).
 
     Args:
         logits: (B, F, C).
@@ -229,3 +240,19 @@ def ctc_loss_sum(logits: Tensor, lengths: Tensor, target: Tensor, target_lengths
     return F.ctc_loss(
         logp, target.clamp(min=0), lengths, target_lengths, blank=blank, reduction="sum", zero_infinity=True
     )
+
+
+def too_long(lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
+    """Which rows have fewer frames than CTC needs: one for each token, one more between two that are equal.
+
+    Args:
+        lengths: (B,) frames.
+        target: (B, N) ids.
+        target_lengths: (B,).
+
+    Returns:
+        (B,) bool.
+    """
+    inside = torch.arange(1, target.shape[1], device=target.device) < target_lengths[:, None]
+    repeats = ((target[:, 1:] == target[:, :-1]) & inside).sum(1)
+    return target_lengths + repeats > lengths

@@ -181,7 +181,9 @@ def _from_experiment(folder: Path) -> tuple[Path, Path]:
     if not (folder / "config.yaml").exists():
         raise FileNotFoundError(f"model {str(folder)!r} has no config.yaml; is it the output_dir of a training?")
     config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    criteria = [".".join(criterion[:2]) for criterion in config.get("best_model_criterion", [])]
+    # What is best on validation data comes before what is best on training data.
+    order = sorted(config.get("best_model_criterion", []), key=lambda criterion: criterion[0] != "valid")
+    criteria = [".".join(criterion[:2]) for criterion in order]
     names = [f"{c}.{kind}.pth" for kind in ("ave", "best") for c in criteria] + ["latest.pth"]
     for candidate in names:
         if (folder / candidate).exists():

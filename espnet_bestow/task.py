@@ -119,6 +119,8 @@ class BestowTask(ASRTask):
         # ASRTask's default would have ESPnet tokenise; the LLM's tokenizer does. Named here, a token list is the
         # vocabulary of the auxiliary CTC instead of the LLM's.
         parser.set_defaults(token_list=None, use_preprocessor=True, token_type="bpe")
+        # ESPnet's default, folded, wants a --fold_length; and sorted batches bring rows about one recording together.
+        parser.set_defaults(batch_type="sorted")
         parser.set_defaults(required=["output_dir"])
 
     @classmethod
@@ -213,10 +215,9 @@ class BestowTask(ASRTask):
         return model
 
     @classmethod
-    def _build_frontend(cls, args: argparse.Namespace) -> tuple[nn.Module | None, int]:
+    def _build_frontend(cls, args: argparse.Namespace) -> tuple[nn.Module, int]:
         if args.input_size is not None:
-            args.frontend, args.frontend_conf = None, {}
-            return None, args.input_size
+            raise ValueError(f"input_size={args.input_size}: BESTOW reads waveforms, not features from files")
         frontend = _build(frontend_choices, args)
         return frontend, frontend.output_size()
 

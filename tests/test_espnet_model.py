@@ -14,7 +14,7 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 from torch import nn
 
 from espnet_bestow.connectors import CrossAttentionConnector
-from espnet_bestow.espnet_model import EncoderChain, ESPnetBestowModel, Features, ctc_loss_sum, join
+from espnet_bestow.espnet_model import SILENCE, EncoderChain, ESPnetBestowModel, Features, ctc_loss_sum, join, too_long
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy, answer_index
 from tests.llm_fixtures import write_llm
@@ -173,7 +173,7 @@ def test_encoder_pretraining_needs_no_llm():
     )
     loss, stats, _ = model(**batch())
     loss.backward()
-    assert set(stats) == {"loss", "loss_ctc"}
+    assert set(stats) == {"loss", "loss_ctc", "ctc_too_long"}
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -234,7 +234,8 @@ def features():
 def test_features_follow_the_order_of_espnet():
     chain = features()
     waveform, lengths = torch.randn(2, 3000), torch.tensor([2000, 1500])
-    plain, n = chain.frontend(waveform[:, :2000], lengths)
+    plain, n = chain.frontend(F.pad(waveform[:, :2000], (0, SILENCE)), lengths)
+    plain = plain[:, : int(n.max())]
     expected, _ = chain.preencoder(*chain.normalize(plain.clone(), n))
     got, got_lengths = chain.eval()(waveform, lengths)
     torch.testing.assert_close(got, expected)
@@ -255,8 +256,8 @@ def test_statistics_are_of_features_before_augmentation_and_normalisation(llm):
     model.features = features()
     waveform, lengths = torch.randn(2, 2000), torch.tensor([2000, 1500])
     found = model.train().collect_feats(speech=waveform, speech_lengths=lengths, text=torch.zeros(2, 1))
-    plain, n = model.features.frontend(waveform, lengths)
-    torch.testing.assert_close(found["feats"], plain)
+    plain, n = model.features.frontend(F.pad(waveform, (0, SILENCE)), lengths)
+    torch.testing.assert_close(found["feats"], plain[:, : int(n.max())])
     assert torch.equal(found["feats_lengths"], n)
 
 
@@ -276,3 +277,23 @@ def test_an_encoder_with_intermediate_outputs_is_read_at_its_end(llm, postencode
         outputs.append(model.eval().encode(waveform, lengths))
     torch.testing.assert_close(outputs[0].frames, outputs[1].frames)
     assert torch.equal(outputs[0].lengths, outputs[1].lengths)
+
+
+def test_features_of_a_batch_are_those_of_its_members():
+    """ESPnet's frontend alone mirrors at the end of the padding."""
+    torch.manual_seed(0)
+    features = Features(DefaultFrontend(fs="16k", n_fft=512, win_length=400, hop_length=160))
+    lengths = torch.tensor([8000, 5000, 7000])
+    waveform = torch.randn(3, 8000) * (torch.arange(8000) < lengths[:, None])
+    together, n = features(waveform, lengths)
+    for row in range(3):
+        alone, m = features(waveform[row : row + 1, : int(lengths[row])], lengths[row : row + 1])
+        assert n[row] == m[0]
+        torch.testing.assert_close(together[row, : int(n[row])], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_targets_longer_than_their_frames_are_counted():
+    target = torch.tensor([[5, 6, 7, -1], [5, 5, 6, 6], [5, 5, 5, -1]])
+    lengths = torch.tensor([3, 4, 2])
+    # the second needs a blank between equal tokens: 6 frames
+    assert too_long(torch.tensor([3, 5, 3]), target, lengths).tolist() == [False, True, False]

@@ -42,7 +42,6 @@ def same(a, b, tolerance=2e-3):
 def test_the_model_of_these_tests_listens(s2t, expected):
     """Otherwise none of the comparisons below would say anything."""
     others = [s2t(np.random.default_rng(n).standard_normal(16000) * 0.1, PROMPT) for n in range(3)]
-    assert len({expected.text, *(other.text for other in others)}) > 1
     assert min(abs(expected.score - other.score) for other in others) > 0.05
 
 
@@ -109,11 +108,9 @@ def test_a_batch_answers_as_its_members(vivid_experiment, options):
     s2t = Speech2Text.from_pretrained(vivid_experiment, options)
     audios = [tones(16000), tones(16000, 0.6, start=0.1), tones(16000, 0.8)]
     prompts = [PROMPT, "translate to german", "turn on the light in the kitchen"]
-    # ESPnet's STFT mirrors the end of what it gets: the audio, or in a batch the padding after it. That reaches the
-    # log-mel features of a last frame or two; what the model itself makes of padding is in test_model.py.
     together = s2t.batch(audios, prompts)
     for result, audio, prompt in zip(together, audios, prompts, strict=True):
-        assert same(result, s2t(audio, prompt), 0.02)
+        assert same(result, s2t(audio, prompt), 1e-3)
 
 
 def test_a_batch_needs_a_prompt_each(s2t):

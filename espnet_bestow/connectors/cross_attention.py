@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from espnet_bestow.connectors.attention import CausalSelfAttention, CrossAttention, KeysValues, causal_mask
+from espnet_bestow.connectors.attention import (
+    CausalSelfAttention,
+    CrossAttention,
+    KeysValues,
+    causal_mask,
+    initialize,
+)
 from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, Speech
 
 
@@ -110,6 +116,7 @@ class CrossAttentionConnector(Connector):
         self.blocks: Sequence[BestowBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.norm = nn.LayerNorm(dim)
         self.text_out = nn.Linear(dim, text_dim)
+        initialize(self)
         if zero_init:
             nn.init.zeros_(self.text_out.weight)
             nn.init.zeros_(self.text_out.bias)

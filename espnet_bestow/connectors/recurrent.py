@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from espnet_bestow.connectors.attention import CrossAttention, KeysValues
+from espnet_bestow.connectors.attention import CrossAttention, KeysValues, initialize
 from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, Speech
 
 
@@ -58,6 +58,7 @@ class RecurrentConnector(Connector):
             nn.Linear(text_dim, ffn_mult * text_dim), nn.ReLU(), nn.Linear(ffn_mult * text_dim, text_dim)
         )
         self.dropout = nn.Dropout(dropout)
+        initialize(self)
 
     def start(self, speech: Speech) -> RecurrentState:
         """Projects the speech once."""

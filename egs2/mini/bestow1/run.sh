@@ -16,7 +16,7 @@ done
 ./bestow.sh \
     --stop_stage 14 \
     --nj 2 \
-    --num_threads 2 \
+    --nproc 2 \
     --inference_nj 2 \
     --train_set train \
     --valid_set valid \
@@ -25,6 +25,6 @@ done
     --max_wav_duration 15 \
     --lm_train_text data/lm/train.txt \
     --lm_dev_text data/lm/valid.txt \
-    --nbpe 500 \
+    --nbpe 600 \
     --ctc_config conf/train_ctc.yaml \
     "${options[@]}"

@@ -81,19 +81,23 @@ ensure_stats() {
     once "${stats_dir}/.done" "${inputs[@]}" -- collect_stats
 }
 
-# train_model CONFIG DIR OPTION...
+# train_model CONFIG DIR SHAPES OPTION...: SHAPES/{train,valid}/*_shape say which rows are used.
 train_model() {
-    local config=$1 dir=$2
-    shift 2
+    local config=$1 dir=$2 shapes=$3
+    shift 3
+    local normalize=()
+    if ! grep -q '^normalize:' "${config}"; then
+        normalize=(--normalize global_mvn --normalize_conf "stats_file=${stats_dir}/train/feats_stats.npz")
+    fi
     set_data_options
     set_trainer
     run_logged "${cuda_cmd:-}" "${dir}/train.out" "${trainer[@]}" --config "${config}" \
         --output_dir "${dir}" --resume true --llm_conf "path=${llm_path}" "${data_options[@]}" \
-        --train_shape_file "${stats_dir}/train/speech_shape" \
-        --train_shape_file "${stats_dir}/train/text_shape" \
-        --valid_shape_file "${stats_dir}/valid/speech_shape" \
-        --valid_shape_file "${stats_dir}/valid/text_shape" \
-        --normalize global_mvn --normalize_conf "stats_file=${stats_dir}/train/feats_stats.npz" \
+        --train_shape_file "${shapes}/train/speech_shape" \
+        --train_shape_file "${shapes}/train/text_shape" \
+        --valid_shape_file "${shapes}/valid/speech_shape" \
+        --valid_shape_file "${shapes}/valid/text_shape" \
+        "${normalize[@]}" \
         "$@"
 }
 
@@ -111,12 +115,27 @@ keep_origin() {
     echo "${now}" >"${dir}/.origin"
 }
 
+# one_row_each: of the rows about one recording the first, in ${ctc_exp}/shapes. CTC does not read instructions.
+one_row_each() {
+    local mode name set
+    for mode in train valid; do
+        if [ ${mode} = train ]; then set=${train_set}; else set=${valid_set}; fi
+        mkdir -p "${ctc_exp}/shapes/${mode}"
+        for name in speech text; do
+            awk 'NR == FNR { key = $1; $1 = ""; if (!seen[$0]++) first[key] = 1; next } $1 in first' \
+                "${raw}/${set}/wav.scp" "${stats_dir}/${mode}/${name}_shape" \
+                >"${ctc_exp}/shapes/${mode}/${name}_shape"
+        done
+    done
+}
+
 pretrain_encoder() {
     keep_origin "${ctc_exp}" "${origin[@]}"
     # Only what differs is written in ctc_config, so the encoder is the one of bestow_config.
     py -m espnet_bestow.bin.merge_configs "${bestow_config}" "${ctc_config}" \
         --output "${ctc_exp}/train.yaml"
-    train_model "${ctc_exp}/train.yaml" "${ctc_exp}" "${ctc_words[@]}"
+    one_row_each
+    train_model "${ctc_exp}/train.yaml" "${ctc_exp}" "${ctc_exp}/shapes" "${ctc_words[@]}"
 }
 
 # Whether bestow_config asks for the auxiliary CTC loss.
@@ -131,5 +150,5 @@ train_bestow() {
         if has_ctc_head; then init+=("${weights}:ctc:ctc"); fi
     fi
     keep_origin "${bestow_exp}" "${origin[@]}" "${llm_path}/.done" "${weights:-no CTC}"
-    train_model "${bestow_config}" "${bestow_exp}" "${init[@]}" "${bestow_words[@]}"
+    train_model "${bestow_config}" "${bestow_exp}" "${stats_dir}" "${init[@]}" "${bestow_words[@]}"
 }
