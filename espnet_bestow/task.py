@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
+from espnet2.asr.preencoder.abs_preencoder import AbsPreEncoder
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.iterators.sequence_iter_factory import RawSampler
 from espnet2.tasks import asr
@@ -27,6 +28,7 @@ from torch import nn
 
 from espnet_bestow.connectors import CONNECTORS, Connector
 from espnet_bestow.encoders import (
+    ConvSubsampling,
     FastConformerEncoder,
     FullWindowWhisperEncoder,
     HFWhisperEncoder,
@@ -48,6 +50,12 @@ frontend_choices = ClassChoices(
     {**asr.frontend_choices.classes, "whisper_log_mel": WhisperLogMelFrontend},
     type_check=AbsFrontend,
     default="default",
+)
+preencoder_choices = ClassChoices(
+    "preencoder",
+    {**asr.preencoder_choices.classes, "conv1d": ConvSubsampling},
+    type_check=AbsPreEncoder,
+    optional=True,
 )
 encoder_choices = ClassChoices(
     "encoder",
@@ -71,7 +79,6 @@ model_choices = ClassChoices("model", {"bestow": ESPnetBestowModel}, default="be
 # Arguments of a class that the task supplies, which therefore are no keys of a *_conf.
 _SUPPLIED = {
     "encoder": {"input_size"},
-    "preencoder": {"input_size"},
     "postencoder": {"input_size"},
     "connector": {"text_dim", "speech_dim"},
     "template": {"tokenizer", "max_tokens"},
@@ -89,7 +96,7 @@ class BestowTask(ASRTask):
         asr.specaug_choices,
         asr.normalize_choices,
         model_choices,
-        asr.preencoder_choices,
+        preencoder_choices,
         encoder_choices,
         asr.postencoder_choices,
         connector_choices,
@@ -195,7 +202,7 @@ class BestowTask(ASRTask):
             frontend,
             specaug=_build(asr.specaug_choices, args),
             normalize=_build(asr.normalize_choices, args),
-            preencoder=_build(asr.preencoder_choices, args),
+            preencoder=_build_preencoder(args, size),
         )
         if features.preencoder is not None:
             size = features.preencoder.output_size()
@@ -275,6 +282,15 @@ def _build(choices: ClassChoices, args: argparse.Namespace, **supplied: Any) -> 
     if name is None:
         return None
     return choices.get_class(name)(**supplied, **getattr(args, f"{choices.name}_conf"))
+
+
+def _build_preencoder(args: argparse.Namespace, size: int) -> Any:
+    """ESPnet wants the input size of its pre-encoders in the YAML; here the frontend's is the default."""
+    if args.preencoder is None:
+        return None
+    cls = preencoder_choices.get_class(args.preencoder)
+    supplied = {"input_size": size} if "input_size" in inspect.signature(cls).parameters else {}
+    return cls(**{**supplied, **args.preencoder_conf})
 
 
 def _check_conf(choice: str, cls: type, conf: dict[str, Any]) -> None:

@@ -39,6 +39,15 @@ def test_every_encoder_trains_from_its_name_in_a_yaml(tiny, tmp_path, encoder):
     assert losses(exp)[0] > 0
 
 
+def test_conv1d_gives_espnet_encoders_80_ms_frames(tiny, tmp_path):
+    encoder = {**ENCODERS["e_branchformer"], "input_layer": "linear"}
+    options = {"preencoder": "conv1d", "preencoder_conf": {"output_size": 12}, "encoder_conf": encoder}
+    exp = train(tiny, tmp_path / "exp", encoder="e_branchformer", **options, max_epoch=1)
+    model, _ = BestowTask.build_model_from_file(exp / "config.yaml", exp / "1epoch.pth")
+    speech = model.eval().encode(torch.randn(1, 16000), torch.tensor([16000]))
+    assert speech.lengths.tolist() == [-(-101 // 8)]
+
+
 def test_training_learns_and_reports_per_task(tiny_experiment):
     history = json.loads((tiny_experiment / "history.json").read_text())
     assert history[1]["train"]["loss"] < history[0]["train"]["loss"]

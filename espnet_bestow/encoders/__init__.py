@@ -7,11 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from espnet_bestow.encoders.conv_subsampling import ConvSubsampling
     from espnet_bestow.encoders.fastconformer import FastConformerEncoder
     from espnet_bestow.encoders.hf_whisper import FullWindowWhisperEncoder, HFWhisperEncoder
     from espnet_bestow.encoders.whisper_frontend import WhisperLogMelFrontend
 
 __all__ = [
+    "ConvSubsampling",
     "FastConformerEncoder",
     "FullWindowWhisperEncoder",
     "HFWhisperEncoder",
@@ -19,6 +21,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "ConvSubsampling": "conv_subsampling",
     "FastConformerEncoder": "fastconformer",
     "FullWindowWhisperEncoder": "hf_whisper",
     "HFWhisperEncoder": "hf_whisper",

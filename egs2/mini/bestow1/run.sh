@@ -25,6 +25,6 @@ done
     --max_wav_duration 15 \
     --lm_train_text data/lm/train.txt \
     --lm_dev_text data/lm/valid.txt \
-    --nbpe 600 \
+    --nbpe 300 \
     --ctc_config conf/train_ctc.yaml \
     "${options[@]}"

@@ -146,7 +146,8 @@ train_bestow() {
     if [ -n "${ctc_config}" ]; then
         weights=${ctc_exp}/valid.loss.best.pth
         need_file "${weights}" "run stage 9"
-        init=(--init_param "${weights}:encoder:encoder")
+        # A pre-encoder is part of the features.
+        init=(--init_param "${weights}:features:features" "${weights}:encoder:encoder")
         if has_ctc_head; then init+=("${weights}:ctc:ctc"); fi
     fi
     keep_origin "${bestow_exp}" "${origin[@]}" "${llm_path}/.done" "${weights:-no CTC}"
