@@ -18,7 +18,7 @@ from espnet_bestow.evaluate.results import ResultRow
 from espnet_bestow.evaluate.tables import metric_face, row_order, unique
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#666666"
 _MARKERS_UP_TO = 20  # epochs; beyond, markers merge into a thick line
@@ -105,7 +105,8 @@ def plot_token_accuracy(histories: Sequence[History], path: Path) -> Path | None
 
 
 def _part_keys(history: History) -> list[str]:
-    return [key for key in history.statistics() if key.startswith("loss_")]
+    # ESPnet's loss_scale is that of mixed precision, not a loss.
+    return [key for key in history.statistics() if key.startswith("loss_") and key != "loss_scale"]
 
 
 def plot_loss_parts(histories: Sequence[History], path: Path) -> Path | None:
