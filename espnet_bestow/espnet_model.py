@@ -168,7 +168,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
     def _encode_each_once(self, speech: Tensor, lengths: Tensor) -> Speech:
         """Encodes a recording once when neighbouring rows hold different instructions about it.
 
-        Batches sorted by length bring such rows together, and the encoder is half of a training step's cost.
+        Batches sorted by length bring such rows together, and the encoder is a large part of a training step.
         """
         repeats = (lengths[1:] == lengths[:-1]) & (speech[1:] == speech[:-1]).all(1)
         recording = torch.cat([repeats.new_zeros(1), ~repeats]).cumsum(0)  # (B,)

@@ -60,8 +60,7 @@ class MultiHeadProjections(nn.Module):
 def initialize(module: nn.Module) -> None:
     """Xavier-uniform weights and zero biases in every Linear below ``module``.
 
-    PyTorch's own default draws a third of this variance, and attention to speech emerges later from it: on the
-    built-in corpus, with a fixed encoder, 400 steps of recognition end at loss 1.42 instead of 1.57.
+    PyTorch's own default draws a third of this variance, and attention to speech emerges later from it.
     """
     for child in module.modules():
         if isinstance(child, nn.Linear):

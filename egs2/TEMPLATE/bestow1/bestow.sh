@@ -97,7 +97,7 @@ if [ -f ./cmd.sh ]; then
     . ./cmd.sh
 fi
 read -r -a python_words <<<"${python}"
-# Threads that wait actively take the processor from the data loader, and a step then takes ten times as long.
+# Threads that wait actively take the processor from the data loader.
 threads=(env "OMP_NUM_THREADS=${num_threads}" OMP_WAIT_POLICY=PASSIVE)
 # For local/data.sh.
 export python
