@@ -61,8 +61,9 @@ setup(
     extras_require={
         # The built-in corpus is rendered by espeak-ng; the pin keeps its bytes the same everywhere.
         "corpus": ["espeakng-loader==0.2.4"],
-        # simuleval pins old tqdm and bitarray, so it is never a core dependency.
-        "simul": ["simuleval"],
+        # What SimulEval's speech-to-text evaluation imports. SimulEval itself pins an old tqdm and drags in more that
+        # it never imports here, so it comes by `pip install --no-deps simuleval==1.1.4` (tools/make_venv.sh).
+        "simul": ["pandas", "requests", "textgrid", "tornado"],
         "test": TEST,
         "lint": LINT,
         "dev": [*TEST, *LINT],

@@ -46,7 +46,10 @@ install() {
     touch "$unfinished"
     rm -f "$stamp"
     "$venv/bin/python" -m pip install --disable-pip-version-check \
-        --constraint constraints.txt --editable '.[corpus,dev]'
+        --constraint constraints.txt --editable '.[corpus,dev,simul]'
+    # Its own pins (an old tqdm) would break other packages; nothing of it needs them.
+    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \
+        --constraint constraints.txt --no-deps simuleval
     echo "$wanted" >"$stamp"
     rm "$unfinished"
 }
