@@ -1,0 +1,146 @@
+"""How a model hears audio that is still arriving.
+
+A :class:`Listener` belongs to a model and is shared by all its sessions; an :class:`Ear` is one session's audio. What is
+heard is a pure function of the audio and of how many frames are asked for, never of how the audio was cut into pushes:
+everything else in streaming (chunk invariance, causality, exact latency) rests on that.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from espnet_bestow.connectors import Speech
+
+RIGHT_CONTEXT = 13
+"""Frames of look-ahead with which a bidirectional encoder is recomputed (1.04 s at 80 ms, as the paper's authors do)."""
+
+
+class Ear:
+    """One session's audio, in a buffer that grows by doubling.
+
+    Attributes:
+        received: samples so far.
+        ended: whether the audio is complete.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = torch.zeros(1 << 14)
+        self.received = 0
+        self.ended = False
+
+    def push(self, samples: Tensor) -> None:
+        """Takes in the next samples (S,), float32 at the listener's rate."""
+        if self.ended:
+            raise ValueError(f"{len(samples)} samples pushed after the end of the audio")
+        needed = self.received + len(samples)
+        if needed > len(self._buffer):
+            grown = self._buffer.new_zeros(max(needed, 2 * len(self._buffer)))
+            grown[: self.received] = self._buffer[: self.received]
+            self._buffer = grown
+        self._buffer[self.received : needed] = samples
+        self.received = needed
+
+    def end(self) -> None:
+        """No more samples will come."""
+        self.ended = True
+
+    def samples(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Samples (S,) from ``start`` to ``stop`` (default: all received); a view, valid until the next push."""
+        stop = self.received if stop is None else stop
+        if not 0 <= start <= stop <= self.received:
+            raise ValueError(f"samples {start} to {stop} of {self.received} received")
+        return self._buffer[start:stop]
+
+
+class Listener(ABC):
+    """Base of all ways to encode audio that is still arriving.
+
+    Args:
+        sample_rate: what the model was trained on.
+        hop: samples per encoder frame (1280 is 80 ms at 16 kHz).
+    """
+
+    def __init__(self, sample_rate: int, hop: int):
+        self.sample_rate = sample_rate
+        self.hop = hop
+
+    def open(self) -> Ear:
+        """The ear of a new session."""
+        return Ear()
+
+    @abstractmethod
+    def needed(self, frames: int) -> int:
+        """Samples that must have arrived before the first ``frames`` frames may be shown, while the audio goes on."""
+
+    @abstractmethod
+    def hear(self, requests: Sequence[tuple[Ear, int]]) -> list[Tensor]:
+        """The first ``frames`` frames of each ear, (F_i, D_enc); fewer only where the audio has ended.
+
+        Args:
+            requests: ears and how many frames of each; one encoder call serves all of them.
+        """
+
+    def ready(self, ear: Ear, frames: int) -> bool:
+        """Whether the first ``frames`` frames may be shown now."""
+        return ear.ended or ear.received >= self.needed(frames)
+
+
+Encode = Callable[[Tensor, Tensor], Speech]
+"""waveform (B, S), lengths (B,) -> Speech; the ``encode`` of a model."""
+
+
+class RecomputedListener(Listener):
+    """BESTOW-S-bidi: any encoder, recomputed on the growing audio.
+
+    To show F frames, exactly (F + right_context) * hop samples are encoded and the first F frames kept, so that a frame
+    is always seen with the same look-ahead, however late it is asked for. Once too little audio is left for that, all
+    of it is encoded.
+
+    Args:
+        encode: the model's ``encode``, independent of padding and batch.
+        sample_rate: what the model was trained on.
+        hop: samples per encoder frame.
+        right_context: frames encoded beyond those that are shown.
+        shortest: samples below which audio has no frames at all (frontends fail on less).
+    """
+
+    def __init__(
+        self,
+        encode: Encode,
+        sample_rate: int = 16000,
+        hop: int = 1280,
+        right_context: int = RIGHT_CONTEXT,
+        shortest: int = 1600,
+    ):
+        super().__init__(sample_rate, hop)
+        if right_context < 0:
+            raise ValueError(f"right_context={right_context} must be >= 0")
+        self.encode = encode
+        self.right_context = right_context
+        self.shortest = shortest
+
+    def needed(self, frames: int) -> int:
+        """See :class:`Listener`."""
+        return (frames + self.right_context) * self.hop
+
+    def hear(self, requests: Sequence[tuple[Ear, int]]) -> list[Tensor]:
+        """See :class:`Listener`."""
+        heard = [ear.samples(0, min(self.needed(frames), ear.received)) for ear, frames in requests]
+        rows = [row for row, samples in enumerate(heard) if len(samples) >= self.shortest]
+        out = [samples.new_zeros(0, 0) for samples in heard]
+        if not rows:
+            return out
+        lengths = torch.tensor([len(heard[row]) for row in rows])
+        waveform = torch.nn.utils.rnn.pad_sequence([heard[row] for row in rows], batch_first=True)  # (B, S)
+        speech = self.encode(waveform, lengths)
+        for row, frames, length in zip(rows, speech.frames, speech.lengths.tolist(), strict=True):
+            ear, wanted = requests[row]
+            if length < wanted and ear.received >= self.needed(wanted):
+                raise ValueError(
+                    f"the encoder made {length} frames of {len(heard[row])} samples, {wanted} were asked for; "
+                    f"right_context={self.right_context} is too small for it, or hop={self.hop} wrong"
+                )
+            out[row] = frames[: min(wanted, length)]
+        return out
