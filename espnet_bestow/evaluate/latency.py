@@ -11,6 +11,7 @@ The numbers are those of SimulEval 1.1.4 (AL, LAAL, AP, DAL, StartOffset, EndOff
 """
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from math import isfinite
 
 import numpy as np
@@ -171,12 +172,7 @@ def start_lag(k: int, step: int, right_context: int = RIGHT_CONTEXT, frame_ms: f
 
 
 def paper_delays(
-    word_starts: Sequence[int],
-    tokens: int,
-    source_length: float,
-    k: int,
-    step: int,
-    right_context: int = RIGHT_CONTEXT,
+    word_tokens: Sequence[int], source_length: float, k: int, step: int, right_context: int = RIGHT_CONTEXT
 ) -> list[float]:
     """Delays (ms) as the authors of BESTOW count them: computed from K and L, never measured.
 
@@ -184,21 +180,23 @@ def paper_delays(
     token, and the end token is counted as one more unit.
 
     Args:
-        word_starts: position of the first token of each word.
-        tokens: how many tokens were written before the end token.
+        word_tokens: (N,) how many tokens each word has.
         source_length: T in milliseconds.
         k: wait-k lagging K.
         step: pre-decision ratio L.
         right_context: frames of look-ahead.
+
+    Returns:
+        (N + 1,) milliseconds.
     """
-    if wrong := [start for start in word_starts if not 0 <= start < tokens]:
-        raise ValueError(f"words start at token {wrong[0]}, but there are {tokens} tokens")
-    return [min(source_length, start_lag(j + k, step, right_context)) for j in (*word_starts, tokens)]
+    if wrong := [count for count in word_tokens if count < 1]:
+        raise ValueError(f"every word has at least 1 token, got {wrong[0]} among {list(word_tokens)}")
+    starts = accumulate(word_tokens, initial=0)
+    return [min(source_length, start_lag(j + k, step, right_context)) for j in starts]
 
 
 def laal_paper(
-    word_starts: Sequence[int],
-    tokens: int,
+    word_tokens: Sequence[int],
     source_length: float,
     reference_length: int,
     k: int,
@@ -206,5 +204,4 @@ def laal_paper(
     right_context: int = RIGHT_CONTEXT,
 ) -> float:
     """LAAL of `paper_delays`: comparable with the paper's tables, and with nothing that was measured."""
-    delays = paper_delays(word_starts, tokens, source_length, k, step, right_context)
-    return laal(delays, source_length, reference_length)
+    return laal(paper_delays(word_tokens, source_length, k, step, right_context), source_length, reference_length)

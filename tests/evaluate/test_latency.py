@@ -105,15 +105,14 @@ def test_start_lag_of_the_paper(k, seconds):
 
 
 def test_paper_counts_first_tokens_and_the_end():
-    # Words of 1, 3 and 2 tokens.
-    delays = latency.paper_delays([0, 1, 4], 6, 5000, k=6, step=4)
+    delays = latency.paper_delays([1, 3, 2], 5000, k=6, step=4)
     assert delays == [2960, 3280, 4240, 4880]
-    assert latency.laal_paper([0, 1, 4], 6, 5000, 4, k=6, step=4) == latency.laal(delays, 5000, 4)
-    assert latency.paper_delays([0, 1, 4], 6, 4000, k=6, step=4) == [2960, 3280, 4000, 4000]
-    with pytest.raises(ValueError, match="start at token 6"):
-        latency.paper_delays([0, 6], 6, 5000, k=6, step=4)
+    assert latency.laal_paper([1, 3, 2], 5000, 4, k=6, step=4) == latency.laal(delays, 5000, 4)
+    assert latency.paper_delays([1, 3, 2], 4000, k=6, step=4) == [2960, 3280, 4000, 4000]
+    with pytest.raises(ValueError, match="at least 1 token, got 0"):
+        latency.paper_delays([2, 0], 5000, k=6, step=4)
 
 
 def test_paper_laal_of_an_answer_without_words():
     """The end token alone: the authors' count has one entry."""
-    assert latency.laal_paper([], 0, 5000, 4, k=6, step=4) == 2960
+    assert latency.laal_paper([], 5000, 4, k=6, step=4) == 2960
