@@ -7,12 +7,15 @@
 and a state distinguishes nothing but whether the text comes in one piece or in steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from espnet_bestow.connectors import Connector, ConnectorState, Speech
+from espnet_bestow.connectors import Connector, ConnectorState, LLMInput, SeatedState, Speech
 from espnet_bestow.llm.causal_lm import CausalLM, LLMState
+from espnet_bestow.llm.seated import SeatedLLMState
+from espnet_bestow.seats import Placement, Seats
 
 
 @dataclass
@@ -29,6 +32,27 @@ class ModelState:
     def select(self, rows: Tensor) -> "ModelState":
         """Keeps the given text rows; a row may only move within its own utterance."""
         return ModelState(self.connector.select(rows), self.llm and self.llm.select(rows))
+
+
+@dataclass
+class SeatedModelState:
+    """The state of many streaming sessions; see :mod:`espnet_bestow.seats`."""
+
+    seats: Seats
+    connector: SeatedState
+    llm: SeatedLLMState
+
+    def sit(self, seats: Sequence[int], mask: Tensor) -> Placement:
+        """The next :meth:`BestowModel.read` is for these seats, mask (B, U)."""
+        at = self.seats.place(seats, mask)
+        self.connector.sit(at)
+        self.llm.sit(at)
+        return at
+
+    def leave(self, seat: int) -> None:
+        """Frees a seat."""
+        self.connector.leave(seat)
+        self.seats.leave(seat)
 
 
 class BestowModel(nn.Module):
@@ -57,8 +81,12 @@ class BestowModel(nn.Module):
         """Projects the speech once; the state then takes text in any number of steps."""
         return ModelState(self.connector.start(speech), self.llm.start(speech.frames.shape[0], speech.frames.device))
 
+    def seated(self) -> SeatedModelState:
+        """A state with seats for streaming sessions."""
+        return SeatedModelState(Seats(), self.connector.seated(), self.llm.seated())
+
     def step(self, ids: Tensor, mask: Tensor, visible: Tensor, state: ModelState, keep: Tensor | int = 0) -> Tensor:
-        """Consumes U new tokens.
+        """Consumes U new tokens: :meth:`read`, then :meth:`think`.
 
         Args:
             ids: (B, U) token ids; any value where ``mask`` is false.
@@ -70,14 +98,22 @@ class BestowModel(nn.Module):
         Returns:
             logits (B, kept, V).
         """
-        # A frozen LLM may be stored in another precision than what is trained.
-        embeddings = self.llm.embed(ids).to(next(self.connector.parameters()).dtype)
-        text = self.connector(embeddings, mask, visible, state.connector)
+        text = self.read(ids, mask, visible, state)
         if isinstance(keep, Tensor):
             # Whatever a connector puts before the text, the text positions are the last ones.
             keep = keep + (text.embeddings.shape[1] - ids.shape[1])
         elif keep == 0:
             keep = ids.shape[1]
+        return self.think(text, state, keep)
+
+    def read(self, ids: Tensor, mask: Tensor, visible: Tensor, state: ModelState | SeatedModelState) -> LLMInput:
+        """The connector's part of a step: the new tokens read the speech."""
+        # A frozen LLM may be stored in another precision than what is trained.
+        embeddings = self.llm.embed(ids).to(next(self.connector.parameters()).dtype)
+        return self.connector(embeddings, mask, visible, state.connector)
+
+    def think(self, text: LLMInput, state: ModelState | SeatedModelState, keep: Tensor | int = 0) -> Tensor:
+        """The LLM's part of a step; ``keep`` counts positions of ``text``. Returns logits (B, kept, V)."""
         return self.llm(text.embeddings, text.mask, state.llm, keep)
 
     def teacher_forced(

@@ -1,6 +1,6 @@
 """How speech meets the LLM: one small file per system, one face (:class:`Connector`)."""
 
-from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, Speech
+from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, SeatedState, Speech
 from espnet_bestow.connectors.cross_attention import CrossAttentionConnector
 from espnet_bestow.connectors.recurrent import RecurrentConnector
 
@@ -16,5 +16,6 @@ __all__ = [
     "CrossAttentionConnector",
     "LLMInput",
     "RecurrentConnector",
+    "SeatedState",
     "Speech",
 ]

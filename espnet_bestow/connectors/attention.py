@@ -1,12 +1,29 @@
 """The two attentions of a BESTOW block, each with its cache."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet_bestow.ops import staircase_attention
+
+
+class TextCache(Protocol):
+    """Keys and values of text, growing."""
+
+    def extend(self, keys: Tensor, values: Tensor) -> "KeysValues":
+        """All keys and values, (B, H, N, D) each, once those of U newer positions (B, H, U, D) are in."""
+        ...
+
+
+class SpeechMemory(Protocol):
+    """What queries read speech from."""
+
+    def attend(self, q: Tensor, visible: Tensor) -> Tensor:
+        """q (B', H, U, D), visible (B', U) -> (B', H, U, D)."""
+        ...
 
 
 @dataclass
@@ -23,6 +40,30 @@ class KeysValues:
     def select(self, rows: Tensor) -> "KeysValues":
         """Keeps the given batch rows."""
         return KeysValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
+
+    def attend(self, q: Tensor, visible: Tensor) -> Tensor:
+        """Attention from text to these keys and values of speech, through the staircase that ``visible`` describes.
+
+        Several text rows may share one utterance (beams, or several instructions for one recording): with B' = G * B
+        rows, rows b*G ... b*G + G - 1 read utterance b. They become additional query rows, so that keys and values
+        are neither copied nor computed twice.
+
+        Args:
+            q: (B', H, U, D).
+            visible: (B', U) int32.
+
+        Returns:
+            (B', H, U, D)
+        """
+        rows, _, positions, _ = q.shape
+        utterances = self.keys.shape[0]
+        if rows != utterances:
+            q = q.unflatten(0, (utterances, -1)).transpose(1, 2).flatten(2, 3)  # (B, H, G*U, D)
+            visible = visible.reshape(utterances, -1)
+        out = staircase_attention(q, self.keys, self.values, visible)
+        if rows != utterances:
+            out = out.unflatten(2, (-1, positions)).transpose(1, 2).flatten(0, 1)
+        return out
 
 
 class MultiHeadProjections(nn.Module):
@@ -71,7 +112,7 @@ def initialize(module: nn.Module) -> None:
 class CausalSelfAttention(MultiHeadProjections):
     """Each text position sees itself and the real positions before it. No position information, as in the paper."""
 
-    def forward(self, x: Tensor, past: KeysValues, allowed: Tensor) -> tuple[Tensor, KeysValues]:
+    def forward(self, x: Tensor, past: TextCache, allowed: Tensor) -> tuple[Tensor, KeysValues]:
         """Attends from U new positions to all N positions so far.
 
         Args:
@@ -110,28 +151,15 @@ def causal_mask(mask: Tensor, new: int) -> Tensor:
 class CrossAttention(MultiHeadProjections):
     """Text queries read un-normalised speech through the staircase that ``visible`` describes."""
 
-    def forward(self, x: Tensor, speech: KeysValues, visible: Tensor) -> Tensor:
+    def forward(self, x: Tensor, speech: SpeechMemory, visible: Tensor) -> Tensor:
         """Attends from text to speech.
-
-        Several text rows may share one utterance (beams, or several instructions for one recording): with B' = G * B
-        rows, rows b*G ... b*G + G - 1 read utterance b. They become additional query rows, so that keys and values
-        are neither copied nor computed twice.
 
         Args:
             x: (B', U, D) normalised text.
-            speech: keys and values of B utterances.
+            speech: what to read.
             visible: (B', U) int32.
 
         Returns:
             (B', U, D)
         """
-        q = self.split(self.query(x))  # (B', H, U, D)
-        rows, _, positions, _ = q.shape
-        utterances = speech.keys.shape[0]
-        if rows != utterances:
-            q = q.unflatten(0, (utterances, -1)).transpose(1, 2).flatten(2, 3)  # (B, H, G*U, D)
-            visible = visible.reshape(utterances, -1)
-        out = staircase_attention(q, speech.keys, speech.values, visible)
-        if rows != utterances:
-            out = out.unflatten(2, (-1, positions)).transpose(1, 2).flatten(0, 1)  # (B', H, U, D)
-        return self.out(self.merge(out))
+        return self.out(self.merge(speech.attend(self.split(self.query(x)), visible)))

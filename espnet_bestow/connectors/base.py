@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from espnet_bestow.seats import Placement
+
 
 @dataclass(frozen=True)
 class Speech:
@@ -43,6 +45,26 @@ class ConnectorState(Protocol):
         ...
 
 
+class SeatedState(Protocol):
+    """The state of many streaming sessions (:mod:`espnet_bestow.seats`); speech is kept as encoder frames."""
+
+    def hear(self, seat: int, frames: Tensor) -> None:
+        """All that a session may see from now on: frames (F, D_enc), replacing what it saw before."""
+        ...
+
+    def sit(self, at: Placement) -> None:
+        """The next call is for these seats."""
+        ...
+
+    def attention(self, block: int = -1) -> Tensor:
+        """How the last text position of the last call attended to speech: (B, F), mean over heads of a block."""
+        ...
+
+    def leave(self, seat: int) -> None:
+        """The session of this seat is gone."""
+        ...
+
+
 class Connector(nn.Module, ABC):
     """Base class of what a YAML names under ``connector``.
 
@@ -56,8 +78,12 @@ class Connector(nn.Module, ABC):
     def start(self, speech: Speech) -> ConnectorState:
         """Projects the speech once; the state then serves any number of calls."""
 
+    def seated(self) -> "SeatedState":
+        """A state in which every streaming session has a seat; it serves calls of any of them together."""
+        raise ValueError(f"connector {type(self).__name__} cannot stream: it has no seats for sessions")
+
     @abstractmethod
-    def forward(self, text: Tensor, mask: Tensor, visible: Tensor, state: ConnectorState) -> LLMInput:
+    def forward(self, text: Tensor, mask: Tensor, visible: Tensor, state: ConnectorState | SeatedState) -> LLMInput:
         """Consumes U new text positions and advances ``state``.
 
         Args:
@@ -65,5 +91,5 @@ class Connector(nn.Module, ABC):
             mask: (B, U) bool, true at real positions. Padding may stand anywhere: rows of a batch can be at
                 different positions of their texts.
             visible: (B, U) int32, frames that each position may see; 0 at padding.
-            state: from :meth:`start`.
+            state: from :meth:`start` or :meth:`seated`.
         """

@@ -13,10 +13,13 @@ from espnet_bestow.connectors.attention import (
     CausalSelfAttention,
     CrossAttention,
     KeysValues,
+    SpeechMemory,
+    TextCache,
     causal_mask,
     initialize,
 )
-from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, Speech
+from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, SeatedState, Speech
+from espnet_bestow.connectors.seated import AbsorbedSpeech, SeatedCrossAttentionState, SeatedFrames, SeatedKeysValues
 
 
 class BestowBlock(nn.Module):
@@ -47,8 +50,8 @@ class BestowBlock(nn.Module):
         return self.cross_attention.keys_values(frames)
 
     def forward(
-        self, x: Tensor, speech: KeysValues, visible: Tensor, past: KeysValues, allowed: Tensor
-    ) -> tuple[Tensor, KeysValues]:
+        self, x: Tensor, speech: SpeechMemory, visible: Tensor, past: TextCache, allowed: Tensor
+    ) -> tuple[Tensor, TextCache]:
         """x (B, U, D), visible (B, U), allowed (B, U, N) -> (B, U, D) and the grown self-attention cache."""
         if self.self_attention is not None and self.self_norm is not None:
             update, past = self.self_attention(self.self_norm(x), past, allowed)
@@ -74,6 +77,15 @@ class CrossAttentionState:
         """Keeps the given text rows."""
         text = [cache.select(rows) for cache in self.text]
         return CrossAttentionState(self.speech, text, self.mask.index_select(0, rows))
+
+    def enter(self, mask: Tensor) -> Tensor:
+        """Which positions U new ones, mask (B', U), may attend to: (B', U, N) bool."""
+        self.mask = torch.cat([self.mask, mask], 1)
+        return causal_mask(self.mask, new=mask.shape[1])
+
+    def keep(self, block: int, grown: KeysValues) -> None:
+        """The text cache of a block after its new positions."""
+        self.text[block] = grown
 
 
 class CrossAttentionConnector(Connector):
@@ -130,12 +142,19 @@ class CrossAttentionConnector(Connector):
         text = [KeysValues(nothing, nothing) for _ in self.blocks]
         return CrossAttentionState(projected, text, frames.new_zeros(batch, 0, dtype=torch.bool))
 
-    def forward(self, text: Tensor, mask: Tensor, visible: Tensor, state: ConnectorState) -> LLMInput:
+    def seated(self) -> SeatedCrossAttentionState:
+        """See base class."""
+        linears = [linear for linear in (self.bridge, self.speech_in) if isinstance(linear, nn.Linear)]
+        heard = SeatedFrames(linears[0].in_features)
+        speech = [AbsorbedSpeech(block.cross_attention, linears, heard) for block in self.blocks]
+        return SeatedCrossAttentionState(heard, speech, [SeatedKeysValues() for _ in self.blocks])
+
+    def forward(self, text: Tensor, mask: Tensor, visible: Tensor, state: ConnectorState | SeatedState) -> LLMInput:
         """text (B, U, D_llm), mask (B, U), visible (B, U) -> text embeddings that have read the speech."""
-        assert isinstance(state, CrossAttentionState)
-        state.mask = torch.cat([state.mask, mask], 1)
-        allowed = causal_mask(state.mask, new=mask.shape[1])
+        assert isinstance(state, CrossAttentionState | SeatedCrossAttentionState)
+        allowed = state.enter(mask)
         x = self.text_in(text)
         for number, block in enumerate(self.blocks):
-            x, state.text[number] = block(x, state.speech[number], visible, state.text[number], allowed)
+            x, grown = block(x, state.speech[number], visible, state.text[number], allowed)
+            state.keep(number, grown)
         return LLMInput(text + self.text_out(self.norm(x)), mask)

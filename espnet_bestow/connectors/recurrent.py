@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from espnet_bestow.connectors.attention import CrossAttention, KeysValues, initialize
-from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, Speech
+from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, SeatedState, Speech
+from espnet_bestow.connectors.seated import AbsorbedSpeech, SeatedFrames, SeatedRecurrentState
 
 
 @dataclass
@@ -23,6 +24,9 @@ class RecurrentState:
     def select(self, rows: Tensor) -> "RecurrentState":
         """Keeps the given text rows."""
         return RecurrentState(self.speech, self.hidden.index_select(1, rows))
+
+    def enter(self, mask: Tensor) -> None:
+        """New positions; the hidden state says all there is to know of earlier ones."""
 
 
 class RecurrentConnector(Connector):
@@ -66,9 +70,18 @@ class RecurrentConnector(Connector):
         hidden = speech.frames.new_zeros(self.rnn.num_layers, speech.frames.shape[0], self.rnn.hidden_size)
         return RecurrentState(projected, hidden)
 
-    def forward(self, text: Tensor, mask: Tensor, visible: Tensor, state: ConnectorState) -> LLMInput:
+    def seated(self) -> SeatedRecurrentState:
+        """See base class."""
+        heard = SeatedFrames(self.speech_in.in_features)
+        speech = AbsorbedSpeech(self.cross_attention, [self.speech_in], heard)
+        return SeatedRecurrentState(
+            heard, speech, self.rnn_out.weight.new_zeros(self.rnn.num_layers, self.rnn.hidden_size)
+        )
+
+    def forward(self, text: Tensor, mask: Tensor, visible: Tensor, state: ConnectorState | SeatedState) -> LLMInput:
         """text (B, U, D_llm) -> text embeddings that have read the speech."""
-        assert isinstance(state, RecurrentState)
+        assert isinstance(state, RecurrentState | SeatedRecurrentState)
+        state.enter(mask)
         queries, state.hidden = self._run(text, mask, state.hidden)
         speech = self.dropout(self.cross_attention(self.rnn_out(queries), state.speech, visible))
         x = text + torch.sigmoid(self.gate(text)) * speech

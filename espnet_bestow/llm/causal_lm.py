@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from espnet_bestow.llm.seated import SeatedLLMState
 from espnet_bestow.llm.tokenizer import not_found
 
 
@@ -31,6 +32,15 @@ class LLMState:
         """Keeps the given rows."""
         self.cache.reorder_cache(rows.long())  # type: ignore[arg-type]
         return LLMState(self.cache, self.mask.index_select(0, rows))
+
+    def enter(self, mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What the LLM is told of new positions, mask (B, N): its attention mask, and positions (B, N)."""
+        self.mask = torch.cat([self.mask, mask], 1)
+        return self.mask.long(), _positions(self.mask)[:, -mask.shape[1] :]
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def load_causal_lm(path: str, dtype: str | None = None) -> PreTrainedModel:
@@ -86,8 +96,12 @@ class CausalLM(nn.Module):
         """An empty cache for ``batch`` rows."""
         return LLMState(DynamicCache(config=self.model.config), torch.zeros(batch, 0, dtype=torch.bool, device=device))
 
+    def seated(self) -> SeatedLLMState:
+        """An empty cache with seats for streaming sessions."""
+        return SeatedLLMState(self.model.config)
+
     def forward(
-        self, embeddings: Tensor, mask: Tensor, state: LLMState | None = None, keep: Tensor | int = 0
+        self, embeddings: Tensor, mask: Tensor, state: LLMState | SeatedLLMState | None = None, keep: Tensor | int = 0
     ) -> Tensor:
         """Runs N new positions.
 
@@ -101,18 +115,15 @@ class CausalLM(nn.Module):
         Returns:
             logits (B, kept, V) in float32.
         """
-        seen = mask if state is None else torch.cat([state.mask, mask], 1)
-        positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -mask.shape[1] :]
+        attention, positions = (mask.long(), _positions(mask)) if state is None else state.enter(mask, self.model.dtype)
         out = self.model(
             inputs_embeds=embeddings.to(self.model.dtype),
-            attention_mask=seen.long(),
+            attention_mask=attention,
             position_ids=positions,
             past_key_values=None if state is None else state.cache,
             use_cache=state is not None,
             logits_to_keep=keep,
         )
-        if state is not None:
-            state.mask = seen
         return out.logits.float()
 
     def merged(self) -> PreTrainedModel:

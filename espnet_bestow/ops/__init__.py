@@ -8,7 +8,7 @@ from torch import Tensor
 
 from espnet_bestow.ops import reference
 
-__all__ = ["staircase_attention"]
+__all__ = ["staircase_attention", "staircase_weights"]
 
 
 def staircase_attention(
@@ -27,6 +27,23 @@ def staircase_attention(
     """
     _check(q, k, v, visible)
     return reference.staircase_attention(q, k, v, visible, scale)
+
+
+def staircase_weights(
+    q: Tensor,  # (B, H, U, D)
+    k: Tensor,  # (B, H_kv, F, D)
+    visible: Tensor,  # (B, U) int32
+    scale: float | None = None,
+) -> Tensor:  # (B, H, U, F)
+    """The weights that :func:`staircase_attention` gives to each key; exactly 0 in rows that see none.
+
+    For the few rows whose weights are wanted themselves (where does a token look?); no kernel stands behind it.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not belong together.
+    """
+    _check(q, k, k, visible)
+    return reference.staircase_weights(q, k, visible, scale)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> None:

@@ -23,3 +23,17 @@ def staircase_attention(
     grouped = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1), scale=scale, enable_gqa=grouped)
     return out.masked_fill(blind[:, None, :, None], 0.0)
+
+
+def staircase_weights(
+    q: Tensor,  # (B, H, U, D)
+    k: Tensor,  # (B, H_kv, F, D)
+    visible: Tensor,  # (B, U) int32
+    scale: float | None = None,
+) -> Tensor:  # (B, H, U, F)
+    """See :func:`espnet_bestow.ops.staircase_weights`."""
+    keys = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    scores = q @ keys.transpose(2, 3) * (q.shape[3] ** -0.5 if scale is None else scale)
+    unseen = torch.arange(k.shape[2], device=q.device) >= visible[:, None, :, None]  # (B, 1, U, F)
+    # Where nothing is seen, the softmax is over equal scores and its result is then overwritten.
+    return scores.masked_fill(unseen, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(unseen, 0.0)

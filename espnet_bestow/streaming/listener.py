@@ -1,8 +1,8 @@
 """How a model hears audio that is still arriving.
 
-A :class:`Listener` belongs to a model and is shared by all its sessions; an :class:`Ear` is one session's audio. What is
-heard is a pure function of the audio and of how many frames are asked for, never of how the audio was cut into pushes:
-everything else in streaming (chunk invariance, causality, exact latency) rests on that.
+A :class:`Listener` belongs to a model and is shared by all its sessions; an :class:`Ear` is one session's audio.
+What is heard is a pure function of the audio and of how many frames are asked for, never of how the audio was cut
+into pushes: everything else in streaming (chunk invariance, causality, exact latency) rests on that.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from torch import Tensor
 from espnet_bestow.connectors import Speech
 
 RIGHT_CONTEXT = 13
-"""Frames of look-ahead with which a bidirectional encoder is recomputed (1.04 s at 80 ms, as the paper's authors do)."""
+"""Frames of look-ahead with which a bidirectional encoder is recomputed (1.04 s at 80 ms, as the authors do)."""
 
 
 class Ear:

@@ -1,0 +1,80 @@
+"""An LLM's cache in which every streaming session has a seat (see :mod:`espnet_bestow.seats`)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from espnet_bestow.seats import Placement, SeatBuffer
+
+_PLAIN = {None, "full_attention"}
+"""Layer types that see all of the text before a token; the mask below knows no window."""
+
+
+class _SeatedLayer(CacheLayerMixin):
+    """Keys and values of one layer."""
+
+    def __init__(self, cache: "SeatedCache"):
+        super().__init__()
+        self._cache = cache
+        self._buffers = SeatBuffer(), SeatBuffer()
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Buffers take their shape from what is first written."""
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """New keys and values, (B, H, U, D) each -> all that these seats hold, (B, H, N, D) each."""
+        at = self._cache.at
+        assert at is not None
+        keys, values = self._buffers
+        grown_keys = keys.write(at, key_states.transpose(1, 2)).transpose(1, 2)
+        return grown_keys, values.write(at, value_states.transpose(1, 2)).transpose(1, 2)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that the next call sees, and which is the first."""
+        return self.get_seq_length(), 0
+
+    def get_seq_length(self) -> int:
+        """Slots in use."""
+        return 0 if self._cache.at is None else self._cache.at.total
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+
+class SeatedCache(Cache):
+    """A transformers cache over seats; ``at`` says whose turn it is."""
+
+    def __init__(self, layers: int):
+        self.at: Placement | None = None
+        super().__init__(layers=[_SeatedLayer(self) for _ in range(layers)])
+
+
+class SeatedLLMState:
+    """The LLM's part of many sessions' state.
+
+    Args:
+        config: of the LLM.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        text = config.get_text_config()
+        kinds = set(getattr(text, "layer_types", None) or [None])
+        if not kinds <= _PLAIN:
+            raise ValueError(f"this LLM cannot stream: it has layers of types {sorted(map(str, kinds - _PLAIN))}")
+        self.cache = SeatedCache(text.num_hidden_layers)
+
+    def sit(self, at: Placement) -> None:
+        """The next call is for these seats."""
+        self.cache.at = at
+
+    def enter(self, mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What the LLM is told of new positions: a mask (B, 1, U, N) added to scores, and positions (B, U)."""
+        at = self.cache.at
+        assert at is not None
+        bias = torch.zeros(at.allowed.shape, dtype=dtype, device=mask.device)
+        return bias.masked_fill(~at.allowed, torch.finfo(dtype).min)[:, None], at.slots

@@ -1,0 +1,116 @@
+"""Caches in which every session has a seat.
+
+Many streaming sessions share one set of tensors: a session sits in one row of each, and its text is compact in it,
+from slot 0 on, whatever the other sessions do. A step serves any of the seats; taking tokens back is nothing but a
+smaller length, since slots beyond it are never seen and are written again.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where U new text positions of B seats go."""
+
+    rows: Tensor  # (B,) seats
+    slots: Tensor  # (B, U) slot of each new position; padding stands behind the real ones and is overwritten later
+    total: int  # N, slots in use afterwards
+    leading: bool  # whether the seats are 0, 1, ..., B - 1, so that reading needs no copy
+
+    @property
+    def allowed(self) -> Tensor:
+        """(B, U, N) bool: each position sees itself and what is before it."""
+        return torch.arange(self.total, device=self.slots.device) <= self.slots[..., None]
+
+    def select(self, keep: Sequence[int]) -> "Placement":
+        """Only these of the B seats."""
+        index = torch.tensor(keep, device=self.rows.device)
+        rows = self.rows[index]
+        return Placement(rows, self.slots[index], self.total, _leading(rows.tolist()))
+
+
+class Seats:
+    """Who sits where, and how many text positions of each seat count."""
+
+    def __init__(self) -> None:
+        self.lengths: dict[int, int] = {}  # seat -> text positions
+        self._free: list[int] = []
+
+    def take(self) -> int:
+        """A free seat; low numbers first, so that the tensors stay small."""
+        seat = heapq.heappop(self._free) if self._free else len(self.lengths)
+        self.lengths[seat] = 0
+        return seat
+
+    def leave(self, seat: int) -> None:
+        """Frees a seat."""
+        del self.lengths[seat]
+        heapq.heappush(self._free, seat)
+        if not self.lengths:
+            self._free.clear()
+
+    def place(self, seats: Sequence[int], mask: Tensor) -> Placement:
+        """Slots for new positions; nothing counts before :meth:`advance`.
+
+        Args:
+            seats: B seats.
+            mask: (B, U) bool, true at real positions.
+        """
+        lengths = torch.tensor([self.lengths[seat] for seat in seats], device=mask.device)
+        real = mask.cumsum(1)
+        padding = real[:, -1:] + mask.logical_not().cumsum(1)
+        slots = lengths[:, None] + torch.where(mask, real, padding) - 1
+        total = max(self.lengths[seat] for seat in seats) + mask.shape[1]
+        return Placement(torch.tensor(list(seats), device=mask.device), slots, total, _leading(seats))
+
+    def advance(self, seat: int, positions: int) -> None:
+        """The last ``positions`` placed positions of a seat now count."""
+        self.lengths[seat] += positions
+
+
+class SeatBuffer:
+    """A tensor (R, N, ...) with a row per seat and a slot per position; both grow by doubling."""
+
+    def __init__(self) -> None:
+        self.data: Tensor | None = None
+
+    def write(self, at: Placement, new: Tensor) -> Tensor:
+        """Puts ``new`` (B, U, ...) in its slots; returns all of these seats, (B, N, ...)."""
+        data = self._reserve(int(at.rows.max()) + 1, at.total, new)
+        data[at.rows[:, None], at.slots] = new
+        return self.read(at)
+
+    def read(self, at: Placement) -> Tensor:
+        """(B, N, ...), a view where it can be."""
+        assert self.data is not None
+        rows = len(at.rows)
+        return self.data[:rows, : at.total] if at.leading else self.data[at.rows, : at.total]
+
+    def put(self, seat: int, content: Tensor) -> None:
+        """Replaces the first slots of one seat by ``content`` (n, ...)."""
+        self._reserve(seat + 1, len(content), content[None])[seat, : len(content)] = content
+
+    def cover(self, rows: int) -> None:
+        """Makes room for seats that have nothing here yet."""
+        if self.data is not None:
+            self._reserve(rows, self.data.shape[1], self.data)
+
+    def _reserve(self, rows: int, slots: int, like: Tensor) -> Tensor:
+        have = (0, 0) if self.data is None else self.data.shape[:2]
+        if self.data is None or rows > have[0] or slots > have[1]:
+            want = [h if n <= h else max(n, 2 * h) for n, h in zip((rows, slots), have, strict=True)]
+            # Zeros, since a slot that is not seen still meets a weight of 0, and 0 times NaN is NaN.
+            grown = like.new_zeros(*want, *like.shape[2:])
+            if self.data is not None:
+                grown[: have[0], : have[1]] = self.data
+            self.data = grown
+        return self.data
+
+
+def _leading(seats: Sequence[int]) -> bool:
+    return list(seats) == list(range(len(seats)))
