@@ -17,6 +17,7 @@ from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from espnet2.asr.preencoder.abs_preencoder import AbsPreEncoder
 from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.iterators.sequence_iter_factory import RawSampler
+from espnet2.layers.abs_normalize import AbsNormalize
 from espnet2.tasks import asr
 from espnet2.tasks.abs_task import IteratorOptions
 from espnet2.tasks.asr import ASRTask
@@ -32,6 +33,8 @@ from espnet_bestow.encoders import (
     FastConformerEncoder,
     FullWindowWhisperEncoder,
     HFWhisperEncoder,
+    RunningMVN,
+    StreamingFastConformerEncoder,
     WhisperLogMelFrontend,
 )
 from espnet_bestow.espnet_model import EncoderChain, ESPnetBestowModel, Features
@@ -51,6 +54,13 @@ frontend_choices = ClassChoices(
     type_check=AbsFrontend,
     default="default",
 )
+normalize_choices = ClassChoices(
+    "normalize",
+    {**asr.normalize_choices.classes, "running_mvn": RunningMVN},
+    type_check=AbsNormalize,
+    default="utterance_mvn",
+    optional=True,
+)
 preencoder_choices = ClassChoices(
     "preencoder",
     {**asr.preencoder_choices.classes, "conv1d": ConvSubsampling},
@@ -64,6 +74,7 @@ encoder_choices = ClassChoices(
         "fastconformer": FastConformerEncoder,
         "hf_whisper": HFWhisperEncoder,
         "hf_whisper_full_window": FullWindowWhisperEncoder,
+        "streaming_fastconformer": StreamingFastConformerEncoder,
     },
     type_check=AbsEncoder,
     default="conformer",
@@ -94,7 +105,7 @@ class BestowTask(ASRTask):
     class_choices_list = [
         frontend_choices,
         asr.specaug_choices,
-        asr.normalize_choices,
+        normalize_choices,
         model_choices,
         preencoder_choices,
         encoder_choices,
@@ -201,7 +212,7 @@ class BestowTask(ASRTask):
         features = Features(
             frontend,
             specaug=_build(asr.specaug_choices, args),
-            normalize=_build(asr.normalize_choices, args),
+            normalize=_build(normalize_choices, args),
             preencoder=_build_preencoder(args, size),
         )
         if features.preencoder is not None:

@@ -1,4 +1,4 @@
-"""What ESPnet does not have: transformers' audio encoders, and Whisper's own features.
+"""What ESPnet does not have: transformers' audio encoders, Whisper's own features, and what streams.
 
 Names are resolved on first use, so importing this package loads neither transformers nor espnet2.
 """
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from espnet_bestow.encoders.conv_subsampling import ConvSubsampling
     from espnet_bestow.encoders.fastconformer import FastConformerEncoder
     from espnet_bestow.encoders.hf_whisper import FullWindowWhisperEncoder, HFWhisperEncoder
+    from espnet_bestow.encoders.running_mvn import RunningMVN
+    from espnet_bestow.encoders.streaming_fastconformer import StreamingFastConformerEncoder
     from espnet_bestow.encoders.whisper_frontend import WhisperLogMelFrontend
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "FastConformerEncoder",
     "FullWindowWhisperEncoder",
     "HFWhisperEncoder",
+    "RunningMVN",
+    "StreamingFastConformerEncoder",
     "WhisperLogMelFrontend",
 ]
 
@@ -25,6 +29,8 @@ _HOME = {
     "FastConformerEncoder": "fastconformer",
     "FullWindowWhisperEncoder": "hf_whisper",
     "HFWhisperEncoder": "hf_whisper",
+    "RunningMVN": "running_mvn",
+    "StreamingFastConformerEncoder": "streaming_fastconformer",
     "WhisperLogMelFrontend": "whisper_frontend",
 }
 

@@ -16,6 +16,7 @@ from espnet_bestow.encoders.checkpoint import (
     settle_config,
 )
 from espnet_bestow.encoders.lengths import check_lengths, valid_frames
+from espnet_bestow.encoders.relative_keys import share_relative_keys
 
 LARGE = {
     "hidden_size": 512,
@@ -94,7 +95,7 @@ class FastConformerEncoder(AbsEncoder):
             wanted.update(dict.fromkeys(DROPOUTS, dropout_rate))
         wanted.update(extra)
         self.encoder = _load(pretrained, wanted) if pretrained else _build(wanted)
-        _share_relative_keys(self.encoder)
+        share_relative_keys(self.encoder)
         # Depthwise convolutions run faster so; a training step of the small recipe costs 20 % less.
         convert_conv2d_weight_memory_format(self.encoder.subsampling, torch.channels_last)
         _set_conv_norm(self.encoder, conv_norm, pretrained)
@@ -130,14 +131,6 @@ class FastConformerEncoder(AbsEncoder):
         xs_pad = xs_pad.masked_fill(~valid[:, :, None], 0.0)
         output = self.encoder(xs_pad, attention_mask=valid)
         return output.last_hidden_state, output.attention_mask.sum(-1), None
-
-
-class _SharedRelativeKeys(nn.Linear):
-    """Projects the relative positions once per batch instead of once per row."""
-
-    def forward(self, positions: torch.Tensor) -> torch.Tensor:
-        """(B, 2F - 1, D), equal rows -> (B, 2F - 1, D)."""
-        return super().forward(positions[:1]).expand(positions.shape[0], -1, -1)
 
 
 class _ChannelLayerNorm(nn.LayerNorm):
@@ -183,18 +176,6 @@ def _check_shape(config: ParakeetEncoderConfig) -> None:
             f"fastconformer: output_size {config.hidden_size} is not a multiple of "
             f"attention_heads {config.num_attention_heads}"
         )
-
-
-def _share_relative_keys(encoder: ParakeetEncoder) -> None:
-    # Dropout on the positions would make the rows differ.
-    if encoder.config.dropout_positions > 0:
-        return
-    for block in encoder.layers:
-        attention: Any = block.self_attn
-        own = attention.relative_k_proj
-        shared = _SharedRelativeKeys(own.in_features, own.out_features, bias=False)
-        shared.weight = own.weight
-        attention.relative_k_proj = shared
 
 
 def _set_conv_norm(encoder: ParakeetEncoder, conv_norm: str, pretrained: str | None) -> None:

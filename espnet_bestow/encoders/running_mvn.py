@@ -1,0 +1,78 @@
+"""Normalisation that can stream: mean and variance of the frames heard so far."""
+
+from typing import NamedTuple
+
+import torch
+from espnet2.layers.abs_normalize import AbsNormalize
+
+from espnet_bestow.encoders.lengths import valid_frames
+
+
+class Moments(NamedTuple):
+    """What a stream remembers of its past, in float64 so that hours of frames add up exactly."""
+
+    weight: torch.Tensor  # (B, 1) frames, pseudo-frames included
+    total: torch.Tensor  # (B, 80) sum of the features less the prior mean
+    square: torch.Tensor  # (B, 80) sum of their squares
+
+
+class RunningMVN(AbsNormalize):
+    """``normalize: running_mvn``: utterance_mvn that needs no future.
+
+    Frame t is normalised with the mean and variance of frames 0 ... t and of a few pseudo-frames, without which the
+    first frame would always be zero. After a second of speech hardly anything is left of the pseudo-frames.
+
+    Args:
+        prior_mean: of the pseudo-frames. The defaults are those of ESPnet's log-mel of speech scaled to [-1, 1].
+        prior_std: their standard deviation.
+        prior_frames: how many they are.
+        norm_vars: divide by the standard deviation too.
+    """
+
+    def __init__(
+        self, prior_mean: float = -7.0, prior_std: float = 3.0, prior_frames: float = 20.0, norm_vars: bool = True
+    ):
+        super().__init__()
+        if prior_std <= 0.0 or prior_frames <= 0.0:
+            raise ValueError(f"running_mvn: prior_std={prior_std} and prior_frames={prior_frames} must be above 0")
+        self.prior_mean = prior_mean
+        self.prior_std = prior_std
+        self.prior_frames = prior_frames
+        self.norm_vars = norm_vars
+
+    def extra_repr(self) -> str:
+        """For print(model)."""
+        return (
+            f"prior_mean={self.prior_mean}, prior_std={self.prior_std}, "
+            f"prior_frames={self.prior_frames}, norm_vars={self.norm_vars}"
+        )
+
+    def start(self, rows: int, bins: int, device: torch.device | None = None) -> Moments:
+        """Moments of streams that have heard nothing: the pseudo-frames."""
+        zeros = torch.zeros(rows, bins, dtype=torch.float64, device=device)
+        return Moments(
+            zeros.new_full((rows, 1), self.prior_frames), zeros, zeros + self.prior_frames * self.prior_std**2
+        )
+
+    def advance(self, feats: torch.Tensor, past: Moments) -> tuple[torch.Tensor, Moments]:
+        """(B, T, 80) frames that follow ``past`` -> (B, T, 80) normalised, and the moments after them."""
+        x = feats.double() - self.prior_mean
+        steps = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
+        count = past.weight[:, None] + steps[:, None]  # (B, T, 1)
+        total = past.total[:, None] + x.cumsum(1)  # (B, T, 80)
+        square = past.square[:, None] + x.square().cumsum(1)
+        mean = total / count
+        out = x - mean
+        if self.norm_vars:
+            # The pseudo-frames keep the variance away from zero.
+            out = out * (square / count - mean.square()).rsqrt()
+        return out.to(feats.dtype), Moments(count[:, -1], total[:, -1], square[:, -1])
+
+    def forward(
+        self, input: torch.Tensor, input_lengths: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, 80), (B,) -> (B, T, 80) with 0 at padding, (B,)."""
+        if input_lengths is None:
+            input_lengths = torch.full((input.shape[0],), input.shape[1], device=input.device)
+        out, _ = self.advance(input, self.start(input.shape[0], input.shape[2], input.device))
+        return out.masked_fill(~valid_frames(input_lengths, input.shape[1])[..., None], 0.0), input_lengths
