@@ -1,56 +1,17 @@
-"""PNG plots of training curves and scores.
-
-Figures are built without pyplot: no global state, no display, no backend to choose.
-"""
+"""PNG plots of training curves and scores."""
 
 from collections.abc import Callable, Sequence
-from math import ceil
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from espnet_bestow.evaluate.figures import COLOURS, GREY, MARKERS, panels, save
 from espnet_bestow.evaluate.history import SIDES, History
 from espnet_bestow.evaluate.results import ResultRow
 from espnet_bestow.evaluate.tables import metric_face, row_order, unique
 
-# Okabe and Ito's palette: told apart by colour-blind readers and in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-GREY = "#666666"
 _MARKERS_UP_TO = 20  # epochs; beyond, markers merge into a thick line
-
-
-def _style(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=GREY, labelsize=9)
-
-
-def _panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels of `size` inches each, at most `columns` in a row."""
-    columns = min(columns, count)
-    rows = ceil(count / columns)
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)  # inches around each panel
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout=layout)
-    FigureCanvasAgg(figure)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for spare in panels[count:]:
-        spare.remove()
-    for axes in panels[:count]:
-        _style(axes)
-    return figure, panels[:count]
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without matplotlib's version and date in the file, equal data gives equal bytes.
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    return path
 
 
 def _draw_curve(axes: Axes, history: History, side: str, key: str, colour: str, label: str) -> None:
@@ -73,10 +34,10 @@ def _epoch_axis(axes: Axes, history: History, ylabel: str) -> None:
 
 def _plot_stages(histories: Sequence[History], path: Path, draw: Callable[[Axes, History], str]) -> Path:
     """One panel per stage; `draw` fills it and returns the label of its y axis."""
-    figure, panels = _panels(len(histories), 3, (4.6, 3.4))
-    for axes, history in zip(panels, histories, strict=True):
+    figure, drawn = panels(len(histories), 3, (4.6, 3.4))
+    for axes, history in zip(drawn, histories, strict=True):
         _epoch_axis(axes, history, draw(axes, history))
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_loss(histories: Sequence[History], path: Path) -> Path | None:
@@ -164,14 +125,14 @@ def plot_scores(rows: Sequence[ResultRow], path: Path) -> Path | None:
     systems = unique(row.system for row in sorted(rows, key=row_order))
     widest = max(len({row.test_set for row in members}) for members in by_task.values())
     width = max(3.6, 1.15 * widest + 0.5 * len(systems))
-    figure, panels = _panels(len(by_task), 3, (width, 3.0))
-    for axes, (task, members) in zip(panels, by_task.items(), strict=True):
+    figure, drawn = panels(len(by_task), 3, (width, 3.0))
+    for axes, (task, members) in zip(drawn, by_task.items(), strict=True):
         _draw_scores(axes, members, systems)
         face = metric_face(members[0].metric)
         direction = "lower is better" if face.lower_is_better else "higher is better"
         axes.set_title(task, fontsize=11, loc="left", fontweight="bold")
         axes.set_ylabel(f"{face.title} ({direction})", fontsize=9, color=GREY)
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = drawn[0].get_legend_handles_labels()
     if len(systems) > 1:
         figure.legend(handles, labels, loc="outside upper right", ncols=4, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)

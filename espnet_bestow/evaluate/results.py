@@ -125,8 +125,8 @@ def write_results(path: Path, rows: Sequence[ResultRow]) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keeps test sets that are scored at the same time from losing each other's rows."""
+def locked(path: Path) -> Iterator[None]:
+    """Keeps jobs that add to a file at the same time from losing each other's rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -135,7 +135,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def add_results(path: Path, rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Merges rows into `results.json` and returns all it now holds."""
-    with _locked(path):
+    with locked(path):
         merged = merge_rows(read_results(path), rows)
         write_results(path, merged)
     return merged
