@@ -54,8 +54,16 @@ class RunningMVN(AbsNormalize):
             zeros.new_full((rows, 1), self.prior_frames), zeros, zeros + self.prior_frames * self.prior_std**2
         )
 
-    def advance(self, feats: torch.Tensor, past: Moments) -> tuple[torch.Tensor, Moments]:
-        """(B, T, 80) frames that follow ``past`` -> (B, T, 80) normalised, and the moments after them."""
+    def advance(
+        self, feats: torch.Tensor, past: Moments, lengths: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Moments]:
+        """(B, T, 80) frames that follow ``past`` -> (B, T, 80) normalised, and the moments after them.
+
+        Args:
+            feats: (B, T, 80).
+            past: moments before them.
+            lengths: (B,) how many frames of each row count, by default all T; at least 1.
+        """
         x = feats.double() - self.prior_mean
         steps = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
         count = past.weight[:, None] + steps[:, None]  # (B, T, 1)
@@ -66,7 +74,9 @@ class RunningMVN(AbsNormalize):
         if self.norm_vars:
             # The pseudo-frames keep the variance away from zero.
             out = out * (square / count - mean.square()).rsqrt()
-        return out.to(feats.dtype), Moments(count[:, -1], total[:, -1], square[:, -1])
+        row = torch.arange(len(x), device=x.device)
+        last = lengths - 1 if lengths is not None else torch.full_like(row, x.shape[1] - 1)
+        return out.to(feats.dtype), Moments(count[row, last], total[row, last], square[row, last])
 
     def forward(
         self, input: torch.Tensor, input_lengths: torch.Tensor | None = None

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from transformers import NemotronAsrStreamingEncoder, NemotronAsrStreamingEncoderConfig
 
-from espnet_bestow.encoders.causal_subsampling import CausalConv1dSubsampling, subsampled
+from espnet_bestow.encoders.causal_subsampling import CausalConv1dSubsampling, dw_striding_stages, subsampled
 from espnet_bestow.encoders.checkpoint import check_config_keys, load_encoder, read_config, settle_config
+from espnet_bestow.encoders.chunk_step import ChunkStep
 from espnet_bestow.encoders.lengths import check_lengths, valid_frames
 from espnet_bestow.encoders.relative_keys import share_relative_keys
 
@@ -123,6 +124,17 @@ class StreamingFastConformerEncoder(AbsEncoder):
 
     def output_size(self) -> int:
         return self.encoder.config.hidden_size
+
+    def chunk_step(self, context: Sequence[int] | None = None) -> ChunkStep:
+        """The same encoder chunk by chunk, with its weights as they are now.
+
+        Args:
+            context: [left, right]; by default that of evaluation.
+        """
+        subsampling = self.encoder.subsampling
+        conv1d = isinstance(subsampling, CausalConv1dSubsampling)
+        stages = subsampling.stages() if conv1d else dw_striding_stages(subsampling, self.encoder.config.num_mel_bins)
+        return ChunkStep(self.encoder, stages, check_context(context or self.context))
 
     def forward(
         self, xs_pad: torch.Tensor, ilens: torch.Tensor, prev_states: torch.Tensor | None = None

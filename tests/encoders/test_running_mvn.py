@@ -42,6 +42,15 @@ def test_stream_equals_whole_pass(cuts):
     torch.testing.assert_close(torch.cat(parts, 1), normalize(x, torch.tensor([40, 40]))[0], rtol=0, atol=1e-6)
 
 
+def test_rows_of_a_stream_may_advance_differently():
+    x = feats(2, 10, 4)
+    normalize = RunningMVN()
+    _, past = normalize.advance(x, normalize.start(2, 4), torch.tensor([10, 3]))
+    _, alone = normalize.advance(x[1:, :3], normalize.start(1, 4))
+    for together, single in zip(past, alone, strict=True):
+        torch.testing.assert_close(together[1:], single)
+
+
 def test_hours_add_up():
     normalize = RunningMVN()
     _, past = normalize.advance(feats(1, 200_000, 2), normalize.start(1, 2))

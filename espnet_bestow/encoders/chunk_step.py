@@ -1,0 +1,252 @@
+"""One chunk of the cache-aware FastConformer for many streams at once, each at a position of its own.
+
+The library streams too, but its cache belongs to one stream or to streams in step with each other, and it projects the
+positions of the whole window again at every chunk. Here keys, values and the inputs of all convolutions are kept, and
+what depends on the weights alone is computed once.
+
+All streams of a step do the same amount of work, the first and last chunks included: the seven feature frames before
+the first chunk and those after the end of the audio are zeros, and what the sub-sampling makes of them is put back to
+zero after every stage, which is what padding is in the full pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from espnet_bestow.encoders.causal_subsampling import Stages, subsampled
+
+FACTOR = 8
+"""Feature frames per encoder frame."""
+
+LEAD = FACTOR - 1
+"""Feature frames of a chunk before the one that its first frame ends with."""
+
+
+@dataclass
+class EncoderState:
+    """What one stream remembers between two chunks; never modified, so that an older one can be kept.
+
+    Attributes:
+        start: frames encoded so far.
+        past: per stage of the sub-sampling, the last frames of its input (1, C, past, ...).
+        memory: per block, keys and values (1, left, 2 D).
+        convolved: per block, the last inputs of its convolution (1, kernel - 1, D).
+    """
+
+    start: int
+    past: list[Tensor]
+    memory: list[Tensor]
+    convolved: list[Tensor]
+
+
+class ChunkStep:
+    """Encodes chunk by chunk what :class:`StreamingFastConformerEncoder` encodes at once.
+
+    Args:
+        encoder: the transformers encoder. Its weights are those of the moment: after training or moving it, make
+            another ChunkStep.
+        stages: its sub-sampling.
+        context: (left, right) in frames.
+    """
+
+    def __init__(self, encoder: Any, stages: Stages, context: tuple[int, int]):
+        self.left = context[0]
+        self.chunk = context[1] + 1
+        self.width = encoder.config.hidden_size
+        self.scale = encoder.input_scale
+        self.stages = stages
+        with torch.inference_mode():
+            window = torch.zeros(1, self.left + self.chunk, self.width, device=encoder.device, dtype=encoder.dtype)
+            # Distances from left + chunk - 1 down to -(chunk - 1), (left + 2 chunk - 1, D).
+            distances = encoder.encode_positions(window)[0, : self.left + 2 * self.chunk - 1]
+            self.blocks = [_Block(block, distances, self.left, self.chunk) for block in encoder.layers]
+        self._like = window
+
+    def open(self) -> EncoderState:
+        """The state of a stream that has heard nothing."""
+        new = self._like.new_zeros
+        return EncoderState(
+            0,
+            [new(1, shape[0], past, *shape[1:]) for _, past, shape in self.stages.stages],
+            [new(1, self.left, 2 * self.width) for _ in self.blocks],
+            [new(1, block.kernel - 1, self.width) for block in self.blocks],
+        )
+
+    def features(self, start: int) -> tuple[int, int]:
+        """First and past-the-last feature frame of the chunk at frame ``start``; the first may be negative."""
+        return FACTOR * start - LEAD, FACTOR * (start + self.chunk) - LEAD
+
+    def frames_of(self, features: int) -> int:
+        """Encoder frames of audio with so many feature frames."""
+        return subsampled(features) if features else 0
+
+    @torch.inference_mode()
+    def __call__(
+        self, feats: Tensor, states: Sequence[EncoderState], ends: Sequence[int | None]
+    ) -> tuple[Tensor, list[EncoderState]]:
+        """The next chunk of every stream.
+
+        Args:
+            feats: (B, 8 chunk, 80) feature frames, those of :meth:`features`, with 0 where there are none.
+            states: of the B streams.
+            ends: feature frames of the whole audio where it has ended, else None.
+
+        Returns:
+            frames (B, chunk, D), of which those after the end mean nothing, and the new states.
+        """
+        starts = [state.start for state in states]
+        x, past = self._subsample(feats, starts, [state.past for state in states], ends)
+        mask = self._mask(starts, ends)
+        memory, convolved = [], []
+        for number, block in enumerate(self.blocks):
+            x, kept, inputs = block(
+                x,
+                _rows([state.memory[number] for state in states]),
+                _rows([state.convolved[number] for state in states]),
+                mask,
+            )
+            memory.append(_apart(kept))
+            convolved.append(_apart(inputs))
+        return x, [
+            EncoderState(
+                start + self.chunk,
+                [each[row] for each in past],
+                [each[row] for each in memory],
+                [each[row] for each in convolved],
+            )
+            for row, start in enumerate(starts)
+        ]
+
+    def _subsample(
+        self, feats: Tensor, starts: Sequence[int], pasts: Sequence[list[Tensor]], ends: Sequence[int | None]
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        x, kept = self.stages.enter(feats), []
+        factor, lengths = FACTOR, list(ends)
+        for number, stage in enumerate(self.stages.stages):
+            x = torch.cat([_rows([past[number] for past in pasts]), x], dim=2)
+            # A stage remembers inputs, not padding: zeros beyond the end are never needed again.
+            kept.append(_apart(x[:, :, x.shape[2] - stage.past :]))
+            x = stage.apply(x)
+            factor //= 2
+            lengths = [length and length // 2 + 1 for length in lengths]
+            x = _silence_outside(x, [factor * start - (factor - 1) for start in starts], lengths)
+        return self.stages.leave(x) * self.scale, kept
+
+    def _mask(self, starts: Sequence[int], ends: Sequence[int | None]) -> Tensor | None:
+        """0 where a key of the window (B, 1, 1, left + chunk) is a frame of the stream, -inf elsewhere; None if all."""
+        size = self.left + self.chunk
+        first = [max(self.left - start, 0) for start in starts]
+        last = [
+            size if end is None else min(size, subsampled(end) - start + self.left)
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        if not any(first) and min(last) == size:
+            return None
+        column = torch.arange(size, device=self._like.device)
+        bounds = torch.tensor([first, last], device=column.device)[..., None]  # (2, B, 1)
+        outside = (column < bounds[0]) | (column >= bounds[1])
+        return torch.zeros_like(outside, dtype=self._like.dtype).masked_fill(outside, -torch.inf)[:, None, None]
+
+
+class _Block:
+    """One conformer block with its weights laid out for a chunk of few frames."""
+
+    def __init__(self, block: Any, distances: Tensor, left: int, chunk: int):
+        attention = block.self_attn
+        self.block = block
+        self.left = left
+        self.chunk = chunk
+        self.heads = attention.bias_u.shape[0]
+        self.scaling = attention.scaling
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv_weight = torch.cat([each.weight for each in projections])
+        self.qkv_bias = None if attention.q_proj.bias is None else torch.cat([each.bias for each in projections])
+        self.out = attention.o_proj
+        self.bias_u = attention.bias_u.flatten().clone()
+        self.bias_v = attention.bias_v.flatten().clone()
+        # (H, d, distances), already divided by sqrt(d).
+        relative = attention.relative_k_proj(distances[None])[0].unflatten(-1, (self.heads, -1))
+        self.relative = (relative * self.scaling).permute(1, 2, 0).contiguous()
+        depthwise = block.conv.depthwise_conv
+        self.kernel = depthwise.kernel_size[0]
+        self.taps = depthwise.weight[:, 0].t().contiguous()  # (kernel, D)
+        self.depthwise = depthwise
+
+    def __call__(self, x: Tensor, memory: Tensor, past: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, chunk, D), memory (B, left, 2 D), past (B, kernel - 1, D) -> the same three after the chunk."""
+        block = self.block
+        x = x.add(_feed_forward(block.feed_forward1, block.norm_feed_forward1(x)), alpha=0.5)
+        attended, memory = self._attend(block.norm_self_att(x), memory, mask)
+        x = x + attended
+        convolved, past = self._convolve(block.norm_conv(x), past)
+        x = x + convolved
+        x = x.add(_feed_forward(block.feed_forward2, block.norm_feed_forward2(x)), alpha=0.5)
+        return block.norm_out(x), memory, past
+
+    def _attend(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        B, c, D = x.shape
+        W, H = self.left + c, self.heads
+        qkv = F.linear(x, self.qkv_weight, self.qkv_bias)  # (B, c, 3 D)
+        window = torch.cat([memory, qkv[..., D:]], dim=1)  # (B, W, 2 D)
+        keys, values = window.view(B, W, 2, H, -1).permute(2, 0, 3, 1, 4)  # (B, H, W, d) each
+        query = qkv[..., :D]
+        by_place = (query + self.bias_v).view(B * c, H, -1).transpose(0, 1)  # (H, B c, d)
+        scores = torch.bmm(by_place, self.relative)  # (H, B c, W + c - 1)
+        # Query i finds its distance to key j in column c - 1 - i + j: a view with rows one shorter.
+        P = scores.shape[-1]
+        bias = scores.as_strided((B, H, c, W), (c * P, B * c * P, P - 1, 1), c - 1)
+        if mask is not None:
+            bias = bias + mask
+        content = (query + self.bias_u).view(B, c, H, -1).transpose(1, 2)  # (B, H, c, d)
+        out = F.scaled_dot_product_attention(content, keys, values, bias, scale=self.scaling)
+        return self.out(out.transpose(1, 2).reshape(B, c, D)), window[:, c:]
+
+    def _convolve(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        conv = self.block.conv
+        x = F.glu(F.linear(x, conv.pointwise_conv1.weight[..., 0], conv.pointwise_conv1.bias))
+        window = torch.cat([past, x], dim=1)  # (B, kernel - 1 + c, D)
+        if self.chunk <= FEW:
+            # (B, c, D, kernel) views of the window: cheaper than a convolution for a frame or two.
+            x = (window.unfold(1, self.kernel, 1).transpose(2, 3) * self.taps).sum(2)
+            if self.depthwise.bias is not None:
+                x = x + self.depthwise.bias
+        else:
+            x = F.conv1d(
+                window.transpose(1, 2), self.depthwise.weight, self.depthwise.bias, groups=window.shape[-1]
+            ).transpose(1, 2)
+        x = conv.activation(conv.norm(x))
+        return F.linear(x, conv.pointwise_conv2.weight[..., 0], conv.pointwise_conv2.bias), window[:, self.chunk :]
+
+
+FEW = 2
+"""Frames per chunk up to which a depthwise convolution is a product of windows."""
+
+
+def _feed_forward(module: Any, x: Tensor) -> Tensor:
+    return module.linear2(module.activation(module.linear1(x)))
+
+
+def _silence_outside(x: Tensor, first: Sequence[int], lengths: Sequence[int | None]) -> Tensor:
+    """Zeros outside the stream: x (B, C, n, ...) holds the frames from ``first`` on, of ``lengths`` if it has ended."""
+    n = x.shape[2]
+    low = [max(-each, 0) for each in first]
+    high = [n if length is None else length - each for each, length in zip(first, lengths, strict=True)]
+    if not any(low) and min(high) >= n:
+        return x
+    column = torch.arange(n, device=x.device)
+    bounds = torch.tensor([low, high], device=x.device)[..., None]  # (2, B, 1)
+    inside = (column >= bounds[0]) & (column < bounds[1])  # (B, n)
+    return x * inside.view(len(inside), 1, n, *[1] * (x.dim() - 3))
+
+
+def _rows(each: Sequence[Tensor]) -> Tensor:
+    return each[0] if len(each) == 1 else torch.cat(list(each))
+
+
+def _apart(batch: Tensor) -> list[Tensor]:
+    # Views of a batch would keep all its rows alive for as long as the slowest stream needs one.
+    return [batch] if len(batch) == 1 else [row.clone() for row in batch.split(1)]

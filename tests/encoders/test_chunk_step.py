@@ -1,0 +1,114 @@
+"""Chunk by chunk equals the masked full pass: all contexts, streams at different positions, first and last chunks."""
+
+import pytest
+import torch
+
+from espnet_bestow.encoders import StreamingFastConformerEncoder
+from espnet_bestow.encoders.chunk_step import ChunkStep, EncoderState
+
+CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0)]
+
+
+def tiny(**conf) -> StreamingFastConformerEncoder:
+    torch.manual_seed(0)
+    encoder = StreamingFastConformerEncoder(
+        16, output_size=32, num_blocks=2, attention_heads=4, linear_units=48, subsampling_channels=4, **conf
+    ).eval()
+    for block in encoder.encoder.layers:  # zero biases would hide where they are added
+        block.self_attn.bias_u.data.normal_()
+        block.self_attn.bias_v.data.normal_()
+    return encoder
+
+
+class Stream:
+    """A recording that is fed to a ChunkStep."""
+
+    def __init__(self, step: ChunkStep, feats: torch.Tensor):
+        self.step = step
+        self.feats = feats  # (T, 16)
+        self.state: EncoderState = step.open()
+        self.frames: list[torch.Tensor] = []
+
+    @property
+    def done(self) -> bool:
+        return self.step.frames_of(len(self.feats)) <= self.state.start
+
+    def chunk(self) -> tuple[torch.Tensor, int | None]:
+        """Features (8 chunk, 16) of the next chunk; the length where they reach the end."""
+        first, last = self.step.features(self.state.start)
+        feats = self.feats[max(first, 0) : last]
+        feats = torch.nn.functional.pad(feats, (0, 0, max(-first, 0), max(last - len(self.feats), 0)))
+        return feats, len(self.feats) if last > len(self.feats) else None
+
+
+def advance(step: ChunkStep, streams: list[Stream]) -> None:
+    """One step for all of these."""
+    feats, ends = zip(*[stream.chunk() for stream in streams], strict=True)
+    frames, states = step(torch.stack(feats), [stream.state for stream in streams], ends)
+    for stream, new, state in zip(streams, frames, states, strict=True):
+        stream.state = state
+        stream.frames.append(new)
+
+
+def run(step: ChunkStep, recordings: list[torch.Tensor], delays: list[int]) -> list[torch.Tensor]:
+    """All recordings, stream i joining ``delays[i]`` steps after the first; (F_i, D) each."""
+    streams = [Stream(step, feats) for feats in recordings]
+    for turn in range(10_000):
+        active = [s for s, delay in zip(streams, delays, strict=True) if turn >= delay and not s.done]
+        if not active:
+            break
+        advance(step, active)
+    return [torch.cat(s.frames)[: step.frames_of(len(s.feats))] for s in streams]
+
+
+@pytest.mark.parametrize("subsampling", ["dw_striding", "conv1d"])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_equals_the_masked_full_pass(context, subsampling):
+    encoder = tiny(subsampling=subsampling)
+    encoder.context = context
+    lengths = [1100, 1, 8, 9, 104, 105, 106, 561, 560]  # one frame, part of a chunk, exact chunks, several windows
+    recordings = [torch.randn(length, 16) for length in lengths]
+    batch = torch.nn.utils.rnn.pad_sequence(recordings, batch_first=True)
+    full, full_lengths, _ = encoder(batch, torch.tensor(lengths))
+    got = run(encoder.chunk_step(), recordings, [0, 0, 1, 2, 0, 3, 0, 1, 2])
+    for row, frames in enumerate(got):
+        assert len(frames) == full_lengths[row]
+        torch.testing.assert_close(frames, full[row, : len(frames)], rtol=0, atol=1e-5)
+
+
+def test_streams_at_different_positions_give_what_they_give_alone():
+    encoder = tiny()
+    step = encoder.chunk_step((6, 1))
+    recordings = [torch.randn(length, 16) for length in (200, 130, 77)]
+    together = run(step, recordings, [0, 3, 5])
+    for frames, feats in zip(together, recordings, strict=True):
+        torch.testing.assert_close(frames, run(step, [feats], [0])[0], rtol=0, atol=1e-6)
+
+
+def test_an_older_state_can_be_taken_up_again():
+    step = tiny().chunk_step((6, 1))
+    stream = Stream(step, torch.randn(200, 16))
+    advance(step, [stream])
+    kept = stream.state
+    advance(step, [stream])
+    again = Stream(step, stream.feats)
+    again.state = kept
+    advance(step, [again])
+    assert torch.equal(again.frames[0], stream.frames[1])
+
+
+def test_a_state_keeps_no_other_stream_alive():
+    step = tiny().chunk_step((6, 1))
+    streams = [Stream(step, torch.randn(200, 16)) for _ in range(8)]
+    advance(step, streams)
+    state = streams[0].state
+    for tensor in (*state.past, *state.memory, *state.convolved):
+        assert tensor.untyped_storage().nbytes() < 3 * tensor.nbytes
+
+
+def test_without_biases():
+    encoder = tiny(config={"attention_bias": False, "convolution_bias": False})
+    encoder.context = (6, 1)
+    feats = torch.randn(150, 16)
+    full, _, _ = encoder(feats[None], torch.tensor([150]))
+    torch.testing.assert_close(run(encoder.chunk_step(), [feats], [0])[0], full[0], rtol=0, atol=1e-5)
