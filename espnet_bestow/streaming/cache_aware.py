@@ -8,28 +8,17 @@ from torch import Tensor, nn
 
 from espnet_bestow.encoders.chunk_step import FACTOR, ChunkStep
 from espnet_bestow.streaming.features import Span, StreamFeatures
+from espnet_bestow.streaming.frame_ear import FrameEar
 from espnet_bestow.streaming.listener import Ear, Listener
 
 
-class CacheAwareEar(Ear):
+class CacheAwareEar(FrameEar):
     """Audio of one session, and how far it has been encoded."""
 
     def __init__(self, step: ChunkStep, features: StreamFeatures):
-        super().__init__()
+        super().__init__(step.width)
         self.encoder = step.open()
         self.features_past = features.open()
-        self.heard = 0  # frames in `buffer`
-        self.buffer = torch.zeros(0, step.width)  # (at least heard, D), grows by doubling
-
-    def append(self, frames: Tensor) -> None:
-        """The next frames (n, D)."""
-        after = self.heard + len(frames)
-        if after > len(self.buffer):
-            grown = frames.new_zeros(max(after, 2 * len(self.buffer)), frames.shape[1])
-            grown[: self.heard] = self.buffer[: self.heard]
-            self.buffer = grown
-        self.buffer[self.heard : after] = frames
-        self.heard = after
 
 
 class CacheAwareListener(Listener):
@@ -75,7 +64,7 @@ class CacheAwareListener(Listener):
                 raise ValueError(f"{frames} frames need {self.needed(frames)} samples, {ear.received} have arrived")
         while waiting := [ear for ear, frames in requests if self._can_advance(ear, frames)]:
             self._advance(waiting)
-        return [ear.buffer[: min(frames, ear.heard)] for ear, frames in requests]  # type: ignore[attr-defined]
+        return [ear.frames(frames) for ear, frames in requests]  # type: ignore[attr-defined]
 
     def _can_advance(self, ear: Any, frames: int) -> bool:
         if ear.heard >= frames:
