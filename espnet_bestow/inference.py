@@ -11,11 +11,16 @@ import yaml
 from torch import Tensor
 
 from espnet_bestow.audio import read_audio, resample
+from espnet_bestow.connectors import Speech
 from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.model_dir import META, read_meta, unpack
 from espnet_bestow.preprocess import BadUtteranceError, check_speech
 from espnet_bestow.prompt import PromptTemplate
+from espnet_bestow.streaming.listener import RIGHT_CONTEXT, Listener, RecomputedListener, samples_per_frame
+from espnet_bestow.streaming.policies import Policy, build_policy
+from espnet_bestow.streaming.pool import Pool
+from espnet_bestow.streaming.session import Session, SessionOptions
 
 Audio = str | Path | np.ndarray | Tensor
 
@@ -126,6 +131,52 @@ class Speech2Text:
         speech = [self._samples(audio, sample_rate) for audio in audios]
         ids = [self.template.encode_prompt(p, _name(a)) for a, p in zip(audios, prompts, strict=True)]
         return [self.result(nbest[0]) for nbest in self.search(speech, ids)]
+
+    def listener(self, right_context: int = RIGHT_CONTEXT) -> Listener:
+        """How the model hears audio that is still arriving: its encoder, recomputed on the growing audio."""
+
+        @torch.inference_mode()
+        def encode(waveform: Tensor, lengths: Tensor) -> Speech:
+            return self.model.encode(waveform.to(self.device), lengths.to(self.device))
+
+        hop = samples_per_frame(encode, self.sample_rate)
+        shortest = round(SHORTEST * self.sample_rate)
+        return RecomputedListener(encode, self.sample_rate, hop, right_context, shortest)
+
+    def pool(self, listener: Listener | None = None) -> Pool:
+        """For many streaming sessions at once; its sessions are advanced together."""
+        return Pool(self.model, listener or self.listener(), self.template)
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        policy: Policy | str = "wait_k",
+        options: SessionOptions | None = None,
+        listener: Listener | None = None,
+        **policy_options: float,
+    ) -> Session:
+        """A streaming session: push audio as it comes, get words as soon as the policy lets them out.
+
+        Example::
+
+            session = s2t.stream("translate to german", "wait_k", k=8, step=2)
+            for chunk in microphone:
+                print(*[word.text for word in session.push(chunk, 16000)])
+            print(*[word.text for word in session.finish()])
+
+        Args:
+            prompt: instruction; default: the model's.
+            policy: when to read and when to write; a name with its ``policy_options``, or an object.
+            options: limits and guards; default: ``max_tokens`` as in offline decoding.
+            listener: how audio is heard; measuring the default one costs two short encodings, so keep it.
+            **policy_options: of a policy that is given by name.
+        """
+        if isinstance(policy, str):
+            policy = build_policy(policy, **policy_options)
+        elif policy_options:
+            raise ValueError(f"policy_options {sorted(policy_options)} belong to a policy that is given by its name")
+        options = options or SessionOptions(max_tokens=self.options.max_tokens)
+        return self.pool(listener).open(prompt or self.default_prompt, policy, options)
 
     @torch.inference_mode()
     def search(self, speech: Sequence[np.ndarray], prompts: Sequence[Sequence[int]]) -> list[list[Hypothesis]]:

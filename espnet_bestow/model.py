@@ -50,9 +50,12 @@ class SeatedModelState:
         return at
 
     def leave(self, seat: int) -> None:
-        """Frees a seat."""
+        """Frees a seat; with the last one, all memory."""
         self.connector.leave(seat)
         self.seats.leave(seat)
+        if not self.seats.lengths:
+            self.connector.clear()
+            self.llm.clear()
 
 
 class BestowModel(nn.Module):

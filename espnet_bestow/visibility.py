@@ -51,6 +51,11 @@ def offline(index: Tensor, mask: Tensor, encoder_lengths: Tensor) -> Tensor:
     return torch.where(mask, everything, 0).to(torch.int32)
 
 
+def wait_k_frames[Index: (int, Tensor)](index: Index, k: Index, step: int) -> Index:
+    """(n + K) * L: the frames that answer token n sees, if there are so many."""
+    return (index + k) * step
+
+
 def wait_k(index: Tensor, mask: Tensor, encoder_lengths: Tensor, k: Tensor, step: int) -> Tensor:
     """Answer token n sees min(encoder_length, (n + K) * L) frames; prompt positions before the last see none.
 
@@ -64,7 +69,7 @@ def wait_k(index: Tensor, mask: Tensor, encoder_lengths: Tensor, k: Tensor, step
     Returns:
         visible (B, U) int32.
     """
-    reach = ((index + k[:, None]) * step).minimum(encoder_lengths[:, None])
+    reach = wait_k_frames(index, k[:, None], step).minimum(encoder_lengths[:, None])
     return torch.where(mask & (index >= 0), reach, 0).to(torch.int32)
 
 

@@ -47,6 +47,10 @@ class SeatedFrames:
             self.buffer.cover(int(at.rows.max()) + 1)
             self.now = self.buffer.read(Placement(at.rows, at.slots, longest, at.leading))
 
+    def clear(self) -> None:
+        """Forgets all frames."""
+        self.buffer, self.lengths, self.now = SeatBuffer(), {}, self.now[:0, :0].clone()
+
 
 class AbsorbedSpeech:
     """A cross-attention's view of encoder frames, its own linear layers absorbed.
@@ -111,6 +115,10 @@ class SeatedKeysValues:
         ]
         return KeysValues(*grown)
 
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.keys, self.values = SeatBuffer(), SeatBuffer()
+
 
 class _Seated:
     """What the states below share: frames, and how the last call attended to them."""
@@ -153,6 +161,12 @@ class SeatedCrossAttentionState(_Seated):
             cache.at = at
         self._allowed = at.allowed
 
+    def clear(self) -> None:
+        """See SeatedState."""
+        self.frames.clear()
+        for cache in self.text:
+            cache.clear()
+
     def enter(self, mask: Tensor) -> Tensor:
         """Which slots the new positions, mask (B, U), may attend to: (B, U, N) bool."""
         return self._allowed
@@ -182,6 +196,11 @@ class SeatedRecurrentState(_Seated):
         """See SeatedState."""
         self.frames.sit(at)
         self.at = at
+
+    def clear(self) -> None:
+        """See SeatedState."""
+        self.frames.clear()
+        self.history = SeatBuffer()
 
     def enter(self, mask: Tensor) -> None:
         """The new positions, mask (B, U)."""

@@ -1,5 +1,6 @@
 """An LLM's cache in which every streaming session has a seat (see :mod:`espnet_bestow.seats`)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,10 @@ class _SeatedLayer(CacheLayerMixin):
         keys, values = self._buffers
         grown_keys = keys.write(at, key_states.transpose(1, 2)).transpose(1, 2)
         return grown_keys, values.write(at, value_states.transpose(1, 2)).transpose(1, 2)
+
+    def clear(self) -> None:
+        """Frees the memory of all seats."""
+        self._buffers = SeatBuffer(), SeatBuffer()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that the next call sees, and which is the first."""
@@ -71,6 +76,17 @@ class SeatedLLMState:
     def sit(self, at: Placement) -> None:
         """The next call is for these seats."""
         self.cache.at = at
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Only these of the seats go on to think."""
+        assert self.cache.at is not None
+        self.cache.at = self.cache.at.select(rows)
+
+    def clear(self) -> None:
+        """Frees the memory of all seats."""
+        for layer in self.cache.layers:
+            assert isinstance(layer, _SeatedLayer)
+            layer.clear()
 
     def enter(self, mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What the LLM is told of new positions: a mask (B, 1, U, N) added to scores, and positions (B, U)."""

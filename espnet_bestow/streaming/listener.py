@@ -144,3 +144,11 @@ class RecomputedListener(Listener):
                 )
             out[row] = frames[: min(wanted, length)]
         return out
+
+
+def samples_per_frame(encode: Encode, sample_rate: int) -> int:
+    """The hop of an encoder, measured: how many more samples give one more frame."""
+    lengths = torch.tensor([sample_rate, 5 * sample_rate])
+    noise = torch.randn(2, int(lengths[1]), generator=torch.Generator().manual_seed(0))
+    frames = encode(0.1 * noise, lengths).lengths.tolist()
+    return round(4 * sample_rate / (frames[1] - frames[0]))

@@ -1,0 +1,76 @@
+"""Audio as callers have it, of any rate, width and channels, as float32 mono at the listener's rate."""
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+
+_CHANNELS = 64
+"""More are taken for samples in the place of channels."""
+
+
+class Intake:
+    """Takes one session's pushes; its output does not depend on how the audio was cut into them.
+
+    Args:
+        rate: sample rate of the output.
+    """
+
+    def __init__(self, rate: int):
+        self.rate = rate
+        self.rate_in: int | None = None  # fixed by the first push
+        self.samples_in = 0
+        self._resampler: soxr.ResampleStream | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Audio taken in so far."""
+        return self.samples_in / (self.rate_in or self.rate)
+
+    def take(self, samples: np.ndarray | Tensor, sample_rate: int | None = None) -> Tensor:
+        """samples (S,) or (S, channels), float in -1 to 1 or integer PCM -> what can be said of (S',) so far."""
+        mono = self._mono(samples)
+        self._fix_rate(sample_rate or self.rate_in or self.rate)
+        self.samples_in += len(mono)
+        if self._resampler is None:
+            return torch.from_numpy(mono)
+        return torch.from_numpy(self._resampler.resample_chunk(mono))
+
+    def end(self) -> Tensor:
+        """The rest, once no more audio comes."""
+        if self._resampler is None:
+            return torch.zeros(0)
+        return torch.from_numpy(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+
+    def _fix_rate(self, rate: int) -> None:
+        if self.rate_in is None:
+            if rate <= 0:
+                raise ValueError(f"sample_rate={rate} must be > 0")
+            self.rate_in = rate
+            if rate != self.rate:
+                self._resampler = soxr.ResampleStream(rate, self.rate, 1, dtype="float32", quality="HQ")
+        elif rate != self.rate_in:
+            raise ValueError(
+                f"sample_rate={rate} after {self.seconds:.3f} s at {self.rate_in}: the rate of a session is fixed by "
+                "its first push"
+            )
+
+    def _mono(self, samples: np.ndarray | Tensor) -> np.ndarray:
+        array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
+        kind, where = array.dtype.kind, f"after {self.seconds:.3f} s"
+        if kind == "f":
+            array = array.astype(np.float32)
+        elif kind == "i":  # PCM; training saw -1 to 1
+            array = (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
+        elif array.size == 0:
+            array = array.astype(np.float32)
+        else:
+            raise ValueError(f"samples {where} are of type {array.dtype}; float or signed integer PCM is needed")
+        if array.ndim == 2 and 1 <= array.shape[1] <= _CHANNELS:
+            array = array.mean(axis=1, dtype=np.float32)
+        if array.ndim != 1:
+            raise ValueError(f"samples {where} have shape {array.shape}; (S,) or (S, channels) is needed")
+        bad = int(np.count_nonzero(~np.isfinite(array)))
+        if bad:
+            raise ValueError(f"samples {where}: {bad} of {len(array)} are NaN or infinite")
+        return np.ascontiguousarray(array)

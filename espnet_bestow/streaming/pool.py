@@ -1,0 +1,250 @@
+"""Many sessions, one model: whoever can go on takes part in the next batch, each at its own position and policy.
+
+A round has three stages, each one batched call for all sessions it concerns: *hear* (the encoder, for sessions whose
+policy asks for frames whose audio has come), *read* (the connector, for the pending token of each; here AlignAtt and
+EDAtt may send a session back to listening) and *think* (the LLM). What a session writes does not depend on the others.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from espnet_bestow.connectors import LLMInput
+from espnet_bestow.model import BestowModel, SeatedModelState
+from espnet_bestow.prompt import PromptTemplate
+from espnet_bestow.streaming.circles import goes_in_circles
+from espnet_bestow.streaming.listener import Listener
+from espnet_bestow.streaming.policies import EVERYTHING, DraftPolicy, Policy, TokenPolicy, View, attended
+from espnet_bestow.streaming.session import Segment, Session, SessionOptions, Token
+
+_Turn = tuple[Session, Segment]
+
+
+class Pool:
+    """Sessions that share a model.
+
+    Args:
+        model: in eval mode.
+        listener: how it hears audio that is still arriving.
+        template: how instructions become token ids, and the end token.
+        block: whose cross-attention says where a token looks, for policies and word times.
+    """
+
+    def __init__(self, model: BestowModel, listener: Listener, template: PromptTemplate, block: int = -1):
+        self.model = model
+        self.listener = listener
+        self.template = template
+        self.block = block
+        self.max_tokens = template.max_tokens
+        self.sessions: list[Session] = []
+        self.device = next(model.parameters()).device
+        self.state: SeatedModelState = model.seated()
+
+    def open(self, prompt: str, policy: Policy, options: SessionOptions | None = None) -> Session:
+        """A new session; ``close`` it, or use it in a ``with``."""
+        ids = self.template.encode_prompt(prompt)
+        session = Session(self, ids, policy, options or SessionOptions(), self.template.tokenizer)
+        self.sessions.append(session)
+        return session
+
+    def forget(self, session: Session) -> None:
+        """See :meth:`Session.close`."""
+        self.sessions.remove(session)
+        for segment in session.segments:
+            self._stand_up(segment)
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """One round for every session that can go on; False when there is none."""
+        started = time.perf_counter()
+        turns = [(session, segment) for session in self.sessions if (segment := session.front) is not None]
+        active = self._hear(turns)
+        active += self._read_and_think(turns)
+        spent = time.perf_counter() - started
+        for session in {id(session): session for session, _ in active}.values():
+            session.clock.spend(spent)
+        return bool(active)
+
+    # Hearing
+
+    def _hear(self, turns: Sequence[_Turn]) -> list[_Turn]:
+        able, requests, continued = [], [], []
+        for session, segment in turns:
+            target = self._target(session, segment)
+            if segment.complete or segment.shown >= target:
+                continue
+            if segment.ear.received < self.listener.needed(target):
+                if not segment.ear.ended:
+                    continue
+                target = EVERYTHING
+            elif self._longer(session, target):
+                self._continue(session, segment)
+                continued.append((session, segment))
+                continue
+            able.append((session, segment))
+            requests.append((segment.ear, target))
+        if not requests:
+            return continued
+        for (_, segment), (_, target), frames in zip(able, requests, self.listener.hear(requests), strict=True):
+            self._sit_down(segment)
+            segment.shown = len(frames)
+            segment.complete = target == EVERYTHING
+            self.state.connector.hear(self._seat(segment), frames)
+        for session, segment in able:
+            if segment.complete and segment.shown == 0:
+                self._finish(session, segment)
+        return able + continued
+
+    def _longer(self, session: Session, frames: int) -> bool:
+        """Whether this is more audio than a segment may have."""
+        most = session.options.max_seconds
+        return most is not None and frames * self.listener.hop > most * self.listener.sample_rate
+
+    def _target(self, session: Session, segment: Segment) -> int:
+        return session.policy.frames(len(segment.written), segment.reads)
+
+    # Reading and thinking
+
+    def _read_and_think(self, turns: Sequence[_Turn]) -> list[_Turn]:
+        blind: list[_Turn] = []
+        long: list[_Turn] = []
+        short: list[_Turn] = []
+        for session, segment in turns:
+            if segment.done:
+                continue
+            if segment.seat is None:
+                self._sit_down(segment)
+            if not segment.pending:
+                self._start(session, segment)
+            if segment.blind:
+                blind.append((session, segment))
+            elif segment.complete or segment.shown >= self._target(session, segment):
+                (long if len(segment.pending) > 1 else short).append((session, segment))
+        if blind:
+            self._prefill(blind)
+        # Prompts apart from single tokens: together, every row would be as long as the longest.
+        for group in (long, short):
+            if group:
+                self._advance(group)
+        return [*blind, *long, *short]
+
+    def _start(self, session: Session, segment: Segment) -> None:
+        """What has to be consumed before the next token can be asked for, from an empty seat."""
+        everything = [*segment.prompt, *segment.ids]
+        if session.policy.blind_prompt and not segment.written:
+            segment.blind, segment.pending = everything[:-1], everything[-1:]
+        else:
+            segment.pending = everything
+
+    def _prefill(self, turns: Sequence[_Turn]) -> None:
+        """Prompt positions that see no speech: they need not wait for it."""
+        ids = [segment.blind for _, segment in turns]
+        text = self._read([segment for _, segment in turns], ids, [0] * len(ids))
+        self.model.think(text, self.state, keep=1)
+        for _, segment in turns:
+            self.state.seats.advance(self._seat(segment), len(segment.blind))
+            segment.blind = []
+
+    def _advance(self, turns: Sequence[_Turn]) -> None:
+        """One token for each: reading decides whether it may be thought of."""
+        segments = [segment for _, segment in turns]
+        shown = [segment.shown for segment in segments]
+        text = self._read(segments, [segment.pending for segment in segments], shown)
+        attention = self.state.connector.attention(self.block).cpu()  # (B, F)
+        rows = [attention[row, :frames] for row, frames in enumerate(shown)]
+        accepted = []
+        for row, (session, segment) in enumerate(turns):
+            view = View(segment.shown, segment.complete, rows[row])
+            if not isinstance(session.policy, TokenPolicy) or session.policy.accepts(view):
+                accepted.append(row)
+            else:
+                segment.reads += 1
+        if not accepted:
+            return
+        if len(accepted) < len(turns):
+            index = torch.tensor(accepted, device=self.device)
+            text = LLMInput(text.embeddings[index], text.mask[index])
+            self.state.llm.select(accepted)
+        best = self.model.think(text, self.state, keep=1)[:, -1].argmax(-1).tolist()  # (B',)
+        for row, token in zip(accepted, best, strict=True):
+            self._take(*turns[row], token, attended(rows[row]))
+
+    def _read(self, segments: Sequence[Segment], ids: Sequence[Sequence[int]], shown: Sequence[int]) -> LLMInput:
+        """Rows padded on the left, so that every last position is in the last column."""
+        width = max(map(len, ids))
+        column = torch.arange(width, device=self.device)
+        lengths = torch.tensor([len(row) for row in ids], device=self.device)
+        mask = column >= (width - lengths)[:, None]  # (B, U)
+        padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids], device=self.device)
+        visible = torch.tensor(shown, dtype=torch.int32, device=self.device)[:, None] * mask
+        self.state.sit([self._seat(segment) for segment in segments], mask)
+        return self.model.read(padded, mask, visible.to(torch.int32), self.state)
+
+    # Writing
+
+    def _take(self, session: Session, segment: Segment, token: int, frame: int | None) -> None:
+        """What becomes of the token that the LLM prefers."""
+        drafting = isinstance(session.policy, DraftPolicy)
+        if token == self.template.end or goes_in_circles([*segment.ids, token], session.options.circles):
+            if drafting:
+                self._end_draft(session, segment)
+            elif segment.complete or (token == self.template.end and not session.options.suppress_end):
+                self._finish(session, segment)
+            else:
+                segment.reads += 1  # the seat did not advance: the same position is read again, with more to see
+            return
+        self.state.seats.advance(self._seat(segment), len(segment.pending))
+        segment.pending = [token]
+        written = Token(token, segment.shown, session.consumed(segment), frame)
+        if drafting:
+            segment.draft.append(written)
+        else:
+            session.write(segment, written)
+        if len(segment.ids) < segment.limit:
+            return
+        if drafting:
+            self._end_draft(session, segment)
+        if len(segment.written) >= segment.limit and not segment.done:
+            (self._finish if segment.complete else self._continue)(session, segment)
+
+    def _end_draft(self, session: Session, segment: Segment) -> None:
+        policy = session.policy
+        assert isinstance(policy, DraftPolicy)
+        draft, segment.draft = segment.draft, []
+        segment.drafts.append([token.id for token in draft])
+        agreed = len(draft) if segment.complete else policy.agreed(segment.drafts)
+        common = segment.drafts[-1][:agreed]
+        segment.drafts = [other[agreed:] for other in segment.drafts if other[:agreed] == common]
+        for token in draft[:agreed]:
+            session.write(segment, token)
+        if segment.complete:
+            self._finish(session, segment)
+            return
+        segment.reads += 1
+        # The next draft reads prompt and text again, with all frames it then sees, as an offline model would.
+        self.state.seats.lengths[self._seat(segment)] = 0
+        segment.pending = []
+
+    def _finish(self, session: Session, segment: Segment) -> None:
+        self._stand_up(segment)
+        session.finish_segment(segment)
+
+    def _continue(self, session: Session, segment: Segment) -> None:
+        self._stand_up(segment)
+        session.continue_segment(segment)
+
+    # Seats
+
+    def _seat(self, segment: Segment) -> int:
+        assert segment.seat is not None
+        return segment.seat
+
+    def _sit_down(self, segment: Segment) -> None:
+        if segment.seat is None:
+            segment.seat = self.state.seats.take()
+
+    def _stand_up(self, segment: Segment) -> None:
+        if segment.seat is not None:
+            self.state.leave(segment.seat)
+            segment.seat = None

@@ -1,0 +1,277 @@
+"""One talk: audio goes in as it comes, whole words come out as soon as the policy lets them.
+
+A session does no computation on the model itself: its :class:`~espnet_bestow.streaming.pool.Pool` advances all sessions
+together.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from espnet_bestow.streaming.circles import CIRCLES
+from espnet_bestow.streaming.intake import Intake
+from espnet_bestow.streaming.listener import Ear, Listener
+from espnet_bestow.streaming.pauses import Audio, Begin, Event, OneSegment, SilenceSegments
+from espnet_bestow.streaming.policies import Policy
+from espnet_bestow.streaming.words import Unit, WordCutter
+
+if TYPE_CHECKING:
+    from espnet_bestow.streaming.pool import Pool
+
+
+@dataclass(frozen=True)
+class Word:
+    """A whole word; a character in languages that write without spaces."""
+
+    text: str
+    seen: float  # seconds of audio that the model had consumed when the word was complete
+    emitted: float  # seconds on a clock that also counts computation: f_n = max(a_n, f_(n-1)) + c_n
+    span: tuple[float, float]  # seconds of audio that its tokens attended to
+    tokens: tuple[int, ...]
+    visible: tuple[int, ...] = ()  # frames that each of them could see, from the beginning of the segment
+    before: str = ""  # white space between it and the word before
+    segment: int = 0  # which segment of the session it belongs to
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What does not depend on the policy."""
+
+    max_tokens: int = 200
+    """Longest text of a segment; a talk that is longer goes on in a new segment."""
+    suppress_end: bool = True
+    """An end token before the end of the audio means READ; False: the model's end is the end of the segment."""
+    circles: Sequence[int] = CIRCLES
+    """How often one, two, three tokens may follow themselves; beyond that READ, and after the audio the end."""
+    segment_silence: float | None = None
+    """Seconds without speech that end a segment; None: the whole audio is one."""
+    max_seconds: float | None = None
+    """Longest audio of a segment."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that was written for good."""
+
+    id: int
+    visible: int  # frames that it could see
+    seen: float  # seconds of audio that had been consumed
+    frame: int | None  # frame it attended to most
+
+
+@dataclass
+class Segment:
+    """Where the decoding of one segment stands. All fields belong to the pool."""
+
+    number: int
+    ear: Ear
+    offset: int  # its first sample in the whole audio
+    prompt: Sequence[int]
+    limit: int  # most tokens
+    cutter: WordCutter
+    written: list[Token] = field(default_factory=list)
+    draft: list[Token] = field(default_factory=list)  # of draft policies: not written for good
+    drafts: list[list[int]] = field(default_factory=list)  # earlier ones, from the end of what is written
+    reads: int = 0
+    shown: int = 0  # frames that are visible
+    complete: bool = False  # whether these are all of an ear that has ended
+    seat: int | None = None
+    pending: list[int] = field(default_factory=list)  # consumed next
+    blind: list[int] = field(default_factory=list)  # consumed before, without any speech
+    done: bool = False
+
+    @property
+    def ids(self) -> list[int]:
+        """All tokens so far."""
+        return [token.id for token in (*self.written, *self.draft)]
+
+
+class Clock:
+    """Seconds at which results come out of one worker: f_n = max(a_n, f_(n-1)) + c_n."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def arrive(self, seconds: float) -> None:
+        """Audio that ends at ``seconds`` is there; work on it cannot begin earlier."""
+        self.now = max(self.now, seconds)
+
+    def spend(self, seconds: float) -> None:
+        """Computation on it took so long."""
+        self.now += seconds
+
+
+class Session:
+    """From :meth:`Pool.open`.
+
+    Args:
+        pool: which advances it.
+        prompt: the instruction's token ids.
+        policy: when to read and when to write.
+        options: limits and guards.
+        tokenizer: the LLM's.
+    """
+
+    def __init__(
+        self,
+        pool: "Pool",
+        prompt: Sequence[int],
+        policy: Policy,
+        options: SessionOptions,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        self._pool = pool
+        self.prompt = list(prompt)
+        self.policy = policy
+        self.options = options
+        self.clock = Clock()
+        self.segments: deque[Segment] = deque()  # the first is decoded, the last receives audio
+        self.ended = False
+        self.closed = False
+        self._tokenizer = tokenizer
+        self._intake = Intake(pool.listener.sample_rate)
+        silence, rate = options.segment_silence, pool.listener.sample_rate
+        self._cutting: OneSegment | SilenceSegments = (
+            OneSegment() if silence is None else SilenceSegments(silence, rate)
+        )
+        self._begun = 0  # segments
+        self._words: list[Word] = []  # complete ones, waiting for the time they are taken
+        self._spoke = False  # whether any word was complete
+
+    @property
+    def seconds(self) -> float:
+        """Audio pushed so far."""
+        return self._intake.seconds
+
+    def push(self, samples: np.ndarray | Tensor, sample_rate: int | None = None) -> list[Word]:
+        """Takes in audio, (S,) or (S, channels), and returns the words that it completed.
+
+        Args:
+            samples: float in -1 to 1 or signed integer PCM.
+            sample_rate: fixed by the first push; default: the model's.
+        """
+        self.feed(samples, sample_rate)
+        return self._run()
+
+    def finish(self) -> list[Word]:
+        """No more audio; returns the rest of the words."""
+        self.end()
+        return self._run()
+
+    def feed(self, samples: np.ndarray | Tensor, sample_rate: int | None = None) -> None:
+        """Takes in audio without computing anything on it: for pools of many sessions."""
+        if self.closed or self.ended:
+            raise ValueError(f"push after {'close' if self.closed else 'finish'} of a session of {self.seconds:.3f} s")
+        started = time.perf_counter()
+        self._hear(self._cutting.take(self._intake.take(samples, sample_rate)))
+        self.clock.arrive(self.seconds)
+        self.clock.spend(time.perf_counter() - started)
+
+    def end(self) -> None:
+        """No more audio will come; computes nothing."""
+        if self.closed or self.ended:
+            raise ValueError(f"finish after {'close' if self.closed else 'finish'} of a session")
+        self.ended = True
+        self._hear(self._cutting.take(self._intake.end()))
+        self._hear(self._cutting.end())
+
+    def take(self) -> list[Word]:
+        """The words completed since the last call; their ``emitted`` is now."""
+        words = [replace(word, emitted=self.clock.now) for word in self._words]
+        self._words.clear()
+        return words
+
+    def close(self) -> None:
+        """Frees the session's place in the pool; harmless when repeated."""
+        if not self.closed:
+            self.closed = True
+            self._pool.forget(self)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> list[Word]:
+        while self._pool.step():
+            pass
+        return self.take()
+
+    def _hear(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, Begin):
+                self.segments.append(self._segment(event.offset))
+            elif isinstance(event, Audio):
+                self.segments[-1].ear.push(event.samples)
+            else:
+                self.segments[-1].ear.end()
+
+    def _segment(self, offset: int) -> Segment:
+        room = self._pool.max_tokens
+        limit = self.options.max_tokens if room is None else min(self.options.max_tokens, room - len(self.prompt))
+        ear, cutter = self._pool.listener.open(), WordCutter(self._tokenizer)
+        self._begun += 1
+        return Segment(self._begun - 1, ear, offset, self.prompt, limit, cutter)
+
+    # What the pool calls.
+
+    @property
+    def front(self) -> Segment | None:
+        """The segment to decode now."""
+        while self.segments and self.segments[0].done and self.segments[0].ear.ended:
+            self.segments.popleft()
+        # One that is done but still receives audio ended early (only without suppress_end): nobody listens to the rest.
+        return self.segments[0] if self.segments and not self.segments[0].done else None
+
+    def consumed(self, segment: Segment) -> float:
+        """Seconds of audio that the model needs to show what it shows of a segment."""
+        listener: Listener = self._pool.listener
+        heard = segment.ear.received
+        if not segment.complete:
+            heard = min(heard, listener.needed(segment.shown))
+        return min((segment.offset + heard) / listener.sample_rate, self.seconds)
+
+    def write(self, segment: Segment, token: Token) -> None:
+        """A token is written for good."""
+        segment.written.append(token)
+        self._emit(segment, segment.cutter.add(token.id))
+
+    def finish_segment(self, segment: Segment) -> None:
+        """Nothing more is written in a segment; the next one's turn."""
+        segment.done = True
+        self._emit(segment, segment.cutter.finish())
+
+    def continue_segment(self, segment: Segment) -> None:
+        """A segment is full: what follows the last attended frame becomes the beginning of a new one."""
+        frames = [token.frame for token in segment.written if token.frame is not None]
+        first = max(frames[-1] + 1 if frames else segment.shown, 1)  # never nothing, or it would never end
+        start = min(first * self._pool.listener.hop, segment.ear.received)
+        following = self._segment(segment.offset + start)
+        following.ear.push(segment.ear.samples(start).clone())
+        if segment.ear.ended:
+            following.ear.end()
+        segment.done = True
+        self._emit(segment, segment.cutter.finish())
+        self.segments[self.segments.index(segment)] = following
+
+    def _emit(self, segment: Segment, units: list[Unit]) -> None:
+        seen = self.consumed(segment)
+        rate, hop = self._pool.listener.sample_rate, self._pool.listener.hop
+        for unit in units:
+            tokens = segment.written[unit.tokens]
+            frames = [token.frame for token in tokens if token.frame is not None]
+            ends = (min(frames), max(frames) + 1) if frames else ()
+            attended = [min((segment.offset + frame * hop) / rate, seen) for frame in ends] or [seen, seen]
+            # Segments are told apart by a space; nothing stands before the very first word.
+            before = unit.before if unit.tokens.start else " " if self._spoke else ""
+            self._spoke = True
+            ids, visible = tuple(t.id for t in tokens), tuple(t.visible for t in tokens)
+            span = attended[0], attended[1]
+            self._words.append(Word(unit.text, seen, 0.0, span, ids, visible, before, segment.number))

@@ -1,0 +1,74 @@
+"""Whole words from tokens: nothing is said before it can no longer change.
+
+Works for any tokenizer, because it looks at decoded text only: text is cut at white space; in scripts that write
+without spaces every character is a word of its own. A word is complete when the text goes on behind it.
+"""
+
+import re
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+_CHINESE_JAPANESE = (
+    "\u3040-\u30ff\u31f0-\u31ff"  # kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+    "\u3001-\u303f\uff01-\uff65"  # their punctuation
+)
+_INDIC = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+# Vowel signs and tones that stand behind their consonant and belong to it.
+_MARKS = "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ecd\u102b-\u103e\u17b4-\u17d3"
+_CLOSED = re.compile(rf"[{_CHINESE_JAPANESE}]")
+_UNIT = re.compile(rf"[{_CHINESE_JAPANESE}]|[{_INDIC}][{_MARKS}]*|[^\s{_CHINESE_JAPANESE}{_INDIC}]+")
+_INCOMPLETE = "\ufffd"  # what a decoder writes for the first bytes of a character
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A complete word in the text of some tokens."""
+
+    text: str
+    before: str  # white space between it and the word before
+    tokens: slice  # which tokens wrote it; neighbours share a token that wrote parts of both
+
+
+class WordCutter:
+    """Takes tokens one by one and gives words as soon as they are complete.
+
+    All words, each after its ``before``, are exactly the decoded text of all tokens without white space at both ends.
+
+    Args:
+        tokenizer: the LLM's.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self._ends: list[int] = []  # length of the decoded text after each token
+        self._done = 0  # characters of it that were given as words
+        self._used = 0  # tokens of those
+
+    def add(self, token: int) -> list[Unit]:
+        """The words that this token completes."""
+        self.ids.append(token)
+        text = self._text().rstrip(_INCOMPLETE)
+        self._ends.append(len(text))
+        return self._cut(text, whole=False)
+
+    def finish(self) -> list[Unit]:
+        """No more tokens: the rest is complete."""
+        return self._cut(self._text(), whole=True)
+
+    def _text(self) -> str:
+        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+
+    def _cut(self, text: str, whole: bool) -> list[Unit]:
+        found = []
+        for match in _UNIT.finditer(text, self._done):
+            if match.end() == len(text) and not whole and not _CLOSED.fullmatch(match.group()):
+                break  # the next token may still be part of it
+            before = text[self._done : match.start()] if self._done else ""
+            first = sum(end <= match.start() for end in self._ends)
+            last = sum(end < match.end() for end in self._ends) + 1
+            found.append(Unit(match.group(), before, slice(min(first, self._used), last)))
+            self._done, self._used = match.end(), last
+        return found
