@@ -18,7 +18,7 @@ from espnet_bestow.evaluate.longform import Segment, read_segments, score_longfo
 from espnet_bestow.evaluate.results import write_text_atomically
 
 MODULE = "espnet_bestow.bin.bestow_latency"
-UTTERANCE_KEY = "utterance"  # our logs name the row of the data dir
+UTTERANCE_KEY = "key"  # our logs name the row of the data dir
 
 
 def get_parser() -> argparse.ArgumentParser:

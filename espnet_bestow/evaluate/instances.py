@@ -125,6 +125,8 @@ class Instance:
                 raise ValueError(f"{name} must be a text, got {entry[name]!r}")
         if not isinstance(entry["index"], int) or isinstance(entry["index"], bool):
             raise ValueError(f"index must be an integer, got {entry['index']!r}")
+        if entry["elapsed"] == entry["clock"]:
+            entry["elapsed"] = ()  # it was written for other tools only
         entry["source_length"] = _number("source_length", entry["source_length"])
         if isinstance(entry.get("source"), list):
             entry["source"] = tuple(entry["source"])

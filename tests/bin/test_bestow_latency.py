@@ -9,7 +9,7 @@ from espnet_bestow.evaluate.instances import Instance, read_instances, write_ins
 from espnet_bestow.evaluate.latency import laal
 
 ONE = Instance(0, "der alte", (600.0, 1200.0), "der alte", 1500.0, "/x/a.wav", clock=(650.0, 1300.0), compute=100.0)
-TWO = replace(ONE, index=1, prediction="der neue", source="/x/b.wav", extra={"utterance": "spk-b-asr_en"})
+TWO = replace(ONE, index=1, prediction="der neue", source="/x/b.wav", extra={"key": "spk-b-asr_en"})
 
 
 @pytest.fixture

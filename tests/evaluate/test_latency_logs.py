@@ -43,6 +43,7 @@ def test_a_log_has_simulevals_keys(tmp_path):
     ]
     assert entry["prediction_length"] == 3
     assert json.loads(replace(GOOD, elapsed=()).to_json())["elapsed"] == [325.0, 660.0, 660.0]
+    assert Instance.from_json(replace(GOOD, elapsed=()).to_json()).elapsed == ()
     assert "elapsed" not in json.loads(replace(GOOD, elapsed=(), clock=(), compute=None).to_json())
 
 
