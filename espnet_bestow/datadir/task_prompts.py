@@ -38,8 +38,13 @@ def default_prompt(task: str) -> str:
     source, dash, target = languages.partition("-")
     if kind == "ast" and source and dash and target:
         _language(source, task)
-        return f"translate to {_language(target, task)}"
+        return translation_prompt(target, task)
     raise TaskError(f"task '{task}' has no default prompt: write a prompt file (known: {_FORMS})")
+
+
+def translation_prompt(target: str, task: str = "ast") -> str:
+    """Instruction to translate into the language of a code, e.g. ``de``."""
+    return f"translate to {_language(target, task)}"
 
 
 def _language(code: str, task: str) -> str:

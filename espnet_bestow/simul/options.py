@@ -31,9 +31,9 @@ class AgentOptions:
         None, "frames beyond the visible ones that a re-computed encoder hears (None: its default)", int
     )
     context: str | None = _option(None, "attention context of a cache-aware encoder in frames, e.g. 70,6")
-    device: str | None = _option(None, "torch device (None: SimulEval's --device)")
+    device: str = _option(None, "torch device (None: SimulEval's --device)")
     dtype: str = _option("float32", "the latter two by autocast", choices=DTYPES)
-    unit: str | None = _option(None, "unit of latency (None: SimulEval's --eval-latency-unit)", choices=tuple(UNITS))
+    unit: str = _option(None, "unit of latency (None: SimulEval's --eval-latency-unit)", choices=tuple(UNITS))
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -1,0 +1,62 @@
+"""From names on a command line to sessions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_bestow.inference import Speech2Text
+from espnet_bestow.simul.policy_spec import PolicySpec
+from espnet_bestow.simul.simulator import Open
+from espnet_bestow.streaming.cache_aware import CacheAwareListener
+from espnet_bestow.streaming.listener import Listener
+from espnet_bestow.streaming.policies import build_policy
+from espnet_bestow.streaming.session import SessionOptions
+
+
+def load_model(name: str, device: str = "cpu") -> Speech2Text:
+    """An experiment, one checkpoint in an experiment, a zip made by stage 14, or a hub tag."""
+    path = Path(name)
+    if path.suffix == ".pth":
+        return Speech2Text.from_files(path.parent / "config.yaml", path, device=device)
+    return Speech2Text.from_pretrained(name, device=device)
+
+
+def read_context(text: str) -> tuple[int, int]:
+    """``70,6`` as frames to the left and to the right."""
+    try:
+        left, right = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"context {text!r} is not <left>,<right> in frames, e.g. 70,6") from None
+    return left, right
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """How a model hears; None leaves it to the model."""
+
+    right_context: int | None = None
+    """Frames beyond the visible ones, where the encoder is re-computed."""
+    context: str | None = None
+    """Attention context of a cache-aware encoder."""
+
+    def listener(self, s2t: Speech2Text) -> Listener:
+        """The listener of a model.
+
+        Raises:
+            ValueError: An option does not fit the model's encoder.
+        """
+        encoder = type(s2t.model.encoder).__name__
+        if hasattr(s2t.model.encoder, "chunk_step"):
+            if self.right_context is not None:
+                raise ValueError(f"right_context={self.right_context}: {encoder} is not re-computed, it has a context")
+            return CacheAwareListener.of(s2t.model, None if self.context is None else read_context(self.context))
+        if self.context is not None:
+            raise ValueError(f"context={self.context}: {encoder} is re-computed, it has a right_context")
+        return s2t.listener() if self.right_context is None else s2t.listener(self.right_context)
+
+
+def open_session(s2t: Speech2Text, spec: PolicySpec, hearing: Hearing | None = None, max_tokens: int = 200) -> Open:
+    """What makes sessions of a model under one policy; bad options are errors now, not at the first session."""
+    policy = build_policy(spec.name, **dict(spec.options))
+    listener = (hearing or Hearing()).listener(s2t)
+    options = SessionOptions(max_tokens=max_tokens)
+    return lambda prompt: s2t.stream(prompt, policy, options, listener)
