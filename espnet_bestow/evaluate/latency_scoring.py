@@ -61,6 +61,10 @@ class LatencyReport:
         """A corpus value; None where the log does not have it."""
         return self.scores[metric].value if metric in self.scores else None
 
+    def values(self) -> dict[str, float]:
+        """All corpus values by metric."""
+        return {metric: score.value for metric, score in self.scores.items()}
+
     @property
     def degenerate(self) -> bool:
         """Whether latency and share of words written in time contradict each other, as OmniSTEval tests it.

@@ -20,6 +20,7 @@ def test_means_are_over_utterances_that_wrote_something():
     expected = mean([latency.laal(i.delays, 2000, 4) for i in (ONE, TWO)])
     assert report.value("laal") == pytest.approx(expected)
     assert report.scores["laal"].n == 2
+    assert report.values()["laal"] == report.value("laal")
     assert report.value("length_ratio") == pytest.approx(5 / 10)  # here the empty one counts
 
 
