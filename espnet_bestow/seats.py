@@ -82,7 +82,7 @@ class SeatBuffer:
     def write(self, at: Placement, new: Tensor) -> Tensor:
         """Puts ``new`` (B, U, ...) in its slots; returns all of these seats, (B, N, ...)."""
         data = self._reserve(int(at.rows.max()) + 1, at.total, new)
-        data[at.rows[:, None], at.slots] = new
+        data[at.rows[:, None], at.slots] = new.to(data.dtype)
         return self.read(at)
 
     def read(self, at: Placement) -> Tensor:

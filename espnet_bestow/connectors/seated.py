@@ -84,7 +84,7 @@ class AbsorbedSpeech:
         heads = q.shape[1]
         memory = self.frames.now[:, None]  # (B, 1, F, D_enc)
         # Heads become rows, so that no head needs its own copy of the frames.
-        rows = self.query.flatten(1, 2)[:, None]  # (B, 1, H*U, D_enc)
+        rows = self.query.flatten(1, 2)[:, None].to(memory.dtype)  # (B, 1, H*U, D_enc)
         mean = staircase_attention(rows, memory, memory, visible.repeat(1, heads), self.scale)
         out = torch.einsum("bhue,hde->bhud", mean[:, 0].unflatten(1, (heads, -1)), self.value)
         # Who sees nothing stays at exactly 0, without the bias.
@@ -93,7 +93,7 @@ class AbsorbedSpeech:
     def weights(self) -> Tensor:
         """Mean over heads of how the last position attended: (B, F)."""
         memory = self.frames.now[:, None]
-        last = self.query[:, :, -1].unsqueeze(1)  # (B, 1, H, D_enc)
+        last = self.query[:, :, -1].unsqueeze(1).to(memory.dtype)  # (B, 1, H, D_enc)
         visible = self.visible[:, -1:].expand(-1, last.shape[2])
         return staircase_weights(last, memory, visible.contiguous(), self.scale)[:, 0].mean(1)
 

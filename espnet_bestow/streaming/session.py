@@ -69,7 +69,6 @@ class Token:
 class Segment:
     """Where the decoding of one segment stands. All fields belong to the pool."""
 
-    number: int
     ear: Ear
     offset: int  # its first sample in the whole audio
     prompt: Sequence[int]
@@ -140,7 +139,10 @@ class Session:
         self._cutting: OneSegment | SilenceSegments = (
             OneSegment() if silence is None else SilenceSegments(silence, rate)
         )
-        self._begun = 0  # segments
+        self._seen = (
+            0.0  # seconds of audio that the model has consumed; never less, though a new segment hears some again
+        )
+        self.segments_done = 0
         self._words: list[Word] = []  # complete ones, waiting for the time they are taken
         self._spoke = False  # whether any word was complete
 
@@ -217,8 +219,7 @@ class Session:
         room = self._pool.max_tokens
         limit = self.options.max_tokens if room is None else min(self.options.max_tokens, room - len(self.prompt))
         ear, cutter = self._pool.listener.open(), WordCutter(self._tokenizer)
-        self._begun += 1
-        return Segment(self._begun - 1, ear, offset, self.prompt, limit, cutter)
+        return Segment(ear, offset, self.prompt, limit, cutter)
 
     # What the pool calls.
 
@@ -231,12 +232,13 @@ class Session:
         return self.segments[0] if self.segments and not self.segments[0].done else None
 
     def consumed(self, segment: Segment) -> float:
-        """Seconds of audio that the model needs to show what it shows of a segment."""
+        """Seconds of audio that the model has needed, now that it shows what it shows of a segment."""
         listener: Listener = self._pool.listener
         heard = segment.ear.received
         if not segment.complete:
             heard = min(heard, listener.needed(segment.shown))
-        return min((segment.offset + heard) / listener.sample_rate, self.seconds)
+        self._seen = max(self._seen, min((segment.offset + heard) / listener.sample_rate, self.seconds))
+        return self._seen
 
     def write(self, segment: Segment, token: Token) -> None:
         """A token is written for good."""
@@ -247,6 +249,7 @@ class Session:
         """Nothing more is written in a segment; the next one's turn."""
         segment.done = True
         self._emit(segment, segment.cutter.finish())
+        self.segments_done += 1
 
     def continue_segment(self, segment: Segment) -> None:
         """A segment is full: what follows the last attended frame becomes the beginning of a new one."""
@@ -257,8 +260,7 @@ class Session:
         following.ear.push(segment.ear.samples(start).clone())
         if segment.ear.ended:
             following.ear.end()
-        segment.done = True
-        self._emit(segment, segment.cutter.finish())
+        self.finish_segment(segment)
         self.segments[self.segments.index(segment)] = following
 
     def _emit(self, segment: Segment, units: list[Unit]) -> None:
@@ -274,4 +276,4 @@ class Session:
             self._spoke = True
             ids, visible = tuple(t.id for t in tokens), tuple(t.visible for t in tokens)
             span = attended[0], attended[1]
-            self._words.append(Word(unit.text, seen, 0.0, span, ids, visible, before, segment.number))
+            self._words.append(Word(unit.text, seen, 0.0, span, ids, visible, before, self.segments_done))
