@@ -16,9 +16,9 @@ from espnet_bestow.bin.arguments import fail_with_one_line, positive_int
 from espnet_bestow.datadir.directory import read_table
 from espnet_bestow.evaluate.instances import UNITS
 from espnet_bestow.simul.examples import Example, by_task, read_examples
-from espnet_bestow.simul.loading import Hearing, load_model, open_session
+from espnet_bestow.simul.loading import Hearing, Streamer, load_model
 from espnet_bestow.simul.policy_spec import PolicySpec
-from espnet_bestow.simul.simulator import Simulator, simulate
+from espnet_bestow.simul.simulator import OneByOne, Sending, Simulator, Together, simulate
 
 MODULE = "espnet_bestow.bin.bestow_simulate"
 
@@ -39,6 +39,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--key_file", type=Path, help="Stream only these utterances (splitting into jobs)")
     parser.add_argument("--max_rows", type=positive_int, help="Stream only so many rows of each task, evenly chosen")
     parser.add_argument("--segment_ms", type=positive_int, default=320, help="Audio sent at a time")
+    parser.add_argument(
+        "--sessions", type=positive_int, default=1, help="Streams at once; 1 times computation"
+    )
+    parser.add_argument("--max_tokens", type=positive_int, default=200, help="Longest answer")
     parser.add_argument("--unit", choices=UNITS, default="word", help="What has a delay")
     parser.add_argument("--right_context", type=int, help="Frames beyond the visible ones (None: the model's)")
     parser.add_argument("--context", help="Attention context of a streaming encoder, e.g. 70,6 (None: the model's)")
@@ -69,16 +73,19 @@ def run(args: argparse.Namespace) -> None:
     """Streams everything, policy by policy."""
     specs, examples = PolicySpec.parse_all(args.policies), chosen(args)
     s2t = load_model(args.model, args.device)
-    hearing = Hearing(args.right_context, args.context)
+    hearing, sending = Hearing(args.right_context, args.context), Sending(args.segment_ms, args.unit)
     bar = tqdm(total=len(specs) * len(examples), unit="utt", file=sys.stderr, disable=None)
     for spec in specs:
-        opener = open_session(s2t, spec, hearing)
-        simulator = Simulator(opener, s2t.sample_rate, args.segment_ms, spec, args.unit)
+        streamer = Streamer(s2t, spec, hearing, args.max_tokens)
+        simulator: Simulator = OneByOne(streamer, sending)
+        if args.sessions > 1:
+            simulator = Together(streamer, sending, args.sessions)
         compute = audio = 0.0
         for instance in simulate(simulator, examples, args.output_dir / spec.folder):
             compute, audio = compute + (instance.compute or 0.0), audio + instance.source_length
             bar.update()
-        logging.info(f"{spec}: {len(examples)} utterances, RTF {compute / max(audio, 1e-9):.3f}")
+        speed = f"RTF {compute / audio:.3f}" if compute else f"{args.sessions} sessions together"
+        logging.info(f"{spec}: {len(examples)} utterances, {audio / 1000:.1f} s of audio, {speed}")
     bar.close()
 
 

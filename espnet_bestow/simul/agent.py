@@ -18,7 +18,7 @@ from simuleval.agents.states import AgentStates
 
 from espnet_bestow.datadir.task_prompts import translation_prompt
 from espnet_bestow.inference import Speech2Text
-from espnet_bestow.simul.loading import Hearing, load_model, open_session
+from espnet_bestow.simul.loading import Hearing, Streamer, load_model
 from espnet_bestow.simul.options import UNITS, AgentOptions
 from espnet_bestow.simul.policy_spec import PolicySpec
 from espnet_bestow.simul.states import BestowStates
@@ -66,7 +66,7 @@ class BestowAgent(SpeechToTextAgent):
             self.models[key] = load_model(*key)
         self.speech2text = self.models[key]
         hearing = Hearing(self.options.right_context, self.options.context)
-        self.open = open_session(self.speech2text, self.spec, hearing)
+        self.streamer = Streamer(self.speech2text, self.spec, hearing)
         if fresh:
             self._warm_up()
 
@@ -91,7 +91,7 @@ class BestowAgent(SpeechToTextAgent):
         with torch.autocast(torch.device(self.device).type, self.dtype, enabled=self.dtype != torch.float32):
             if samples is not None:
                 if states.session is None:
-                    states.session = self.open(self.prompt(states))
+                    states.session = self.streamer.open(self.prompt(states))
                 words += states.session.push(samples, states.source_sample_rate)
             if states.source_finished and states.session is not None:
                 words += states.session.finish()

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_bestow.evaluate.latency import FRAME_MS
 from espnet_bestow.inference import Speech2Text
 from espnet_bestow.simul.policy_spec import PolicySpec
-from espnet_bestow.simul.simulator import Open
 from espnet_bestow.streaming.cache_aware import CacheAwareListener
 from espnet_bestow.streaming.listener import Listener
-from espnet_bestow.streaming.policies import build_policy
-from espnet_bestow.streaming.session import SessionOptions
+from espnet_bestow.streaming.policies import WaitK, build_policy
+from espnet_bestow.streaming.session import Session, SessionOptions
 
 
 def load_model(name: str, device: str = "cpu") -> Speech2Text:
@@ -54,9 +54,34 @@ class Hearing:
         return s2t.listener() if self.right_context is None else s2t.listener(self.right_context)
 
 
-def open_session(s2t: Speech2Text, spec: PolicySpec, hearing: Hearing | None = None, max_tokens: int = 200) -> Open:
-    """What makes sessions of a model under one policy; bad options are errors now, not at the first session."""
-    policy = build_policy(spec.name, **dict(spec.options))
-    listener = (hearing or Hearing()).listener(s2t)
-    options = SessionOptions(max_tokens=max_tokens)
-    return lambda prompt: s2t.stream(prompt, policy, options, listener)
+class Streamer:
+    """A model under one policy; bad options are errors now, not at the first session.
+
+    Args:
+        s2t: the model.
+        spec: the policy.
+        hearing: how the model hears.
+        max_tokens: longest answer.
+    """
+
+    def __init__(
+        self, s2t: Speech2Text, spec: PolicySpec, hearing: Hearing | None = None, max_tokens: int = 200
+    ) -> None:
+        self.spec = spec
+        self.rate = s2t.sample_rate
+        self.default_prompt = s2t.default_prompt
+        self.policy = build_policy(spec.name, **dict(spec.options))
+        self.pool = s2t.pool((hearing or Hearing()).listener(s2t))
+        self.options = SessionOptions(max_tokens=max_tokens)
+
+    def open(self, prompt: str) -> Session:
+        """A new session in the pool of all sessions from here."""
+        return self.pool.open(prompt, self.policy, self.options)
+
+    @property
+    def paper_schedule(self) -> tuple[int, int, int] | None:
+        """K, L and right context where the paper's way of counting delays applies."""
+        listener = self.pool.listener
+        if not isinstance(self.policy, WaitK) or listener.hop != FRAME_MS * self.rate / 1000:
+            return None
+        return self.policy.k, self.policy.step, getattr(listener, "right_context", 0)

@@ -6,89 +6,151 @@ exact one (SimulEval adds all earlier compute to every word), audio is read when
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from espnet_bestow.datadir.source import read_source
 from espnet_bestow.evaluate.chunk_log import Chunk, Recording, write_chunk_log
 from espnet_bestow.evaluate.instances import LOG_NAME, Instance, InstanceLog, Unit
+from espnet_bestow.evaluate.latency import paper_delays
+from espnet_bestow.evaluate.latency_scoring import PAPER_KEY
 from espnet_bestow.simul.examples import Example, by_task
-from espnet_bestow.simul.policy_spec import PolicySpec
+from espnet_bestow.simul.loading import Streamer
 from espnet_bestow.streaming.session import Session, Word
 
 CHUNK_LOG = "simulstream.jsonl"
 
-Open = Callable[[str], Session]
-"""A new session with a prompt."""
-
-
-def segments(samples: np.ndarray, rate: int, segment_ms: int) -> Iterator[np.ndarray]:
-    """samples (S,) in pieces as long as SimulEval's."""
-    size = math.ceil(segment_ms / 1000 * rate)
-    for start in range(0, len(samples), size):
-        yield samples[start : start + size]
-
 
 @dataclass(frozen=True)
-class Simulator:
-    """Streams one example at a time, which is what computation-aware times need.
+class Sending:
+    """How audio is sent and words are counted."""
 
-    Args:
-        open: a new session.
-        rate: of the model.
-        segment_ms: audio sent at a time.
-        spec: the policy of the sessions, for the log.
-        unit: what has a delay.
-    """
-
-    open: Open
-    rate: int
-    segment_ms: int
-    spec: PolicySpec
+    segment_ms: int = 320
+    """Audio sent at a time."""
     unit: Unit = "word"
+    """What has a delay."""
 
-    def __call__(self, example: Example) -> Instance:
-        """The log line of an example."""
-        samples = read_source(example.source, self.rate, uid=example.key)
-        session = self.open(example.prompt)
-        words: list[Word] = []
-        chunks: list[Chunk] = []
-        received = 0
-        try:
-            for segment in segments(samples, self.rate, self.segment_ms):
-                received += len(segment)
-                start = time.perf_counter()
-                new = session.push(segment)
-                if received == len(samples):
-                    new = [*new, *session.finish()]
-                took = time.perf_counter() - start
-                chunks.append(Chunk(received / self.rate, took, tuple(word.text for word in new)))
-                words += new
-        finally:
-            session.close()
-        return self.instance(example, chunks, words)
 
-    def instance(self, example: Example, chunks: Sequence[Chunk], words: Sequence[Word]) -> Instance:
-        """Chunks and words of an example as a log line with our own keys."""
-        recording = Recording(example.source.location, tuple(chunks))
-        logged = recording.instance(example.index, example.reference, unit=self.unit, join=self.unit)
+@dataclass
+class Stream:
+    """One example on its way through a session."""
+
+    example: Example
+    session: Session
+    segments: list[np.ndarray]
+    rate: int
+    received: int = 0
+    chunks: list[Chunk] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all audio was sent."""
+        return len(self.chunks) == len(self.segments)
+
+    def next_segment(self) -> tuple[np.ndarray, bool]:
+        """The samples to send now, and whether they are the last ones."""
+        samples = self.segments[len(self.chunks)]
+        self.received += len(samples)
+        return samples, len(self.chunks) == len(self.segments) - 1
+
+    def heard(self, words: Sequence[Word], seconds: float) -> None:
+        """What came of that segment, and what it took."""
+        self.chunks.append(Chunk(self.received / self.rate, seconds, tuple(word.text for word in words)))
+        self.words += words
+
+    def instance(self, streamer: Streamer, unit: Unit) -> Instance:
+        """The log line, with our own keys."""
+        example, recording = self.example, Recording(self.example.source.location, tuple(self.chunks))
+        logged = recording.instance(example.index, example.reference, unit=unit, join=unit)
         extra: dict[str, Any] = {
             "key": example.key,
             "task": example.task,
-            "policy": str(self.spec),
-            "words": [{"text": w.text, "seen": w.seen, "span": w.span, "tokens": w.tokens} for w in words],
+            "policy": str(streamer.spec),
+            "words": [{"text": w.text, "seen": w.seen, "span": w.span, "tokens": w.tokens} for w in self.words],
             # For simulstream's log: seconds received, seconds of work, words written.
-            "chunks": [(chunk.received, chunk.compute, len(chunk.written)) for chunk in chunks],
+            "chunks": [(chunk.received, chunk.compute, len(chunk.written)) for chunk in self.chunks],
         }
+        if (schedule := streamer.paper_schedule) is not None:
+            extra[PAPER_KEY] = paper_delays([len(word.tokens) for word in self.words], logged.source_length, *schedule)
         return replace(logged, extra=extra)
 
 
+def open_stream(example: Example, streamer: Streamer, sending: Sending) -> Stream:
+    """Reads the audio and cuts it into segments as long as SimulEval's."""
+    samples = read_source(example.source, streamer.rate, uid=example.key)
+    size = math.ceil(sending.segment_ms / 1000 * streamer.rate)
+    segments = [samples[start : start + size] for start in range(0, len(samples), size)]
+    return Stream(example, streamer.open(example.prompt), segments, streamer.rate)
+
+
+class Simulator(Protocol):
+    """How examples are streamed."""
+
+    def __call__(self, examples: Sequence[Example]) -> Iterator[Instance]:
+        """Yields every example's log line as soon as it is complete."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """One session at a time, its computation on the clock."""
+
+    streamer: Streamer
+    sending: Sending
+
+    def __call__(self, examples: Sequence[Example]) -> Iterator[Instance]:
+        """See :class:`Simulator`."""
+        for example in examples:
+            stream = open_stream(example, self.streamer, self.sending)
+            with stream.session as session:
+                while not stream.ended:
+                    segment, last = stream.next_segment()
+                    start = time.perf_counter()
+                    words = session.push(segment)
+                    if last:
+                        words += session.finish()
+                    stream.heard(words, time.perf_counter() - start)
+            yield stream.instance(self.streamer, self.sending.unit)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Many sessions in one pool: the same words and delays sooner, but no computation-aware times."""
+
+    streamer: Streamer
+    sending: Sending
+    sessions: int
+
+    def __call__(self, examples: Sequence[Example]) -> Iterator[Instance]:
+        """See :class:`Simulator`."""
+        waiting = list(examples)[::-1]
+        active: list[Stream] = []
+        while waiting or active:
+            while waiting and len(active) < self.sessions:
+                active.append(open_stream(waiting.pop(), self.streamer, self.sending))
+            for stream in active:
+                segment, last = stream.next_segment()
+                stream.session.feed(segment)
+                if last:
+                    stream.session.end()
+            while self.streamer.pool.step():
+                pass
+            for stream in active:
+                stream.heard(stream.session.take(), 0.0)
+            for stream in [stream for stream in active if stream.ended]:
+                stream.session.close()
+                active.remove(stream)
+                # Rows of a batch pay for each other: nobody's own time is known.
+                yield replace(stream.instance(self.streamer, self.sending.unit), clock=(), compute=None)
+
+
 def recording_of(instance: Instance) -> Recording:
-    """The chunks behind a log line of :class:`Simulator`."""
+    """The chunks behind a log line of a simulator."""
     texts = [word["text"] for word in instance.extra["words"]]
     chunks, done = [], 0
     for received, compute, count in instance.extra["chunks"]:
@@ -97,18 +159,16 @@ def recording_of(instance: Instance) -> Recording:
     return Recording(str(instance.source), tuple(chunks))
 
 
-def simulate(run: Callable[[Example], Instance], examples: Sequence[Example], folder: Path) -> Iterator[Instance]:
+def simulate(simulator: Simulator, examples: Sequence[Example], folder: Path) -> Iterator[Instance]:
     """Streams what ``folder/<task>/instances.log`` does not hold yet; yields all instances, old ones first.
 
-    A killed run loses nothing but the utterance it was at.
+    A killed run loses nothing but what it was at.
     """
     for task, members in by_task(examples).items():
         with InstanceLog(folder / task / LOG_NAME) as log:
             yield from (log.done[e.index] for e in members if e.index in log.done)
-            for example in members:
-                if example.index not in log.done:
-                    instance = run(example)
-                    log.add(instance)
-                    yield instance
+            for instance in simulator([e for e in members if e.index not in log.done]):
+                log.add(instance)
+                yield instance
             done = [log.done[index] for index in sorted(log.done)]
         write_chunk_log(folder / task / CHUNK_LOG, [recording_of(instance) for instance in done])
