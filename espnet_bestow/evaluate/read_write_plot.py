@@ -27,8 +27,8 @@ class ReadWriteTrace:
         frames: F, encoder frames of the whole utterance.
         attention: (U, F) weights, zero where nothing was seen; None where they were not kept.
         consumed: (U,) seconds of audio consumed when each token was written; with a look-ahead it is more than the
-            visible frames last. Empty where it was not kept.
-        emitted: (U,) seconds of a real clock at which each token was written; empty where nobody measured it.
+            visible frames last. NaN for a token without a time of its own; empty where it was not kept.
+        emitted: (U,) seconds of a real clock at which each token was written; the same.
         spoken: words of the recording, to be written above.
         frame_seconds: length of a frame.
     """
@@ -102,7 +102,7 @@ def _draw_words(axes: Axes, spoken: Sequence[SpokenWord]) -> None:
 def plot_read_write(trace: ReadWriteTrace, path: Path, title: str = "") -> Path:
     """Tokens downwards, time to the right: attention, the staircase of `visible`, and when each token came out."""
     end = trace.frames * trace.frame_seconds
-    last = max([end, *trace.consumed, *trace.emitted])
+    last = float(np.nanmax([end, *trace.consumed, *trace.emitted]))
     size = (min(_LONGEST, 3.5 + 1.3 * last), 1.6 + _HEIGHT * len(trace.tokens))
     figure, (axes,) = panels(1, 1, size)
     _draw_attention(axes, trace, end)

@@ -1,0 +1,72 @@
+"""What a lone session's tokens looked at, kept for plots."""
+
+from math import ceil, nan
+
+import numpy as np
+from torch import Tensor
+
+from espnet_bestow.evaluate.emission import SpokenWord
+from espnet_bestow.evaluate.read_write_plot import ReadWriteTrace
+from espnet_bestow.streaming.policies import Policy, TokenPolicy, View
+from espnet_bestow.streaming.session import Word
+
+
+class Watched(TokenPolicy):
+    """Decides as the policy it watches, and remembers the attention that each token was written with.
+
+    For one session of one segment: a policy does not know whose token it decides on.
+
+    Args:
+        policy: one that decides token by token.
+    """
+
+    def __init__(self, policy: Policy):
+        if not isinstance(policy, TokenPolicy):
+            raise ValueError(f"{type(policy).__name__} writes drafts, whose tokens are read many times over")
+        self.policy = policy
+        self.blind_prompt = policy.blind_prompt
+        self.rows: dict[int, Tensor] = {}
+        self._written = 0
+
+    def frames(self, written: int, reads: int) -> int:
+        """See base class."""
+        self._written = written
+        return self.policy.frames(written, reads)
+
+    def accepts(self, view: View) -> bool:
+        """See base class."""
+        self.rows[self._written] = view.attention  # a token that is read again replaces what it saw before
+        return self.policy.accepts(view)
+
+    def trace(
+        self, words: list[Word], pieces: list[str], seconds: float, frame_seconds: float, spoken: list[SpokenWord]
+    ) -> ReadWriteTrace:
+        """All that a plot shows.
+
+        Args:
+            words: everything the session wrote.
+            pieces: (U,) text of each token of all words.
+            seconds: length of the audio.
+            frame_seconds: length of an encoder frame.
+            spoken: words of the recording, where they are known.
+        """
+        if segments := {word.segment for word in words} - {0}:
+            raise ValueError(f"a plot shows one segment, the session had {max(segments) + 1}")
+        visible = [frames for word in words for frames in word.visible]
+        frames = max([ceil(seconds / frame_seconds - 1e-9), *visible])
+        attention = np.zeros((len(visible), frames), dtype=np.float32)
+        for token in range(len(visible)):
+            row = self.rows[token]
+            attention[token, : len(row)] = row.float().numpy()
+        # A word comes out with its last token; those before it have no time of their own.
+        ends = [(word, last) for word in words for last in [False] * (len(word.tokens) - 1) + [True]]
+        return ReadWriteTrace(
+            tokens=pieces,
+            visible=visible,
+            frames=frames,
+            attention=attention,
+            consumed=[word.seen if last else nan for word, last in ends],
+            emitted=[word.emitted if last else nan for word, last in ends],
+            spoken=spoken,
+            frame_seconds=frame_seconds,
+        )
