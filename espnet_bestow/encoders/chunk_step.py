@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from espnet_bestow.encoders.causal_subsampling import Stages, subsampled
+from espnet_bestow.encoders.few_rows import FewRowsLinear
 
 FACTOR = 8
 """Feature frames per encoder frame."""
@@ -163,9 +164,16 @@ class _Block:
         self.heads = attention.bias_u.shape[0]
         self.scaling = attention.scaling
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self.qkv_weight = torch.cat([each.weight for each in projections])
-        self.qkv_bias = None if attention.q_proj.bias is None else torch.cat([each.bias for each in projections])
-        self.out = attention.o_proj
+        has_bias = attention.q_proj.bias is not None
+        self.qkv = FewRowsLinear(
+            torch.cat([each.weight for each in projections]),
+            torch.cat([each.bias for each in projections]) if has_bias else None,
+        )
+        self.out = _few_rows(attention.o_proj)
+        self.feed_forward1 = _FeedForward(block.feed_forward1)
+        self.feed_forward2 = _FeedForward(block.feed_forward2)
+        self.pointwise1 = _few_rows(block.conv.pointwise_conv1)
+        self.pointwise2 = _few_rows(block.conv.pointwise_conv2)
         self.bias_u = attention.bias_u.flatten().clone()
         self.bias_v = attention.bias_v.flatten().clone()
         # (H, d, distances), already divided by sqrt(d).
@@ -179,18 +187,18 @@ class _Block:
     def __call__(self, x: Tensor, memory: Tensor, past: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, chunk, D), memory (B, left, 2 D), past (B, kernel - 1, D) -> the same three after the chunk."""
         block = self.block
-        x = x.add(_feed_forward(block.feed_forward1, block.norm_feed_forward1(x)), alpha=0.5)
+        x = x.add(self.feed_forward1(block.norm_feed_forward1(x)), alpha=0.5)
         attended, memory = self._attend(block.norm_self_att(x), memory, mask)
         x = x + attended
         convolved, past = self._convolve(block.norm_conv(x), past)
         x = x + convolved
-        x = x.add(_feed_forward(block.feed_forward2, block.norm_feed_forward2(x)), alpha=0.5)
+        x = x.add(self.feed_forward2(block.norm_feed_forward2(x)), alpha=0.5)
         return block.norm_out(x), memory, past
 
     def _attend(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         B, c, D = x.shape
         W, H = self.left + c, self.heads
-        qkv = F.linear(x, self.qkv_weight, self.qkv_bias)  # (B, c, 3 D)
+        qkv = self.qkv(x)  # (B, c, 3 D)
         window = torch.cat([memory, qkv[..., D:]], dim=1)  # (B, W, 2 D)
         keys, values = window.view(B, W, 2, H, -1).permute(2, 0, 3, 1, 4)  # (B, H, W, d) each
         query = qkv[..., :D]
@@ -207,7 +215,7 @@ class _Block:
 
     def _convolve(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         conv = self.block.conv
-        x = F.glu(F.linear(x, conv.pointwise_conv1.weight[..., 0], conv.pointwise_conv1.bias))
+        x = F.glu(self.pointwise1(x))
         window = torch.cat([past, x], dim=1)  # (B, kernel - 1 + c, D)
         if self.chunk <= FEW:
             # (B, c, D, kernel) views of the window: cheaper than a convolution for a frame or two.
@@ -219,15 +227,28 @@ class _Block:
                 window.transpose(1, 2), self.depthwise.weight, self.depthwise.bias, groups=window.shape[-1]
             ).transpose(1, 2)
         x = conv.activation(conv.norm(x))
-        return F.linear(x, conv.pointwise_conv2.weight[..., 0], conv.pointwise_conv2.bias), window[:, self.chunk :]
+        return self.pointwise2(x), window[:, self.chunk :]
 
 
 FEW = 2
 """Frames per chunk up to which a depthwise convolution is a product of windows."""
 
 
-def _feed_forward(module: Any, x: Tensor) -> Tensor:
-    return module.linear2(module.activation(module.linear1(x)))
+class _FeedForward:
+    """linear, activation, linear."""
+
+    def __init__(self, module: Any):
+        self.linear1 = _few_rows(module.linear1)
+        self.linear2 = _few_rows(module.linear2)
+        self.activation = module.activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.linear2(self.activation(self.linear1(x)))
+
+
+def _few_rows(module: Any) -> FewRowsLinear:
+    """Of a Linear or of a convolution of kernel 1."""
+    return FewRowsLinear(module.weight.flatten(1), module.bias)
 
 
 def _silence_outside(x: Tensor, first: Sequence[int], lengths: Sequence[int | None]) -> Tensor:

@@ -38,8 +38,8 @@ class ChunkedListener(Listener):
         features: the features, span by span.
     """
 
-    def __init__(self, encoder: nn.Module, features: StreamFeatures):
-        self.encoder: Any = encoder
+    def __init__(self, encoder: Any, features: StreamFeatures):
+        self.encoder = encoder
         name = type(encoder).__name__
         if not hasattr(encoder, "forward_infer"):
             raise ValueError(f"encoder {name} has no chunk mode; ESPnet's contextual block encoders have")
