@@ -9,13 +9,13 @@ PACKAGE = "espnet_bestow"
 
 # The named rooms from the top of the house down: none of them imports one that stands further left.
 HOUSE = (
-    *("bin", "cli", "inference", "task", "espnet_model", "simul", "streaming", "evaluate"),
-    *("decoding", "model", "connectors", "encoders", "prompt", "llm", "visibility", "ops"),
+    *("bin", "cli", "simul", "inference", "task", "espnet_model", "streaming", "evaluate"),
+    *("decoding", "model", "connectors", "encoders", "prompt", "llm", "seats", "visibility", "ops"),
     "corpus",
 )
 
 # Rooms that import nothing else of ours, so that they can be lifted out and used alone.
-ALONE = frozenset({"corpus", "evaluate", "ops", "visibility"})
+ALONE = frozenset({"corpus", "evaluate", "ops", "seats", "visibility"})
 
 # Third-party packages that only these rooms may import.
 GUESTS = {

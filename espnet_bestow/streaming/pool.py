@@ -44,7 +44,7 @@ class Pool:
     def open(self, prompt: str, policy: Policy, options: SessionOptions | None = None) -> Session:
         """A new session; ``close`` it, or use it in a ``with``."""
         ids = self.template.encode_prompt(prompt)
-        session = Session(self, ids, policy, options or SessionOptions(), self.template.tokenizer)
+        session = Session(self, ids, policy, options or SessionOptions())
         self.sessions.append(session)
         return session
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from espnet_bestow.streaming.circles import CIRCLES
 from espnet_bestow.streaming.intake import Intake
@@ -114,17 +113,9 @@ class Session:
         prompt: the instruction's token ids.
         policy: when to read and when to write.
         options: limits and guards.
-        tokenizer: the LLM's.
     """
 
-    def __init__(
-        self,
-        pool: "Pool",
-        prompt: Sequence[int],
-        policy: Policy,
-        options: SessionOptions,
-        tokenizer: PreTrainedTokenizerBase,
-    ):
+    def __init__(self, pool: "Pool", prompt: Sequence[int], policy: Policy, options: SessionOptions):
         self._pool = pool
         self.prompt = list(prompt)
         self.policy = policy
@@ -133,7 +124,6 @@ class Session:
         self.segments: deque[Segment] = deque()  # the first is decoded, the last receives audio
         self.ended = False
         self.closed = False
-        self._tokenizer = tokenizer
         self._intake = Intake(pool.listener.sample_rate)
         silence, rate = options.segment_silence, pool.listener.sample_rate
         self._cutting: OneSegment | SilenceSegments = (
@@ -218,7 +208,7 @@ class Session:
     def _segment(self, offset: int) -> Segment:
         room = self._pool.max_tokens
         limit = self.options.max_tokens if room is None else min(self.options.max_tokens, room - len(self.prompt))
-        ear, cutter = self._pool.listener.open(), WordCutter(self._tokenizer)
+        ear, cutter = self._pool.listener.open(), WordCutter(self._pool.template.decode)
         return Segment(ear, offset, self.prompt, limit, cutter)
 
     # What the pool calls.

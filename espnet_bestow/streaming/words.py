@@ -5,9 +5,8 @@ without spaces every character is a word of its own. A word is complete when the
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
 
 _CHINESE_JAPANESE = (
     "\u3040-\u30ff\u31f0-\u31ff"  # kana
@@ -34,14 +33,14 @@ class Unit:
 class WordCutter:
     """Takes tokens one by one and gives words as soon as they are complete.
 
-    All words, each after its ``before``, are exactly the decoded text of all tokens without white space at both ends.
+    All words, each after its ``before``, are exactly the decoded text of all tokens.
 
     Args:
-        tokenizer: the LLM's.
+        decode: tokens -> text without white space at its ends (``PromptTemplate.decode``).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
+    def __init__(self, decode: Callable[[list[int]], str]):
+        self.decode = decode
         self.ids: list[int] = []
         self._ends: list[int] = []  # length of the decoded text after each token
         self._done = 0  # characters of it that were given as words
@@ -50,16 +49,13 @@ class WordCutter:
     def add(self, token: int) -> list[Unit]:
         """The words that this token completes."""
         self.ids.append(token)
-        text = self._text().rstrip(_INCOMPLETE)
+        text = self.decode(self.ids).rstrip(_INCOMPLETE)
         self._ends.append(len(text))
         return self._cut(text, whole=False)
 
     def finish(self) -> list[Unit]:
         """No more tokens: the rest is complete."""
-        return self._cut(self._text(), whole=True)
-
-    def _text(self) -> str:
-        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+        return self._cut(self.decode(self.ids), whole=True)
 
     def _cut(self, text: str, whole: bool) -> list[Unit]:
         found = []
