@@ -7,7 +7,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-from espnet_bestow.evaluate.curves import OFFLINE, CurvePoint, Line, by_task, lines
+from espnet_bestow.evaluate.curves import OFFLINE, CurvePoint, Line, by_task, compare, lines
 from espnet_bestow.evaluate.figures import COLOURS, GREY, MARKERS, panels, save
 from espnet_bestow.evaluate.tables import metric_face, unique
 
@@ -23,6 +23,7 @@ LATENCY_TITLES = {
     "long_yaal": "LongYAAL",
     "long_yaal_ca": "LongYAAL, computation-aware",
 }
+BASE = "wait_k"  # what other policies are compared with
 _WIDE = 6  # largest over smallest error rate of a panel, from which on the axis is logarithmic
 _DASHES = ((0, (5, 3)), (0, (1, 2)), (0, (6, 2, 1, 2)))
 
@@ -125,8 +126,27 @@ def plot_all_curves(points: Sequence[CurvePoint], folder: Path) -> list[Path]:
     return written
 
 
+def _against_base(points: Sequence[CurvePoint], latency: str) -> list[str]:
+    """Rows of a table: points of other policies beside wait-k of the same system at the same latency."""
+    found = lines(points)
+    rows = []
+    for base in (line for line in found if line.policy == BASE):
+        for line in (line for line in found if line.policy not in (BASE, OFFLINE) and line.system == base.system):
+            lower = metric_face(points[0].metric).lower_is_better
+            for c in compare(line, base, latency):
+                better = c.difference < 0 if lower else c.difference > 0
+                at = f"{line.label}: {c.point.position}" if c.point.swept else line.label
+                cells = [at, base.label, f"{c.lag:.0f}", f"{c.point.value:.2f}", f"{c.other:.2f}"]
+                rows.append(f"| {' | '.join([*cells, f'{c.difference:+.2f}', 'yes' if better else 'no'])} |")
+    return rows
+
+
 def curves_markdown(points: Sequence[CurvePoint], latencies: Sequence[str] = ("laal", "laal_ca", "yaal")) -> str:
-    """A table per task: every point with its options, quality and latencies, and the commands below."""
+    """A table per task: every point with its options, quality and latencies, and the commands below.
+
+    Where wait-k and other policies of one system were measured, a second table reads them at equal latency (the first
+    of `latencies`).
+    """
     text = []
     for (task, test_set, metric), members in by_task(points).items():
         head = ["system", "policy", "options", metric_face(metric).heading]
@@ -138,6 +158,11 @@ def curves_markdown(points: Sequence[CurvePoint], latencies: Sequence[str] = ("l
             lags = [f"{lag:.0f}" if (lag := point.lag(name)) is not None else "-" for name in latencies]
             cells = [point.system, point.policy, options, f"{point.value:.2f}", *lags, f"{point.empty} of {point.n}"]
             text.append(f"| {' | '.join(cells)} |")
+        if rows := _against_base(members, latencies[0]):
+            title = LATENCY_TITLES.get(latencies[0], latencies[0])
+            text += ["", f"At equal {title}, {BASE} read on the straight way between its points:", ""]
+            text += [f"| point | against | {title} ms | value | {BASE} | difference | better |"]
+            text += ["| --- | --- | ---: | ---: | ---: | ---: | --- |", *rows]
         commands = unique(point.command for point in members if point.command)
         text += ["", "Made by:", "", *(f"* `{command}`" for command in commands), ""]
     return "\n".join(text)

@@ -138,3 +138,15 @@ def test_tables_show_every_point_and_its_command():
     assert "| S-bidi | offline | - | 3.50 | - | - | - | 2 of 400 |" in table
     assert "### asr_en, test" in table
     assert "* `c`\n* `python -m x`" in table
+    assert "At equal LAAL" not in table
+
+
+def test_tables_read_other_policies_at_equal_latency():
+    table = curves_markdown([*CURVE, OFFLINE, align_att(2, 350.0, 25.0), align_att(4, 800.0, 13.0)])
+    against = "S-bidi wait_k by k (step 2)"
+    assert f"| S-bidi align_att by threshold: 2 | {against} | 350 | 25.00 | 30.00 | -5.00 | yes |" in table
+    assert f"| S-bidi align_att by threshold: 4 | {against} | 800 | 13.00 | 12.50 | +0.50 | no |" in table
+    bleu = [replace(p, metric="bleu") for p in (*CURVE, align_att(2, 350.0, 25.0))]
+    assert "| 350 | 25.00 | 30.00 | -5.00 | no |" in curves_markdown(bleu)
+    other = replace(align_att(2, 350.0, 25.0), system="another")
+    assert "At equal LAAL" not in curves_markdown([*CURVE, other])
