@@ -4,6 +4,7 @@ BIN := $(CURDIR)/.venv/bin
 DEMO_DIR := egs2/mini/bestow1
 DEMO_OPTS ?=
 TEST_OPTS ?=
+BENCH_OPTS ?=
 # Test processes. Two keep the suite's memory under that of a small laptop.
 TEST_JOBS ?= 2
 
@@ -15,10 +16,10 @@ CXX_FILES = $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.
             */*/*.h */*/*.cpp */*/*.cu */*/*.cuh))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format bench-nemo golden-nemo clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 	@echo 'Options: make demo DEMO_OPTS="--stage 12"; make test TEST_OPTS="-k connector"; PYTHON=python3.12'
 
 setup: ## make .venv with the tested versions (nothing to do the second time)
@@ -42,7 +43,15 @@ format: setup ## let ruff and clang-format rewrite what lint complains about
 	$(BIN)/ruff format .
 	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
 
+bench-nemo: setup ## our streaming encoder beside transformers' and NVIDIA NeMo's (in an environment of its own)
+	@tools/make_nemo_venv.sh
+	PYTHONPATH=. .venv-nemo/bin/python benchmarks/bench_streaming_encoder.py $(BENCH_OPTS)
+
+golden-nemo: setup ## write tests/golden/nemo.npz again
+	@tools/make_nemo_venv.sh
+	PYTHONPATH=. .venv-nemo/bin/python benchmarks/nemo/make_golden.py
+
 clean: ## remove .venv, builds, caches and what the demo made
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-nemo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	rm -rf $(addprefix $(DEMO_DIR)/,data dump exp)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

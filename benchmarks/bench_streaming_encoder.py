@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def race(steps: dict[str, Step], feats: Tensor, right: int) -> tuple[dict[str, l
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     frames: dict[str, list[Tensor]] = {name: [] for name in steps}
     bounds = [0, *range(1 + FACTOR * right, feats.shape[1], FACTOR * (right + 1)), feats.shape[1]]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         for name, step in steps.items():
             began = time.perf_counter()
             frames[name].append(step(feats[:, start:stop], stop == feats.shape[1]))
