@@ -131,6 +131,29 @@ def transcribe(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def stream(args: argparse.Namespace) -> int:
+    """``bestow stream``; returns the exit status."""
+    from espnet_bestow.inference import Speech2Text
+    from espnet_bestow.simul.policy_spec import PolicySpec
+    from espnet_bestow.streaming.live import WORD_WRITERS, file_chunks, in_real_time, raw_chunks, run_live
+    from espnet_bestow.streaming.session import SessionOptions
+
+    spec = PolicySpec.parse(args.policy)
+    silence = args.segment_silence or None
+    options = SessionOptions(args.max_tokens, segment_silence=silence, max_seconds=args.max_seconds)
+    s2t = Speech2Text.from_pretrained(args.model, device=args.device)
+    listener = s2t.listener(args.right_context, args.context)
+    session = s2t.stream(args.prompt, spec.name, options, listener, **dict(spec.options))
+    if args.file == "-":
+        chunks = raw_chunks(sys.stdin.buffer, args.rate or s2t.sample_rate, args.channels, args.chunk)
+    else:
+        chunks = file_chunks(args.file, args.chunk)
+        if args.speed == "real":
+            chunks = in_real_time(chunks)
+    run_live(session, chunks, WORD_WRITERS[args.format](sys.stdout))
+    return 0
+
+
 @contextmanager
 def _output(path: Path | None) -> Iterator[TextIO]:
     if path is None:
@@ -145,6 +168,13 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def _context(text: str) -> tuple[int, int]:
+    left, comma, right = text.partition(",")
+    if not comma or not left.isdigit() or not right.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not <left>,<right> in frames, such as 70,6")
+    return int(left), int(right)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -169,7 +199,33 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("--device", default="cpu", help="torch device")
     command.add_argument("--output", type=Path, help="file to write instead of standard output")
     command.set_defaults(run=transcribe)
+    _add_stream(commands)
     return parser
+
+
+def _add_stream(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "stream",
+        help="answer while the audio is still arriving",
+        description="Answer an instruction about audio while it is still arriving: words as soon as they are known.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("file", metavar="FILE", help="audio of any rate and channels; - is raw 16-bit PCM from a pipe")
+    command.add_argument("--model", required=True, help="experiment, packed zip or hub repository")
+    command.add_argument("--prompt", help="instruction; default: the one of the model")
+    command.add_argument("--policy", default="wait_k", help="with options: wait_k:k=8,step=2 align_att:threshold=4")
+    command.add_argument("--format", choices=("words", "text", "jsonl"), default="words", help="of the output")
+    command.add_argument("--speed", choices=("real", "fast"), default="real", help="of a file")
+    command.add_argument("--rate", type=_count, help="of raw PCM; default: the model's")
+    command.add_argument("--channels", type=_count, default=1, help="of raw PCM")
+    command.add_argument("--chunk", type=float, default=0.08, help="seconds of audio given at a time")
+    command.add_argument("--right_context", type=int, help="frames beyond the visible ones of a recomputed encoder")
+    command.add_argument("--context", type=_context, help="attention context of a cache-aware encoder: 70,6")
+    command.add_argument("--segment_silence", type=float, default=1.0, help="seconds that end a segment; 0: never")
+    command.add_argument("--max_seconds", type=float, default=60.0, help="longest segment")
+    command.add_argument("--max_tokens", type=_count, default=200, help="longest text of a segment")
+    command.add_argument("--device", default="cpu", help="torch device")
+    command.set_defaults(run=stream)
 
 
 def main(cmd: Sequence[str] | None = None) -> int:

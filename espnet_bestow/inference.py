@@ -17,6 +17,8 @@ from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.model_dir import META, read_meta, unpack
 from espnet_bestow.preprocess import BadUtteranceError, check_speech
 from espnet_bestow.prompt import PromptTemplate
+from espnet_bestow.streaming.cache_aware import CacheAwareListener
+from espnet_bestow.streaming.contextual_block import ChunkedListener
 from espnet_bestow.streaming.listener import RIGHT_CONTEXT, Listener, RecomputedListener, samples_per_frame
 from espnet_bestow.streaming.policies import Policy, build_policy
 from espnet_bestow.streaming.pool import Pool
@@ -132,9 +134,29 @@ class Speech2Text:
         ids = [self.template.encode_prompt(p, _name(a)) for a, p in zip(audios, prompts, strict=True)]
         return [self.result(nbest[0]) for nbest in self.search(speech, ids)]
 
-    def listener(self, right_context: int = RIGHT_CONTEXT) -> Listener:
-        """How the model hears audio that is still arriving: its encoder, recomputed on the growing audio."""
+    def listener(self, right_context: int | None = None, context: Sequence[int] | None = None) -> Listener:
+        """How the model hears audio that is still arriving.
 
+        A cache-aware encoder hears chunk by chunk, ESPnet's contextual block encoders block by block; any other is
+        recomputed on the growing audio.
+
+        Args:
+            right_context: frames that a recomputed encoder hears beyond those that are shown (default: 13); given for
+                a contextual block encoder, it is recomputed, too.
+            context: attention context (left, right) of a cache-aware encoder in frames (default: its own).
+        """
+        encoder, name = self.model.encoder, type(self.model.encoder).__name__
+        if hasattr(encoder, "chunk_step"):
+            if right_context is not None:
+                raise ValueError(f"right_context={right_context}: {name} is not recomputed, it has a context")
+            return CacheAwareListener.of(self.model, context)
+        if context is not None:
+            raise ValueError(f"context={tuple(context)}: {name} is not cache-aware, it has a right_context")
+        if hasattr(encoder, "forward_infer") and right_context is None:
+            return ChunkedListener.of(self.model)
+        return self._recomputed(RIGHT_CONTEXT if right_context is None else right_context)
+
+    def _recomputed(self, right_context: int) -> Listener:
         @torch.inference_mode()
         def encode(waveform: Tensor, lengths: Tensor) -> Speech:
             return self.model.encode(waveform.to(self.device), lengths.to(self.device))
