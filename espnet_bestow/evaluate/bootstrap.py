@@ -58,6 +58,25 @@ def confidence_interval(
     return _percentiles(value_of(totals), level)
 
 
+def ratio_intervals(
+    over: NDArray, under: NDArray, level: float = 0.95, resamples: int = RESAMPLES, seed: int = SEED
+) -> list[tuple[float, float]]:
+    """Intervals of M ratios of sums, all from the same draws.
+
+    Args:
+        over: (N, M) what each utterance adds above the line.
+        under: (N, M) and below it; 0 above and below for an utterance without this quantity.
+        level: of confidence.
+        resamples: how many.
+        seed: of the draws.
+    """
+    totals = resample_totals(np.concatenate([over, under], axis=1), resamples, seed)  # (R, 2 M)
+    above, below = np.split(totals, 2, axis=1)
+    # A resample may miss all utterances that have a quantity; it counts as 0.
+    values = above / np.maximum(below, np.finfo(np.float64).tiny)
+    return [_percentiles(column, level) for column in values.T]
+
+
 def difference_interval(
     statistics_a: NDArray,
     statistics_b: NDArray,

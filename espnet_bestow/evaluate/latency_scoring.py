@@ -9,14 +9,13 @@ Three clocks give three families of scores, which never share a column:
 and `laal_paper` stands apart: the authors' analytic count, from the log's key `paper_delays`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from espnet_bestow.evaluate.bootstrap import RESAMPLES, confidence_interval
+from espnet_bestow.evaluate.bootstrap import RESAMPLES, ratio_intervals
 from espnet_bestow.evaluate.instances import Instance, Unit, units_of
 from espnet_bestow.evaluate.latency import METRICS, laal
 from espnet_bestow.evaluate.results import write_text_atomically
@@ -24,6 +23,9 @@ from espnet_bestow.evaluate.results import write_text_atomically
 CLOCKS = {"": "delays", "_ca": "clock", "_elapsed": "elapsed"}
 PAPER_KEY = "paper_delays"
 DEGENERATE_ABOVE = 20.0  # percent: OmniSTEval's threshold
+
+_Part = tuple[float, float]  # what an utterance adds above and below the line of a ratio
+_NOTHING: _Part = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -93,18 +95,6 @@ def utterance_latency(instance: Instance, unit: Unit = "word") -> dict[str, floa
     return scores
 
 
-def _ratio(totals: NDArray) -> NDArray:
-    """Totals (R, 2) to numerator over denominator (R,); a resample with nothing in it counts as 0."""
-    return totals[:, 0] / np.maximum(totals[:, 1], np.finfo(np.float64).tiny)
-
-
-def _score(over: Sequence[float], under: Sequence[float], resamples: int) -> LatencyScore:
-    """Sum over sum."""
-    statistics = np.stack([over, under], axis=1)
-    low, high = confidence_interval(statistics, _ratio, resamples=resamples)
-    return LatencyScore(float(_ratio(statistics.sum(axis=0, keepdims=True))[0]), len(over), low, high)
-
-
 def _check_clocks(instances: Sequence[Instance]) -> None:
     for attribute in CLOCKS.values():
         without = [i for i in instances if i.delays and not getattr(i, attribute)]
@@ -122,36 +112,36 @@ def score_latency(instances: Sequence[Instance], unit: Unit = "word", resamples:
         raise ValueError("there is no instance to score")
     _check_clocks(instances)
     values = [utterance_latency(instance, unit) for instance in instances]
-    ratios: dict[str, tuple[list[float], list[float]]] = {}
-    for name in (*(metric + suffix for suffix in CLOCKS for metric in METRICS), "laal_paper"):
-        known = [row[name] for row in values if name in row]
-        if known:
-            ratios[name] = known, [1.0] * len(known)
-    ratios["length_ratio"] = (
-        [float(len(i.delays)) for i in instances],
-        [float(i.reference_length(unit)) for i in instances],
-    )
-    timed = [(i.compute, i.source_length) for i in instances if i.compute is not None]
-    if len(timed) == len(instances):
-        ratios["rtf"] = [c for c, _ in timed], [t for _, t in timed]
-    ratios |= _words_in_time(instances, values)
-    scores = {name: _score(over, under, resamples) for name, (over, under) in ratios.items()}
-    return LatencyReport(len(instances), sum(not i.delays for i in instances), scores)
+    known = {name for row in values for name in row}
+    columns: dict[str, list[_Part]] = {
+        name: [(row[name], 1.0) if name in row else _NOTHING for row in values]
+        for name in (*(metric + suffix for suffix in CLOCKS for metric in METRICS), "laal_paper")
+        if name in known
+    }
+    columns["length_ratio"] = [(float(len(i.delays)), float(i.reference_length(unit))) for i in instances]
+    if all(i.compute is not None for i in instances):
+        columns["rtf"] = [(i.compute or 0.0, i.source_length) for i in instances]
+    columns["words_in_time"] = [
+        (100.0 * sum(d < i.source_length for d in i.delays), float(len(i.delays))) for i in instances
+    ]
+    columns["words_in_time_expected"] = [
+        (100.0 * max(0.0, i.source_length - row["yaal"]), i.source_length) if "yaal" in row else _NOTHING
+        for i, row in zip(instances, values, strict=True)
+    ]
+    empty = sum(not i.delays for i in instances)
+    return LatencyReport(len(instances), empty, _scores(columns, resamples))
 
 
-def _words_in_time(
-    instances: Sequence[Instance], values: Sequence[dict[str, float]]
-) -> dict[str, tuple[list[float], list[float]]]:
-    """Share of units written before the end of the source, and what the lag promises it to be."""
-    written = [i for i in instances if i.delays]
-    lags = [(row["yaal"], i.source_length) for i, row in zip(instances, values, strict=True) if "yaal" in row]
-    shares: dict[str, tuple[list[float], list[float]]] = {}
-    if written:
-        in_time = [100.0 * sum(d < i.source_length for d in i.delays) for i in written]
-        shares["words_in_time"] = in_time, [float(len(i.delays)) for i in written]
-    if lags:
-        shares["words_in_time_expected"] = [100.0 * max(0.0, t - lag) for lag, t in lags], [t for _, t in lags]
-    return shares
+def _scores(columns: Mapping[str, Sequence[_Part]], resamples: int) -> dict[str, LatencyScore]:
+    """Sum over sum of every column that has anything below the line."""
+    parts = np.array(list(columns.values()))  # (metrics, utterances, 2)
+    over, under = parts[..., 0].T, parts[..., 1].T
+    intervals = ratio_intervals(over, under, resamples=resamples)
+    return {
+        name: LatencyScore(float(over[:, m].sum() / under[:, m].sum()), int((under[:, m] > 0).sum()), *intervals[m])
+        for m, name in enumerate(columns)
+        if under[:, m].any()
+    }
 
 
 def write_details(path: Path, instances: Iterable[Instance], unit: Unit = "word") -> None:

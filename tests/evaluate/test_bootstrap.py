@@ -5,6 +5,7 @@ from espnet_bestow.evaluate import bootstrap, quality
 from espnet_bestow.evaluate.bootstrap import (
     confidence_interval,
     difference_interval,
+    ratio_intervals,
     resample_totals,
 )
 
@@ -98,3 +99,15 @@ def test_bad_arguments():
         confidence_interval(np.ones((2, 2)), mean, level=95)
     with pytest.raises(ValueError, match="2 and 3"):
         difference_interval(np.ones((2, 2)), np.ones((3, 2)), mean)
+
+
+def test_many_ratios_have_the_intervals_they_have_alone():
+    a, b = bernoulli(50, 0.3), bernoulli(50, 0.6, seed=2)
+    b[:10] = 0  # utterances without this quantity
+    together = ratio_intervals(np.stack([a[:, 0], b[:, 0]], axis=1), np.stack([a[:, 1], b[:, 1]], axis=1))
+    assert together[0] == pytest.approx(confidence_interval(a, mean))
+    assert together[1] == pytest.approx(confidence_interval(b, mean))
+
+
+def test_a_quantity_that_nobody_has_is_zero():
+    assert ratio_intervals(np.zeros((5, 1)), np.zeros((5, 1))) == [(0.0, 0.0)]
