@@ -8,6 +8,9 @@ from espnet2.layers.abs_normalize import AbsNormalize
 from espnet_bestow.encoders.lengths import valid_frames
 
 
+SMALLEST_VARIANCE = 1e-3
+
+
 class Moments(NamedTuple):
     """What a stream remembers of its past, in float64 so that hours of frames add up exactly."""
 
@@ -64,16 +67,18 @@ class RunningMVN(AbsNormalize):
             past: moments before them.
             lengths: (B,) how many frames of each row count, by default all T; at least 1.
         """
-        x = feats.double() - self.prior_mean
-        steps = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
+        x = feats.float() - self.prior_mean
+        steps = torch.arange(1, x.shape[1] + 1, dtype=torch.float64, device=x.device)
         count = past.weight[:, None] + steps[:, None]  # (B, T, 1)
-        total = past.total[:, None] + x.cumsum(1)  # (B, T, 80)
-        square = past.square[:, None] + x.square().cumsum(1)
-        mean = total / count
+        # Sums in float64, single frames in float32: the rest of a recording must not depend on how it was cut.
+        total = x.cumsum(1, dtype=torch.float64).add_(past.total[:, None])  # (B, T, 80)
+        square = x.square().cumsum(1, dtype=torch.float64).add_(past.square[:, None])
+        mean = (total / count).to(x.dtype)
         out = x - mean
         if self.norm_vars:
-            # The pseudo-frames keep the variance away from zero.
-            out = out * (square / count - mean.square()).rsqrt()
+            # The pseudo-frames keep the variance away from zero; rounding, after hours of digital silence, might not.
+            variance = (square / count).to(x.dtype) - mean.square()
+            out = out * variance.clamp_(min=SMALLEST_VARIANCE).rsqrt_()
         row = torch.arange(len(x), device=x.device)
         last = lengths - 1 if lengths is not None else torch.full_like(row, x.shape[1] - 1)
         return out.to(feats.dtype), Moments(count[row, last], total[row, last], square[row, last])
