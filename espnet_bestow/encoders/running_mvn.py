@@ -14,7 +14,7 @@ SMALLEST_VARIANCE = 1e-3
 class Moments(NamedTuple):
     """What a stream remembers of its past, in float64 so that hours of frames add up exactly."""
 
-    weight: torch.Tensor  # (B, 1) frames, pseudo-frames included
+    weight: torch.Tensor  # (B, 80) frames, pseudo-frames included
     total: torch.Tensor  # (B, 80) sum of the features less the prior mean
     square: torch.Tensor  # (B, 80) sum of their squares
 
@@ -24,6 +24,8 @@ class RunningMVN(AbsNormalize):
 
     Frame t is normalised with the mean and variance of frames 0 ... t and of a few pseudo-frames, without which the
     first frame would always be zero. After a second of speech hardly anything is left of the pseudo-frames.
+    Values of exactly 0 are what SpecAugment has blanked, far above the mean of log-mel: they leave the moments as they
+    are and stay 0, which is the mean afterwards.
 
     Args:
         prior_mean: of the pseudo-frames. The defaults are those of ESPnet's log-mel of speech scaled to [-1, 1].
@@ -53,9 +55,7 @@ class RunningMVN(AbsNormalize):
     def start(self, rows: int, bins: int, device: torch.device | None = None) -> Moments:
         """Moments of streams that have heard nothing: the pseudo-frames."""
         zeros = torch.zeros(rows, bins, dtype=torch.float64, device=device)
-        return Moments(
-            zeros.new_full((rows, 1), self.prior_frames), zeros, zeros + self.prior_frames * self.prior_std**2
-        )
+        return Moments(zeros + self.prior_frames, zeros, zeros + self.prior_frames * self.prior_std**2)
 
     def advance(
         self, feats: torch.Tensor, past: Moments, lengths: torch.Tensor | None = None
@@ -67,11 +67,11 @@ class RunningMVN(AbsNormalize):
             past: moments before them.
             lengths: (B,) how many frames of each row count, by default all T; at least 1.
         """
-        x = feats.float() - self.prior_mean
-        steps = torch.arange(1, x.shape[1] + 1, dtype=torch.float64, device=x.device)
-        count = past.weight[:, None] + steps[:, None]  # (B, T, 1)
+        heard = feats != 0.0
+        x = (feats.float() - self.prior_mean).masked_fill_(~heard, 0.0)
         # Sums in float64, single frames in float32: the rest of a recording must not depend on how it was cut.
-        total = x.cumsum(1, dtype=torch.float64).add_(past.total[:, None])  # (B, T, 80)
+        count = heard.cumsum(1, dtype=torch.float64).add_(past.weight[:, None])  # (B, T, 80)
+        total = x.cumsum(1, dtype=torch.float64).add_(past.total[:, None])
         square = x.square().cumsum(1, dtype=torch.float64).add_(past.square[:, None])
         mean = (total / count).to(x.dtype)
         out = x - mean
@@ -79,6 +79,7 @@ class RunningMVN(AbsNormalize):
             # The pseudo-frames keep the variance away from zero; rounding, after hours of digital silence, might not.
             variance = (square / count).to(x.dtype) - mean.square()
             out = out * variance.clamp_(min=SMALLEST_VARIANCE).rsqrt_()
+        out = out.masked_fill_(~heard, 0.0)
         row = torch.arange(len(x), device=x.device)
         last = lengths - 1 if lengths is not None else torch.full_like(row, x.shape[1] - 1)
         return out.to(feats.dtype), Moments(count[row, last], total[row, last], square[row, last])

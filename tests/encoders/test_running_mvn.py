@@ -42,6 +42,20 @@ def test_stream_equals_whole_pass(cuts):
     torch.testing.assert_close(torch.cat(parts, 1), normalize(x, torch.tensor([40, 40]))[0], rtol=0, atol=1e-6)
 
 
+def test_what_specaugment_blanks_does_not_count():
+    x = feats(1, 40, 4)
+    blanked = x.clone()
+    blanked[:, 10:15] = 0.0  # a time mask
+    blanked[:, :, 2] = 0.0  # a frequency mask
+    out, _ = RunningMVN()(blanked, torch.tensor([40]))
+    assert not out[:, 10:15].any()
+    assert not out[:, :, 2].any()
+    kept = [t for t in range(40) if not 10 <= t < 15]
+    expected, _ = RunningMVN()(x[:, kept], torch.tensor([35]))
+    for column in (0, 1, 3):
+        torch.testing.assert_close(out[:, kept, column], expected[:, :, column])
+
+
 def test_rows_of_a_stream_may_advance_differently():
     x = feats(2, 10, 4)
     normalize = RunningMVN()
