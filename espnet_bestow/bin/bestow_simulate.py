@@ -39,9 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--key_file", type=Path, help="Stream only these utterances (splitting into jobs)")
     parser.add_argument("--max_rows", type=positive_int, help="Stream only so many rows of each task, evenly chosen")
     parser.add_argument("--segment_ms", type=positive_int, default=320, help="Audio sent at a time")
-    parser.add_argument(
-        "--sessions", type=positive_int, default=1, help="Streams at once; 1 times computation"
-    )
+    parser.add_argument("--sessions", type=positive_int, default=1, help="Streams at once; 1 times computation")
     parser.add_argument("--max_tokens", type=positive_int, default=200, help="Longest answer")
     parser.add_argument("--unit", choices=UNITS, default="word", help="What has a delay")
     parser.add_argument("--right_context", type=int, help="Frames beyond the visible ones (None: the model's)")

@@ -1,4 +1,4 @@
-"""A data directory as the lists that ``simuleval`` reads: one folder per task with source, target and prompt.
+"""A data directory as the lists that ``simuleval`` reads: source, target and prompt, one line per row.
 
 ``prompt`` goes to ``--tgt-lang``, SimulEval's only way to tell an agent something about one recording.
 """
@@ -7,44 +7,41 @@ import argparse
 from pathlib import Path
 
 from espnet_bestow.bin.arguments import fail_with_one_line
-from espnet_bestow.simul.examples import Example, by_task, read_examples
+from espnet_bestow.simul.examples import Example, read_examples
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of the tool."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="Formatted data directory")
-    parser.add_argument("--output_dir", type=Path, required=True, help="Gets <task>/{source,target,prompt,keys}")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Gets source, target, prompt, key and task")
     parser.add_argument("--tasks", nargs="+", default=["asr", "ast"], help="Tasks or families of tasks")
     return parser
 
 
 def write_lists(folder: Path, examples: list[Example]) -> None:
     """One line per example, in the same order in all files."""
-    folder.mkdir(parents=True, exist_ok=True)
     for example in examples:
         if not example.source.is_whole_file:
-            raise ValueError(
-                f"utterance '{example.key}': simuleval reads whole files only, not {example.source.location}"
-                f" (run stage 3)"
-            )
+            where = example.source.location
+            raise ValueError(f"utterance '{example.key}': simuleval reads whole files only, not {where} (run stage 3)")
     columns = {
         "source": [e.source.location for e in examples],
         "target": [e.reference for e in examples],
         "prompt": [e.prompt for e in examples],
-        "keys": [e.key for e in examples],
+        "key": [e.key for e in examples],
+        "task": [e.task for e in examples],
     }
+    folder.mkdir(parents=True, exist_ok=True)
     for name, lines in columns.items():
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def main(cmd: list[str] | None = None) -> None:
-    """Prints the tasks, each with its number of lines."""
+    """Entry point."""
     with fail_with_one_line():
         args = get_parser().parse_args(cmd)
-        for task, examples in by_task(read_examples(args.data_dir, args.tasks)).items():
-            write_lists(args.output_dir / task, examples)
-            print(task, len(examples))
+        write_lists(args.output_dir, read_examples(args.data_dir, args.tasks))
 
 
 if __name__ == "__main__":

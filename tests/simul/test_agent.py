@@ -292,3 +292,23 @@ def test_simulstreams_wrapper_is_served(scripted, files):
         wrapper.end_of_stream()
         assert wrapper.text.split() == SENTENCE.split()
         assert wrapper.agent.states.session is None
+
+
+def test_the_real_wrapper_is_served(scripted, files):
+    wrapper = pytest.importorskip(
+        "simulstream.server.speech_processors.simuleval_wrapper", reason="simulstream is not installed"
+    )
+    processor = wrapper.SimulEvalWrapper(
+        SimpleNamespace(
+            simuleval_agent="espnet_bestow.simul.BestowAgent", speech_chunk_size=0.32, latency_unit="word",
+            detokenizer_type="simuleval", bestow_model=str(scripted), bestow_policy=POLICY,
+        )
+    )  # fmt: skip
+    processor.set_target_language("de")
+    samples = read_audio(files[0], 16000)
+    for _ in range(2):
+        outputs = [processor.process_chunk(samples[start : start + 5120]) for start in range(0, len(samples), 5120)]
+        outputs.append(processor.end_of_stream())
+        assert [word for output in outputs for word in output.new_tokens] == SENTENCE.split()
+        assert outputs[1].new_tokens, "the first words come while audio does"
+        processor.clear()

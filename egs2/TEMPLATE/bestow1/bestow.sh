@@ -13,6 +13,7 @@ skip_train=false  # Leave out stages 6 to 11
 skip_eval=false  # Leave out stages 12 and 13
 skip_packing=false  # Leave out stage 14
 skip_upload_hf=false  # Leave out stage 15
+skip_streaming=false  # Leave out stages 16 to 20
 python=python3  # Python command
 nj=4  # Parallel processes in data preparation and statistics
 inference_nj=4  # Parallel processes in decoding
@@ -67,6 +68,25 @@ inference_tag=""  # Name of the decoding; default: from its configuration and mo
 inference_model=valid.acc.best.pth  # Checkpoint in the experiment's directory
 download_model=""  # Decode with this model of the hub instead of training one
 hf_repo=""  # Hub repository for stage 15; empty: no upload
+
+## Streaming
+streaming_tasks="asr ast"  # Tasks, or families of tasks, that are streamed
+streaming_sets=""  # Test sets for it; empty: the first one
+streaming_step=""  # Encoder frames per written token (wait-k's step); empty: median of the training set
+bidi_config=""  # What streaming with a re-computed encoder (S-bidi) changes in bestow_config; empty: none
+bidi_args=""  # More options for its training
+bidi_exp=""  # Its directory; default: <bestow_exp>_bidi
+unid_config=""  # What streaming with a streaming encoder (S-unid) changes in bestow_config; empty: none
+unid_ctc_config=""  # What CTC pre-training of that encoder changes in it; empty: none
+unid_args=""  # More options for its training
+unid_exp=""  # Its directory; default: <bestow_exp>_unid
+streaming_model=valid.acc.best.pth  # Checkpoint in the directories of both
+segment_size=320  # Milliseconds of audio that are sent at a time
+simuleval_policy="wait_k:k=8,step=STEP"  # Policy of stage 18; STEP becomes streaming_step
+simuleval_args=""  # More options for simuleval
+curve_policies="wait_k:k=1/2/4/6/8/10/12,step=STEP"  # Policies of stage 19, a/b/c is one after the other
+offline_curve_policies=""  # Policies of stage 19 for the offline model, e.g. local_agreement:n=2
+simulate_args=""  # More options for bestow_simulate, e.g. "--max_rows 40"
 # options end
 
 command_line=$(printf '%q ' "$0" "$@")
@@ -86,6 +106,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "${here}/scripts/model.sh"
 # shellcheck source=scripts/evaluation.sh
 . "${here}/scripts/evaluation.sh"
+# shellcheck source=scripts/streaming.sh
+. "${here}/scripts/streaming.sh"
 parse_options "${BASH_SOURCE[0]}" "$@"
 
 if [ -f ./path.sh ]; then
@@ -106,6 +128,12 @@ read -r -a speeds <<<"${speed_perturb_factors}"
 read -r -a bestow_words <<<"${bestow_args}"
 read -r -a ctc_words <<<"${ctc_args}"
 read -r -a inference_words <<<"${inference_args}"
+read -r -a bidi_words <<<"${bidi_args}"
+read -r -a unid_words <<<"${unid_args}"
+read -r -a simuleval_words <<<"${simuleval_args}"
+read -r -a simulate_words <<<"${simulate_args}"
+read -r -a streaming_words <<<"${streaming_tasks}"
+read -r -a stream_sets <<<"${streaming_sets:-${tests[0]-}}"
 
 # --- names ---
 if "${skip_data_prep}"; then skip_stages+=" 1 2 3 4 5"; fi
@@ -113,6 +141,8 @@ if "${skip_train}" || [ -n "${download_model}" ]; then skip_stages+=" 6 7 8 9 10
 if "${skip_eval}"; then skip_stages+=" 12 13"; fi
 if "${skip_packing}" || [ -n "${download_model}" ]; then skip_stages+=" 14"; fi
 if "${skip_upload_hf}" || [ -n "${download_model}" ]; then skip_stages+=" 15"; fi
+if "${skip_streaming}"; then skip_stages+=" 16 17 18 19 20"; fi
+if "${skip_train}" || [ -n "${download_model}" ]; then skip_stages+=" 16 17"; fi
 
 if [ -z "${bestow_tag}" ]; then
     bestow_tag=$(basename "${bestow_config}" .yaml)
@@ -130,6 +160,19 @@ fi
 inference_model=${inference_model%.pth}
 if [ -z "${inference_tag}" ]; then
     inference_tag=$(basename "${inference_config}" .yaml)_${inference_model}
+fi
+
+bidi_exp=${bidi_exp:-${bestow_exp}_bidi}
+unid_exp=${unid_exp:-${bestow_exp}_unid}
+offline_weights=${bestow_exp}/${inference_model}.pth
+streaming_model=${streaming_model%.pth}.pth
+# Models that stream: directory of results -> model.
+declare -A stream_models=()
+if [ -n "${download_model}" ]; then
+    stream_models[${bestow_exp}]=${download_model}
+else
+    if [ -n "${bidi_config}" ]; then stream_models[${bidi_exp}]=${bidi_exp}/${streaming_model}; fi
+    if [ -n "${unid_config}" ]; then stream_models[${unid_exp}]=${unid_exp}/${streaming_model}; fi
 fi
 
 raw=${dumpdir}/raw
@@ -227,7 +270,7 @@ if begin_stage 9 "CTC pre-training of the encoder"; then
         ensure_stats
         mapfile -t origin < <(training_origin)
         once "${ctc_exp}/.done" "${origin[@]}" "${bestow_config}" "${ctc_config}" \
-            "${ctc_args}" -- pretrain_encoder
+            "${ctc_args}" -- pretrain_encoder "${bestow_config}" "${ctc_config}" "${ctc_exp}"
     fi
 fi
 
@@ -287,4 +330,80 @@ if begin_stage 15 "upload the model"; then
         once "${bestow_exp}/.done_upload" "${packed}" "${hf_repo}" -- upload
     fi
 fi
+
+# --- streaming: stages 16 to 20 ---
+if begin_stage 16 "train for streaming with a re-computed encoder (S-bidi)"; then
+    if [ -z "${bidi_config}" ]; then
+        log "nothing to do without --bidi_config"
+    else
+        need_file "${bidi_config}" "--bidi_config"
+        need_file "${offline_weights}" "run stage 11"
+        set_step
+        mapfile -t origin < <(training_origin)
+        once "${bidi_exp}/.done" "${origin[@]}" "${bestow_config}" "${bidi_config}" "${bidi_args}" "${step}" \
+            "${offline_weights}" -- train_bidi
+    fi
+fi
+
+if begin_stage 17 "train for streaming with a streaming encoder (S-unid)"; then
+    if [ -z "${unid_config}" ]; then
+        log "nothing to do without --unid_config"
+    else
+        need_file "${unid_config}" "--unid_config"
+        need_file "${offline_weights}" "run stage 11"
+        set_step
+        mapfile -t origin < <(training_origin)
+        once "${unid_exp}/.done" "${origin[@]}" "${bestow_config}" "${unid_config}" "${unid_args}" "${step}" \
+            "${unid_ctc_config}" "${ctc_args}" "${offline_weights}" -- train_unid
+    fi
+fi
+
+if begin_stage 18 "simuleval"; then
+    if [ ${#stream_models[@]} -eq 0 ]; then
+        log "nothing to do without --bidi_config, --unid_config or --download_model"
+    else
+        need stream_sets
+        set_step
+        policy=${simuleval_policy//STEP/${step}}
+        for name in "${stream_sets[@]}"; do
+            need_file "${raw}/${name}/wav.scp" "run stages 3 and 4"
+            for exp in "${!stream_models[@]}"; do
+                model=${stream_models[${exp}]}
+                if [ -z "${download_model}" ]; then need_file "${model}" "run stages 16 and 17"; fi
+                once "${exp}/simuleval/${name}/.done" "${raw}/${name}"/{wav.scp,text,prompt,utt2task} "${policy}" \
+                    "${segment_size}" "${streaming_tasks}" "${simuleval_args}" "${model}" \
+                    -- simuleval_set "${model}" "${exp}/simuleval/${name}" "${name}" "${policy}"
+            done
+            draw_curves simuleval "${name}"
+        done
+    fi
+fi
+
+if begin_stage 19 "latency-quality curves"; then
+    if [ -n "${offline_curve_policies}" ] && [ -z "${download_model}" ]; then
+        stream_models[${bestow_exp}]=${offline_weights}
+    fi
+    if [ ${#stream_models[@]} -eq 0 ]; then
+        log "nothing to do without --bidi_config, --unid_config, --download_model or --offline_curve_policies"
+    else
+        need stream_sets
+        set_step
+        for exp in "${!stream_models[@]}"; do
+            model=${stream_models[${exp}]}
+            if [ -z "${download_model}" ]; then need_file "${model}" "run stages 11, 16 and 17"; fi
+            wanted=${curve_policies}
+            if [ "${model}" = "${offline_weights}" ]; then wanted=${offline_curve_policies}; fi
+            read -r -a policies <<<"${wanted//STEP/${step}}"
+            for name in "${stream_sets[@]}"; do
+                need_file "${raw}/${name}/wav.scp" "run stages 3 and 4"
+                once "${exp}/simulate/${name}/.done" "${raw}/${name}"/{wav.scp,text,prompt,utt2task} \
+                    "${policies[@]}" "${segment_size}" "${streaming_tasks}" "${simulate_args}" "${model}" \
+                    -- simulate_set "${model}" "${exp}/simulate/${name}" "${name}" "${policies[@]}"
+            done
+        done
+        for name in "${stream_sets[@]}"; do draw_curves simulate "${name}"; done
+    fi
+fi
+
+if begin_stage 20 "report"; then py -m espnet_bestow.bin.bestow_report --exp "${expdir}"; fi
 end_stage

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The built-in corpus, from nothing to scores: transcripts, translations, answers and commands.
+# The built-in corpus, from nothing to scores: transcripts, translations, answers and commands, then the same streaming.
 # ./run.sh --help lists the options; all of them are passed on to bestow.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -14,7 +14,8 @@ while [ $# -gt 0 ]; do
 done
 
 ./bestow.sh \
-    --stop_stage 14 \
+    --stop_stage 20 \
+    --skip_upload_hf true \
     --nj 2 \
     --nproc 2 \
     --inference_nj 2 \
@@ -27,4 +28,11 @@ done
     --lm_dev_text data/lm/valid.txt \
     --nbpe 300 \
     --ctc_config conf/train_ctc.yaml \
+    --bidi_config conf/train_bidi.yaml \
+    --unid_config conf/train_unid.yaml \
+    --unid_ctc_config conf/train_unid_ctc.yaml \
+    --streaming_tasks "asr_en ast_de-en ast_en-de" \
+    --curve_policies "wait_k:k=1/2/3/4/6/8/10/12,step=STEP align_att:threshold=2/4/8/12/16,step=STEP" \
+    --offline_curve_policies "offline local_agreement:n=2,step=4/8/16" \
+    --simulate_args "--max_rows 40 --sessions 20" \
     "${options[@]}"

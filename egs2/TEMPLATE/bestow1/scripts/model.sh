@@ -115,31 +115,30 @@ keep_origin() {
     echo "${now}" >"${dir}/.origin"
 }
 
-# one_row_each: of the rows about one recording the first, in ${ctc_exp}/shapes. CTC does not read instructions.
+# one_row_each DIR: of the rows about one recording the first, in DIR/shapes. CTC does not read instructions.
 one_row_each() {
     local mode name set
     for mode in train valid; do
         if [ ${mode} = train ]; then set=${train_set}; else set=${valid_set}; fi
-        mkdir -p "${ctc_exp}/shapes/${mode}"
+        mkdir -p "$1/shapes/${mode}"
         for name in speech text; do
             awk 'NR == FNR { key = $1; $1 = ""; if (!seen[$0]++) first[key] = 1; next } $1 in first' \
                 "${raw}/${set}/wav.scp" "${stats_dir}/${mode}/${name}_shape" \
-                >"${ctc_exp}/shapes/${mode}/${name}_shape"
+                >"$1/shapes/${mode}/${name}_shape"
         done
     done
 }
 
+# pretrain_encoder CONFIG CTC_CONFIG DIR: only what differs is written in CTC_CONFIG, so the encoder is CONFIG's.
 pretrain_encoder() {
-    keep_origin "${ctc_exp}" "${origin[@]}"
-    # Only what differs is written in ctc_config, so the encoder is the one of bestow_config.
-    py -m espnet_bestow.bin.merge_configs "${bestow_config}" "${ctc_config}" \
-        --output "${ctc_exp}/train.yaml"
-    one_row_each
-    train_model "${ctc_exp}/train.yaml" "${ctc_exp}" "${ctc_exp}/shapes" "${ctc_words[@]}"
+    keep_origin "$3" "${origin[@]}"
+    py -m espnet_bestow.bin.merge_configs "$1" "$2" --output "$3/train.yaml"
+    one_row_each "$3"
+    train_model "$3/train.yaml" "$3" "$3/shapes" "${ctc_words[@]}"
 }
 
-# Whether bestow_config asks for the auxiliary CTC loss.
-has_ctc_head() { awk '/^ *ctc_weight:/ && $2 > 0 { found = 1 } END { exit !found }' "${bestow_config}"; }
+# Whether a configuration asks for the auxiliary CTC loss.
+has_ctc_head() { awk '/^ *ctc_weight:/ && $2 > 0 { found = 1 } END { exit !found }' "$1"; }
 
 train_bestow() {
     local init=() weights=
@@ -148,7 +147,7 @@ train_bestow() {
         need_file "${weights}" "run stage 9"
         # A pre-encoder is part of the features.
         init=(--init_param "${weights}:features:features" "${weights}:encoder:encoder")
-        if has_ctc_head; then init+=("${weights}:ctc:ctc"); fi
+        if has_ctc_head "${bestow_config}"; then init+=("${weights}:ctc:ctc"); fi
     fi
     keep_origin "${bestow_exp}" "${origin[@]}" "${llm_path}/.done" "${weights:-no CTC}"
     train_model "${bestow_config}" "${bestow_exp}" "${stats_dir}" "${init[@]}" "${bestow_words[@]}"

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Steps of stages 16 to 20: streaming models, SimulEval, latency-quality curves. Sourced by bestow.sh.
+# shellcheck disable=SC2154  # the options and names of bestow.sh
+
+# set_step: the number in `step`: --streaming_step, or what the training data says about how fast people speak.
+set_step() {
+    step=${streaming_step}
+    if [ -z "${step}" ]; then
+        need_file "${stats_dir}/train/text_shape" "run stage 10, or give --streaming_step"
+        step=$(py -m espnet_bestow.bin.frames_per_token --stats_dir "${stats_dir}/train" --fs "${fs}" \
+            --utt2task "${raw}/${train_set}/utt2task" --tasks "${streaming_words[@]}")
+        log "step: ${step}"
+        step=${step%% *}
+    fi
+}
+
+# streaming_config OVER DIR: DIR/train.yaml, what a streaming model is trained with.
+streaming_config() {
+    mkdir -p "$2"
+    py -m espnet_bestow.bin.merge_configs "${bestow_config}" "$1" --output "$2/train.yaml"
+}
+
+# train_bidi: every part goes on from the offline model.
+train_bidi() {
+    keep_origin "${bidi_exp}" "${origin[@]}" "${offline_weights}"
+    streaming_config "${bidi_config}" "${bidi_exp}"
+    train_model "${bidi_exp}/train.yaml" "${bidi_exp}" "${stats_dir}" --policy_conf "step=${step}" \
+        --init_param "${offline_weights}" "${bidi_words[@]}"
+}
+
+# train_unid: a new encoder, pre-trained with CTC if --unid_ctc_config says how; the rest from the offline model.
+train_unid() {
+    local init=("${offline_weights}:connector:connector" "${offline_weights}:llm:llm") weights=
+    keep_origin "${unid_exp}" "${origin[@]}" "${offline_weights}"
+    streaming_config "${unid_config}" "${unid_exp}"
+    if [ -n "${unid_ctc_config}" ]; then
+        weights=${unid_exp}_ctc/valid.loss.best.pth
+        once "${unid_exp}_ctc/.done" "${origin[@]}" "${unid_exp}/train.yaml" "${unid_ctc_config}" \
+            "${ctc_args}" -- pretrain_encoder "${unid_exp}/train.yaml" "${unid_ctc_config}" "${unid_exp}_ctc"
+        init+=("${weights}:features:features" "${weights}:encoder:encoder")
+        if has_ctc_head "${unid_exp}/train.yaml"; then init+=("${weights}:ctc:ctc"); fi
+    fi
+    train_model "${unid_exp}/train.yaml" "${unid_exp}" "${stats_dir}" --policy_conf "step=${step}" \
+        --init_param "${init[@]}" "${unid_words[@]}"
+}
+
+# simuleval_set MODEL DIR SET POLICY: the real command over one test set, in parallel jobs.
+simuleval_set() {
+    local model=$1 dir=$2 data=${raw}/$3 policy=$4 logdir=$2/logdir/simuleval lists=$2/lists jobs lines
+    if ! "${same_inputs}"; then rm -rf "${logdir}"; fi
+    mkdir -p "${logdir}"
+    py -m espnet_bestow.bin.simuleval_lists --data_dir "${data}" --output_dir "${lists}" \
+        --tasks "${streaming_words[@]}"
+    lines=$(wc -l <"${lists}/source")
+    jobs=$(at_most "${inference_nj}" "${lists}/source")
+    # A killed run ends in half a line, which --continue-unfinished cannot read.
+    find "${logdir}" -name instances.log -exec sed -i '$ { /}$/!d }' {} +
+    # shellcheck disable=SC2016  # expanded in each job, where JOB is its number
+    watched_jobs "${lines}" "${logdir}/shard.*/instances.log" "${decode_cmd:-}" "${jobs}" \
+        "${logdir}/simuleval.JOB.log" bash -c 'first=$1 last=$2; shift 2
+            exec "$@" --start-index $((first)) --end-index $((last))' simuleval_shard \
+        "(JOB - 1) * ${lines} / ${jobs}" "JOB * ${lines} / ${jobs}" \
+        "${python_words[@]}" -m simuleval.cli --agent-class espnet_bestow.simul.BestowAgent \
+        --dataloader bestow --dataloader-class espnet_bestow.simul.AudioLoader \
+        --source "${lists}/source" --target "${lists}/target" --tgt-lang "${lists}/prompt" \
+        --source-segment-size "${segment_size}" --output "${logdir}/shard.JOB" --no-scoring --no-progress-bar \
+        --continue-unfinished --bestow-model "${model}" --bestow-policy "${policy}" "${simuleval_words[@]}"
+    log "${model}, ${policy}, $3:"
+    py -m espnet_bestow.bin.simuleval_results --shards "${logdir}"/shard.* --lists "${lists}" \
+        --policy "${policy}" --output_dir "${dir}"
+}
+
+# simulate_set MODEL DIR SET POLICIES...: our own simulator, all policies of one model over one test set.
+simulate_set() {
+    local model=$1 dir=$2 data=${raw}/$3 logdir=$2/logdir jobs
+    shift 3
+    jobs=$(at_most "${inference_nj}" "${data}/wav.scp")
+    if ! "${same_inputs}"; then rm -rf "${logdir}"; fi
+    split_keys "${data}/wav.scp" "${jobs}" "${logdir}/keys.JOB.scp"
+    run_jobs "${decode_cmd:-}" "${jobs}" "${logdir}/simulate.JOB.log" "${python_words[@]}" \
+        -m espnet_bestow.bin.bestow_simulate --model "${model}" --data_dir "${data}" \
+        --key_file "${logdir}/keys.JOB.scp" --tasks "${streaming_words[@]}" --policies "$@" \
+        --segment_ms "${segment_size}" --output_dir "${logdir}/output.JOB" "${simulate_words[@]}"
+    py -m espnet_bestow.bin.merge_instances --inputs "${logdir}"/output.* --output_dir "${dir}" >/dev/null
+}
+
+# draw_curves FOLDER SET: all that lies in FOLDER/SET of the models, as points and plots.
+draw_curves() {
+    local logs=() exp
+    for exp in "${!stream_models[@]}"; do
+        if [ -d "${exp}/$1/$2" ]; then logs+=("$(basename "${exp}")=${exp}/$1/$2"); fi
+    done
+    py -m espnet_bestow.bin.bestow_curve --logs "${logs[@]}" --test_set "$2" --output_dir "${expdir}/$1/$2" \
+        --command "${command_line}"
+}

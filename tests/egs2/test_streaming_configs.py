@@ -1,0 +1,64 @@
+"""The streaming configurations of the mini recipe, put over its offline one as stages 16 and 17 do."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import yaml
+
+from espnet_bestow.bin.merge_configs import merge, read_yaml
+from espnet_bestow.task import BestowTask
+from espnet_bestow.visibility import WaitKPolicy
+from tests.egs2.shell import EGS2
+from tests.llm_fixtures import write_llm
+
+CONF = EGS2 / "mini" / "bestow1" / "conf"
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llm(tmp_path_factory.mktemp("llm"))
+
+
+def arguments(llm: Path, folder: Path, *names: str) -> argparse.Namespace:
+    """What training would see."""
+    config = read_yaml(CONF / "train_bestow.yaml")
+    for name in names:
+        config = merge(config, read_yaml(CONF / name))
+    (folder / "train.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    words = ["--config", str(folder / "train.yaml"), "--output_dir", "out", "--llm_conf", f"path={llm}"]
+    step = ["--policy_conf", "step=2"] if names else []
+    return BestowTask.get_parser().parse_args([*words, *step])
+
+
+@pytest.mark.parametrize("name", ["train_bidi.yaml", "train_unid.yaml"])
+def test_a_range_of_k_with_the_step_of_the_recipe(llm, tmp_path, name):
+    args = arguments(llm, tmp_path, name)
+    policy = BestowTask.build_model(args).policy
+    assert isinstance(policy, WaitKPolicy)
+    assert (policy.low, policy.high, policy.step) == (1, 12, 2)
+
+
+def test_bidi_goes_on_from_the_offline_weights(llm, tmp_path):
+    bidi = BestowTask.build_model(arguments(llm, tmp_path, "train_bidi.yaml")).state_dict()
+    offline = BestowTask.build_model(arguments(llm, tmp_path)).state_dict()
+    assert {name: value.shape for name, value in bidi.items()} == {n: v.shape for n, v in offline.items()}
+
+
+def test_unid_has_a_streaming_encoder_of_the_same_size_and_the_same_rest(llm, tmp_path):
+    unid = BestowTask.build_model(arguments(llm, tmp_path, "train_unid.yaml"))
+    offline = BestowTask.build_model(arguments(llm, tmp_path))
+    assert [70, 6] == list(unid.encoder.context)
+    assert unid.features.preencoder is None and type(unid.features.normalize).__name__ == "RunningMVN"
+    for part in ("connector", "llm"):
+        shapes = [{n: v.shape for n, v in getattr(m, part).state_dict().items()} for m in (unid, offline)]
+        assert shapes[0] == shapes[1], part
+    sizes = [sum(p.numel() for n, p in m.named_parameters() if n[:4] in ("enco", "feat")) for m in (unid, offline)]
+    assert 0.7 < sizes[0] / sizes[1] < 1.4, sizes
+
+
+def test_ctc_pre_training_of_the_streaming_encoder_builds(llm, tmp_path):
+    args = arguments(llm, tmp_path, "train_unid.yaml", "train_unid_ctc.yaml")
+    model = BestowTask.build_model(args)
+    assert model.llm is None and model.ctc is not None
+    assert ["valid", "loss", "min"] in [list(c) for c in args.best_model_criterion]
