@@ -10,7 +10,6 @@ zero after every stage, which is what padding is in the full pass.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from espnet_bestow.encoders.causal_subsampling import Stages, subsampled
+from espnet_bestow.encoders.encoder_state import Batch, EncoderState, KeysValues, room, together
 from espnet_bestow.encoders.few_rows import FewRowsLinear
 
 FACTOR = 8
@@ -25,23 +25,6 @@ FACTOR = 8
 
 LEAD = FACTOR - 1
 """Feature frames of a chunk before the one that its first frame ends with."""
-
-
-@dataclass
-class EncoderState:
-    """What one stream remembers between two chunks; never modified, so that an older one can be kept.
-
-    Attributes:
-        start: frames encoded so far.
-        past: per stage of the sub-sampling, the last frames of its input (1, C, past, ...).
-        memory: per block, keys and values (1, left, 2 D).
-        convolved: per block, the last inputs of its convolution (1, kernel - 1, D).
-    """
-
-    start: int
-    past: list[Tensor]
-    memory: list[Tensor]
-    convolved: list[Tensor]
 
 
 class ChunkStep:
@@ -66,16 +49,16 @@ class ChunkStep:
             distances = encoder.encode_positions(window)[0, : self.left + 2 * self.chunk - 1]
             self.blocks = [_Block(block, distances, self.left, self.chunk) for block in encoder.layers]
         self._like = window
+        # Room for several chunks: keys and values are copied once in so many steps.
+        self.spare = max(self.left // 2, self.chunk)
 
     def open(self) -> EncoderState:
         """The state of a stream that has heard nothing."""
         new = self._like.new_zeros
-        return EncoderState(
-            0,
-            [new(1, shape[0], past, *shape[1:]) for _, past, shape in self.stages.stages],
-            [new(1, self.left, 2 * self.width) for _ in self.blocks],
-            [new(1, block.kernel - 1, self.width) for block in self.blocks],
-        )
+        past = [new(1, shape[0], past, *shape[1:]) for _, past, shape in self.stages.stages]
+        convolved = [new(1, block.kernel - 1, self.width) for block in self.blocks]
+        memory = room([new(1, self.left, 2 * self.width) for _ in self.blocks], self.spare)
+        return EncoderState(0, Batch(past, convolved, memory, self.left), 0)
 
     def features(self, start: int) -> tuple[int, int]:
         """First and past-the-last feature frame of the chunk at frame ``start``; the first may be negative."""
@@ -100,37 +83,35 @@ class ChunkStep:
             frames (B, chunk, D), of which those after the end mean nothing, and the new states.
         """
         starts = [state.start for state in states]
-        x, past = self._subsample(feats, starts, [state.past for state in states], ends)
+        batch = together(states, self.left, self.spare)
+        x, past = self._subsample(feats, starts, batch.past, ends)
         mask = self._mask(starts, ends)
-        memory, convolved = [], []
-        for number, block in enumerate(self.blocks):
-            x, kept, inputs = block(
-                x,
-                _rows([state.memory[number] for state in states]),
-                _rows([state.convolved[number] for state in states]),
-                mask,
-            )
-            memory.append(_apart(kept))
-            convolved.append(_apart(inputs))
-        return x, [
-            EncoderState(
-                start + self.chunk,
-                [each[row] for each in past],
-                [each[row] for each in memory],
-                [each[row] for each in convolved],
-            )
-            for row, start in enumerate(starts)
-        ]
+        memory = self._room(batch)
+        first, last = memory.filled - self.left, memory.filled + self.chunk
+        convolved = []
+        for block, before, buffer in zip(self.blocks, batch.convolved, memory.buffers, strict=True):
+            x, inputs = block(x, buffer[:, first:last], before, mask)
+            convolved.append(inputs)
+        memory.filled = last
+        after = Batch(past, convolved, memory, last)
+        return x, [EncoderState(start + self.chunk, after, row) for row, start in enumerate(starts)]
+
+    def _room(self, batch: Batch) -> KeysValues:
+        """Keys and values to which a chunk can be appended: a copy where they are full or have gone on already."""
+        memory = batch.keys_values
+        if memory.filled == batch.end and batch.end + self.chunk <= memory.buffers[0].shape[1]:
+            return memory
+        return room([batch.window(block, self.left) for block in range(len(self.blocks))], self.spare)
 
     def _subsample(
-        self, feats: Tensor, starts: Sequence[int], pasts: Sequence[list[Tensor]], ends: Sequence[int | None]
-    ) -> tuple[Tensor, list[list[Tensor]]]:
+        self, feats: Tensor, starts: Sequence[int], past: Sequence[Tensor], ends: Sequence[int | None]
+    ) -> tuple[Tensor, list[Tensor]]:
         x, kept = self.stages.enter(feats), []
         factor, lengths = FACTOR, list(ends)
-        for number, stage in enumerate(self.stages.stages):
-            x = torch.cat([_rows([past[number] for past in pasts]), x], dim=2)
+        for stage, before in zip(self.stages.stages, past, strict=True):
+            x = torch.cat([before, x], dim=2)
             # A stage remembers inputs, not padding: zeros beyond the end are never needed again.
-            kept.append(_apart(x[:, :, x.shape[2] - stage.past :]))
+            kept.append(x[:, :, x.shape[2] - stage.past :].clone())
             x = stage.apply(x)
             factor //= 2
             lengths = [length and length // 2 + 1 for length in lengths]
@@ -184,23 +165,29 @@ class _Block:
         self.taps = depthwise.weight[:, 0].t().contiguous()  # (kernel, D)
         self.depthwise = depthwise
 
-    def __call__(self, x: Tensor, memory: Tensor, past: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, chunk, D), memory (B, left, 2 D), past (B, kernel - 1, D) -> the same three after the chunk."""
+    def __call__(self, x: Tensor, window: Tensor, past: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The block's frames and the last inputs of its convolution.
+
+        Args:
+            x: (B, chunk, D).
+            window: (B, left + chunk, 2 D) keys and values; those of the chunk are written into it.
+            past: (B, kernel - 1, D) earlier inputs of the convolution.
+            mask: (B, 1, 1, left + chunk) or None.
+        """
         block = self.block
         x = x.add(self.feed_forward1(block.norm_feed_forward1(x)), alpha=0.5)
-        attended, memory = self._attend(block.norm_self_att(x), memory, mask)
-        x = x + attended
+        x = x + self._attend(block.norm_self_att(x), window, mask)
         convolved, past = self._convolve(block.norm_conv(x), past)
         x = x + convolved
         x = x.add(self.feed_forward2(block.norm_feed_forward2(x)), alpha=0.5)
-        return block.norm_out(x), memory, past
+        return block.norm_out(x), past
 
-    def _attend(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _attend(self, x: Tensor, window: Tensor, mask: Tensor | None) -> Tensor:
         B, c, D = x.shape
         W, H = self.left + c, self.heads
         qkv = self.qkv(x)  # (B, c, 3 D)
-        window = torch.cat([memory, qkv[..., D:]], dim=1)  # (B, W, 2 D)
-        keys, values = window.view(B, W, 2, H, -1).permute(2, 0, 3, 1, 4)  # (B, H, W, d) each
+        window[:, self.left :] = qkv[..., D:]
+        keys, values = window.unflatten(2, (2, H, -1)).permute(2, 0, 3, 1, 4)  # (B, H, W, d) each
         query = qkv[..., :D]
         by_place = (query + self.bias_v).view(B * c, H, -1).transpose(0, 1)  # (H, B c, d)
         scores = torch.bmm(by_place, self.relative)  # (H, B c, W + c - 1)
@@ -211,7 +198,7 @@ class _Block:
             bias = bias + mask
         content = (query + self.bias_u).view(B, c, H, -1).transpose(1, 2)  # (B, H, c, d)
         out = F.scaled_dot_product_attention(content, keys, values, bias, scale=self.scaling)
-        return self.out(out.transpose(1, 2).reshape(B, c, D)), window[:, c:]
+        return self.out(out.transpose(1, 2).reshape(B, c, D))
 
     def _convolve(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         conv = self.block.conv
@@ -262,12 +249,3 @@ def _silence_outside(x: Tensor, first: Sequence[int], lengths: Sequence[int | No
     bounds = torch.tensor([low, high], device=x.device)[..., None]  # (2, B, 1)
     inside = (column >= bounds[0]) & (column < bounds[1])  # (B, n)
     return x * inside.view(len(inside), 1, n, *[1] * (x.dim() - 3))
-
-
-def _rows(each: Sequence[Tensor]) -> Tensor:
-    return each[0] if len(each) == 1 else torch.cat(list(each))
-
-
-def _apart(batch: Tensor) -> list[Tensor]:
-    # Views of a batch would keep all its rows alive for as long as the slowest stream needs one.
-    return [batch] if len(batch) == 1 else [row.clone() for row in batch.split(1)]

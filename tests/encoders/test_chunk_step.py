@@ -97,13 +97,45 @@ def test_an_older_state_can_be_taken_up_again():
     assert torch.equal(again.frames[0], stream.frames[1])
 
 
-def test_a_state_keeps_no_other_stream_alive():
+def test_streams_part_and_meet_again():
+    """Batches break up and form anew in every way; each stream gives what it gives alone."""
+    step = tiny().chunk_step((6, 1))
+    streams = [Stream(step, torch.randn(600, 16)) for _ in range(4)]
+    for group in ([0, 1, 2, 3], [0, 1, 2, 3], [0, 1], [2, 3], [3, 2], [0, 2], [1], [1, 3, 0, 2], [1, 3, 0, 2], [2]):
+        advance(step, [streams[number] for number in group])
+    for stream in streams:
+        alone = Stream(step, stream.feats)
+        while alone.state.start < stream.state.start:
+            advance(step, [alone])
+        torch.testing.assert_close(torch.cat(stream.frames), torch.cat(alone.frames), rtol=0, atol=1e-6)
+
+
+def test_two_continuations_of_one_state():
+    """Memory is appended in place, but not where another continuation has been."""
+    step = tiny().chunk_step((6, 1))
+    stream = Stream(step, torch.randn(400, 16))
+    advance(step, [stream])
+    fork = Stream(step, torch.cat([stream.feats[:32], torch.randn(368, 16)]))
+    fork.state = stream.state
+    for _ in range(4):
+        advance(step, [stream])
+        advance(step, [fork])
+    for each, skipped in ((stream, 0), (fork, 1)):
+        alone = Stream(step, each.feats)
+        for _ in range(5):
+            advance(step, [alone])
+        torch.testing.assert_close(torch.cat(each.frames), torch.cat(alone.frames[skipped:]), rtol=0, atol=1e-6)
+
+
+def test_a_stream_left_behind_keeps_no_other_alive():
     step = tiny().chunk_step((6, 1))
     streams = [Stream(step, torch.randn(200, 16)) for _ in range(8)]
     advance(step, streams)
-    state = streams[0].state
-    for tensor in (*state.past, *state.memory, *state.convolved):
-        assert tensor.untyped_storage().nbytes() < 3 * tensor.nbytes
+    shared = streams[0].state.batch
+    assert all(stream.state.batch is shared for stream in streams)
+    advance(step, streams[:5])
+    assert {stream.state.batch.size for stream in streams[5:]} == {1}
+    assert not shared.members
 
 
 def test_without_biases():
