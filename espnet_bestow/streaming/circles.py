@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-CIRCLES = (8, 5, 4)
+CIRCLES = (5, 4, 3)
 """How often one, two and three tokens may follow themselves."""
 
 
