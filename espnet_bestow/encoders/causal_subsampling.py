@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from espnet_bestow.encoders.few_rows import FewRowsLinear
 from espnet_bestow.encoders.lengths import valid_frames
 
 
@@ -78,7 +79,8 @@ class CausalConv1dSubsampling(nn.Module):
 
 
 def dw_striding_stages(subsampling: Any, bins: int) -> Stages:
-    """transformers' depthwise-separable sub-sampling, taken apart; weights are shared, not copied."""
+    """transformers' depthwise-separable sub-sampling, taken apart."""
+    linear = FewRowsLinear(subsampling.linear.weight, subsampling.linear.bias)
     stages = [_conv2d_stage([subsampling.conv_in], bins)]
     for layer in subsampling.layers:
         bins = bins // 2 + 1
@@ -86,7 +88,7 @@ def dw_striding_stages(subsampling: Any, bins: int) -> Stages:
     return Stages(
         enter=lambda feats: feats[:, None],
         stages=stages,
-        leave=lambda x: subsampling.linear(x.transpose(1, 2).flatten(2)),
+        leave=lambda x: linear(x.transpose(1, 2).flatten(2)),
     )
 
 

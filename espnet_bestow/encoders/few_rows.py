@@ -31,6 +31,11 @@ class FewRowsLinear:
         self.bias = bias
         self._packed = _packed(weight)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether few rows are slow for it."""
+        return self._packed is not None
+
     def __call__(self, x: Tensor) -> Tensor:
         """(B, c, K) -> (B, c, N)."""
         shape = x.shape[:2]
