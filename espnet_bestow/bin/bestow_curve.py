@@ -15,7 +15,7 @@ from espnet_bestow.bin import bestow_simulate
 from espnet_bestow.bin.arguments import fail_with_one_line
 from espnet_bestow.evaluate.curve_plots import curves_markdown, plot_all_curves
 from espnet_bestow.evaluate.curves import CurvePoint, add_points
-from espnet_bestow.evaluate.instances import LOG_NAME, UNITS, Instance, Unit, read_instances
+from espnet_bestow.evaluate.instances import LOG_NAME, Instance, Unit, read_instances
 from espnet_bestow.evaluate.latency_scoring import score_latency
 from espnet_bestow.evaluate.results import write_text_atomically
 from espnet_bestow.evaluate.tasks import metrics_for
@@ -25,16 +25,14 @@ MODULE = "espnet_bestow.bin.bestow_curve"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the command; those of ``bestow_simulate`` may follow ``--model``."""
+    """Options of the command, here and in ``bestow curve``."""
     parser.add_argument("--logs", nargs="+", default=[], metavar="SYSTEM=DIR", help="Outputs of bestow_simulate")
     parser.add_argument("--test_set", default="test", help="Name of the data, in tables and plots")
     parser.add_argument("--output_dir", type=Path, required=True, help="Gets curves.json, CURVES.md and plots")
-    parser.add_argument("--unit", choices=UNITS, default="word", help="What has a delay")
-    parser.add_argument("--command", help="Command noted with the points (None: this very one)")
     parser.add_argument("--system", help="Name of --model in the results (None: its directory's)")
-    parser.add_argument(
-        "--model", help="Stream this model first; takes --data_dir, --policies and the other options of bestow_simulate"
-    )
+    parser.add_argument("--command_line", help="Command noted with the points (None: this very one)")
+    group = parser.add_argument_group("Streaming", "With --model, that model is streamed first, as by bestow_simulate.")
+    bestow_simulate.add_options(group, required=False)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -66,7 +64,7 @@ def swept_options(specs: Sequence[PolicySpec]) -> dict[str, str]:
 
 
 def points_of(system: str, folder: Path, test_set: str, unit: Unit, command: str) -> list[CurvePoint]:
-    """One point per policy, task and metric of quality in ``folder/<policy>/<task>/instances.log``."""
+    """One point per policy and task, with the main metric of the task, in ``folder/<policy>/<task>/instances.log``."""
     logs = {log: read_instances(log, unit) for log in sorted(folder.glob(f"*/*/{LOG_NAME}"))}
     if not logs:
         raise ValueError(f"{folder}: no <policy>/<task>/{LOG_NAME} in it")
@@ -78,66 +76,73 @@ def points_of(system: str, folder: Path, test_set: str, unit: Unit, command: str
         report = score_latency(instances, unit)
         latency = {name: score.value for name, score in report.scores.items()}
         hyps, refs = [i.prediction for i in instances], [i.reference for i in instances]
-        for metric in metrics_for(task):
-            score = metric(hyps, refs).score()
-            points.append(
-                CurvePoint(
-                    system=system,
-                    task=task,
-                    test_set=test_set,
-                    policy=spec.name,
-                    options=dict(spec.options),
-                    swept=swept[spec.name],
-                    metric=score.metric,
-                    value=score.value,
-                    latency=latency,
-                    n=score.n,
-                    command=command,
-                    low=score.low,
-                    high=score.high,
-                    empty=report.empty,
-                )
+        score = metrics_for(task)[0](hyps, refs).score()
+        points.append(
+            CurvePoint(
+                system=system,
+                task=task,
+                test_set=test_set,
+                policy=spec.name,
+                options=dict(spec.options),
+                swept=swept[spec.name],
+                metric=score.metric,
+                value=score.value,
+                latency=latency,
+                n=score.n,
+                command=command,
+                low=score.low,
+                high=score.high,
+                empty=report.empty,
             )
+        )
     return points
 
 
-def curve(args: argparse.Namespace, simulation: Sequence[str], command: str) -> str:
+def stream_model(args: argparse.Namespace) -> tuple[str, Path]:
+    """Streams ``--model``; its name and its logs."""
+    if args.data_dir is None or not args.policies:
+        raise ValueError(f"--model {args.model} needs --data_dir and --policies")
+    path = Path(args.model)
+    system = args.system or (path.parent.name if path.suffix == ".pth" else path.stem)
+    folder = args.output_dir / "logs" / system
+    bestow_simulate.run(args, folder)
+    return system, folder
+
+
+def curve(args: argparse.Namespace, command: str) -> str:
     """Does the work and returns what to print."""
     logs = {}
     for word in args.logs:
         system, _, folder = word.rpartition("=")
         logs[system or Path(folder).name] = Path(folder)
     if args.model is not None:
-        system = args.system or (Path(args.model).parent if args.model.endswith(".pth") else Path(args.model)).stem
-        logs[system] = args.output_dir / "logs" / system
-        words = ["--model", args.model, "--output_dir", str(logs[system]), "--unit", args.unit]
-        bestow_simulate.main([*words, *simulation])
-    elif simulation:
-        raise ValueError(f"options {' '.join(simulation)} need a --model to stream")
+        system, streamed = stream_model(args)
+        logs[system] = streamed
     if not logs:
         raise ValueError("there is nothing to draw: give --logs, or a --model")
     new = [p for system, folder in logs.items() for p in points_of(system, folder, args.test_set, args.unit, command)]
     points = add_points(args.output_dir / "curves.json", new)
     plots = plot_all_curves(points, args.output_dir)
-    table = curves_markdown(points)
     images = "".join(f"![{path.stem}]({path.name})\n" for path in plots)
-    write_text_atomically(args.output_dir / "CURVES.md", f"# Latency and quality\n\n{images}\n{table}\n")
+    markdown = args.output_dir / "CURVES.md"
+    write_text_atomically(markdown, f"# Latency and quality\n\n{images}\n{curves_markdown(points)}\n")
     lines = [f"{len(new)} points of {' '.join(logs)}: {args.output_dir / 'curves.json'}"]
-    return "\n".join([*lines, *(f"wrote {path}" for path in (args.output_dir / "CURVES.md", *plots))])
+    return "\n".join([*lines, *(f"wrote {path}" for path in (markdown, *plots))])
 
 
-def run(args: argparse.Namespace, simulation: Sequence[str], command: str) -> int:
+def run(args: argparse.Namespace) -> int:
     """For ``bestow curve``; returns the exit status."""
-    print(curve(args, simulation, command))
+    print(curve(args, args.command_line or shlex.join(sys.argv)))
     return 0
 
 
 def main(cmd: Sequence[str] | None = None) -> None:
     """Entry point; bad input ends in one line."""
     cmd = sys.argv[1:] if cmd is None else cmd
-    args, simulation = get_parser().parse_known_args(cmd)
+    args = get_parser().parse_args(cmd)
+    args.command_line = args.command_line or shlex.join(["python", "-m", MODULE, *cmd])
     with fail_with_one_line():
-        run(args, simulation, args.command or shlex.join(["python", "-m", MODULE, *cmd]))
+        run(args)
 
 
 if __name__ == "__main__":

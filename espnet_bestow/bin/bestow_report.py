@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from espnet_bestow.evaluate.curve_plots import curves_markdown
+from espnet_bestow.evaluate.curves import read_points
 from espnet_bestow.evaluate.history import read_histories
 from espnet_bestow.evaluate.plots import (
     plot_loss,
@@ -42,9 +44,20 @@ def report(exp: Path, title: str) -> str:
     drawn = [(caption, path) for caption, path in plots if path]
     linked = [(caption, path.relative_to(exp)) for caption, path in drawn]
     markdown = exp / "RESULTS.md"
-    write_text_atomically(markdown, results_markdown(title, rows, linked))
+    write_text_atomically(markdown, results_markdown(title, rows, linked) + streaming_markdown(exp))
     lines = [terminal_tables(rows), ""] if rows else []
     return "\n".join([*lines, f"wrote {markdown}", *(f"wrote {path}" for _, path in drawn)])
+
+
+def streaming_markdown(exp: Path) -> str:
+    """Plots and tables that bestow_curve left in ``exp/<kind>/<test set>``; empty where there are none."""
+    parts = []
+    for file in sorted(exp.glob("*/*/curves.json")):
+        folder = file.parent.relative_to(exp)
+        images = "".join(f"![{image.stem}]({folder / image.name})\n" for image in sorted(file.parent.glob("*.png")))
+        table = curves_markdown(read_points(file))
+        parts.append(f"\n## Streaming: {folder.parent}, {folder.name}\n\n{images}\n{table}\n")
+    return "".join(parts)
 
 
 def main(cmd: Sequence[str] | None = None) -> None:

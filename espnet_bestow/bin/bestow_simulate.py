@@ -23,16 +23,14 @@ from espnet_bestow.simul.simulator import OneByOne, Sending, Simulator, Together
 MODULE = "espnet_bestow.bin.bestow_simulate"
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """Options of the simulator."""
-    parser = argparse.ArgumentParser(
-        description="Stream a data directory", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="Experiment, checkpoint in one, packed zip or hub repository")
-    parser.add_argument("--data_dir", type=Path, required=True, help="wav.scp, text, and maybe prompt and utt2task")
-    parser.add_argument("--output_dir", type=Path, required=True, help="Gets <policy>/<task>/instances.log")
+def add_options(parser: argparse._ArgumentGroup, required: bool = True) -> None:
+    """Options of streaming, without where the logs go."""
     parser.add_argument(
-        "--policies", nargs="+", required=True, help="wait_k:k=8,step=2; of k=4/8/12 one after the other"
+        "--model", required=required, help="Experiment, checkpoint in one, packed zip or hub repository"
+    )
+    parser.add_argument("--data_dir", type=Path, required=required, help="wav.scp, text, maybe prompt and utt2task")
+    parser.add_argument(
+        "--policies", nargs="+", required=required, help="wait_k:k=8,step=2; of k=4/8/12 one after the other"
     )
     parser.add_argument("--tasks", nargs="+", default=["asr", "ast"], help="Tasks or families of tasks to stream")
     parser.add_argument("--default_task", default="asr_en", help="Task of all rows if there is no utt2task")
@@ -45,7 +43,16 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--right_context", type=int, help="Frames beyond the visible ones (None: the model's)")
     parser.add_argument("--context", help="Attention context of a streaming encoder, e.g. 70,6 (None: the model's)")
     parser.add_argument("--device", default="cpu", help="torch device")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Options of the simulator."""
+    parser = argparse.ArgumentParser(
+        description="Stream a data directory", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="Gets <policy>/<task>/instances.log")
     parser.add_argument("--log_level", type=str.upper, default="INFO", help="Level of the log on stderr")
+    add_options(parser.add_argument_group("Streaming"))
     return parser
 
 
@@ -67,7 +74,7 @@ def evenly(examples: Sequence[Example], count: int) -> list[Example]:
     return [examples[n * len(examples) // count] for n in range(count)]
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, output_dir: Path) -> None:
     """Streams everything, policy by policy."""
     specs, examples = PolicySpec.parse_all(args.policies), chosen(args)
     s2t = load_model(args.model, args.device)
@@ -79,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         if args.sessions > 1:
             simulator = Together(streamer, sending, args.sessions)
         compute = audio = 0.0
-        for instance in simulate(simulator, examples, args.output_dir / spec.folder):
+        for instance in simulate(simulator, examples, output_dir / spec.folder):
             compute, audio = compute + (instance.compute or 0.0), audio + instance.source_length
             bar.update()
         speed = f"RTF {compute / audio:.3f}" if compute else f"{args.sessions} sessions together"
@@ -94,7 +101,7 @@ def main(cmd: Sequence[str] | None = None) -> None:
         level=args.log_level, format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s", stream=sys.stderr
     )
     with fail_with_one_line():
-        run(args)
+        run(args, args.output_dir)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,10 @@ from espnet_bestow.evaluate.chunk_log import Chunk, Recording, write_chunk_log
 from espnet_bestow.evaluate.instances import LOG_NAME, Instance, InstanceLog, Unit
 from espnet_bestow.evaluate.latency import paper_delays
 from espnet_bestow.evaluate.latency_scoring import PAPER_KEY
+from espnet_bestow.simul.chunks import CHUNK_LOG, recording_of
 from espnet_bestow.simul.examples import Example, by_task
 from espnet_bestow.simul.loading import Streamer
 from espnet_bestow.streaming.session import Session, Word
-
-CHUNK_LOG = "simulstream.jsonl"
 
 
 @dataclass(frozen=True)
@@ -147,16 +146,6 @@ class Together:
                 active.remove(stream)
                 # Rows of a batch pay for each other: nobody's own time is known.
                 yield replace(stream.instance(self.streamer, self.sending.unit), clock=(), compute=None)
-
-
-def recording_of(instance: Instance) -> Recording:
-    """The chunks behind a log line of a simulator."""
-    texts = [word["text"] for word in instance.extra["words"]]
-    chunks, done = [], 0
-    for received, compute, count in instance.extra["chunks"]:
-        chunks.append(Chunk(received, compute, tuple(texts[done : done + count])))
-        done += count
-    return Recording(str(instance.source), tuple(chunks))
 
 
 def simulate(simulator: Simulator, examples: Sequence[Example], folder: Path) -> Iterator[Instance]:

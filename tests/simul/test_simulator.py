@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from espnet_bestow.bin import bestow_curve, bestow_simulate
+from espnet_bestow.bin import bestow_curve, bestow_simulate, merge_instances
 from espnet_bestow.datadir.directory import read_table, write_table
 from espnet_bestow.evaluate.chunk_log import read_chunk_log
 from espnet_bestow.evaluate.curves import read_points
@@ -122,13 +122,27 @@ def test_the_papers_delays_only_where_its_frames_are_ours(simulated, model):
     assert paper_delays([1, 2], 10_000, 2, 1) == [1200, 1280, 1440]
 
 
+def test_merged_logs_of_jobs_are_those_of_one(simulated, tmp_path):
+    for job in range(2):
+        for name, lines in (
+            (file, file.read_text().splitlines(keepends=True)) for file in simulated.rglob("instances.log")
+        ):
+            part = tmp_path / f"job{job}" / name.relative_to(simulated)
+            part.parent.mkdir(parents=True)
+            part.write_text("".join(lines[job::2]))
+    merge_instances.main(
+        ["--inputs", *(str(tmp_path / f"job{job}") for job in range(2)), "--output_dir", str(tmp_path)]
+    )
+    for name in ("instances.log", "simulstream.jsonl"):
+        merged, whole = (log_of(folder).with_name(name).read_text() for folder in (tmp_path, simulated))
+        assert merged == whole, name
+
+
 def test_points_of_a_curve(simulated, tmp_path):
     options = ["--logs", f"ours={simulated}", "--test_set", "tones", "--output_dir", str(tmp_path)]
-    bestow_curve.main([*options, "--command", "make demo"])
+    bestow_curve.main([*options, "--command_line", "make demo"])
     points = {(p.policy, p.options.get("k"), p.metric): p for p in read_points(tmp_path / "curves.json")}
-    assert set(points) == {
-        (p, k, m) for p, k in (("wait_k", 2), ("wait_k", 6), ("offline", None)) for m in ("wer", "cer")
-    }
+    assert set(points) == {("wait_k", 2, "wer"), ("wait_k", 6, "wer"), ("offline", None, "wer")}
     two, six, offline = points["wait_k", 2, "wer"], points["wait_k", 6, "wer"], points["offline", None, "wer"]
     assert (two.system, two.test_set, two.swept, two.value, two.n) == ("ours", "tones", "k", 0.0, 4)
     assert offline.swept == "" and two.command == "make demo"
@@ -141,8 +155,8 @@ def test_points_of_a_curve(simulated, tmp_path):
 def test_a_curve_from_a_model_in_one_command(data, model, tmp_path, capsys):
     words = ["--model", str(model), "--data_dir", str(data), "--policies", "wait_k:k=2/4,step=1", "--max_rows", "1"]
     bestow_curve.main([*words, "--output_dir", str(tmp_path), "--system", "ours"])
-    assert "4 points of ours" in capsys.readouterr().out
-    assert len(read_points(tmp_path / "curves.json")) == 4
+    assert "2 points of ours" in capsys.readouterr().out
+    assert len(read_points(tmp_path / "curves.json")) == 2
 
 
 @pytest.mark.parametrize(
@@ -174,7 +188,7 @@ def test_curves_of_nothing(simulated, tmp_path):
     for options, message in (
         ([], "there is nothing to draw"),
         (["--logs", str(tmp_path)], "no <policy>/<task>/instances.log in it"),
-        (["--logs", str(simulated), "--policies", "offline"], "options --policies offline need a --model"),
+        (["--model", "exp/x", "--policies", "offline"], "--model exp/x needs --data_dir and --policies"),
     ):
         with pytest.raises(SystemExit, match=message):
             bestow_curve.main(["--output_dir", str(tmp_path / "out"), *options])

@@ -91,5 +91,5 @@ draw_curves() {
         if [ -d "${exp}/$1/$2" ]; then logs+=("$(basename "${exp}")=${exp}/$1/$2"); fi
     done
     py -m espnet_bestow.bin.bestow_curve --logs "${logs[@]}" --test_set "$2" --output_dir "${expdir}/$1/$2" \
-        --command "${command_line}"
+        --command_line "${command_line}"
 }
