@@ -5,7 +5,8 @@
 
 FastConformer-large (17 x 512), one stream, float32. The contestants take turns chunk by chunk, so that whatever else
 the machine does falls on all of them alike; seconds are CPU time, over all threads. The ratios are the result, of the
-sums and of the median chunk (without the first), which a busy machine disturbs least. The difference is the largest one between a contestant's streamed frames and its own masked full pass.
+sums and of the median chunk (without the first), which a busy machine disturbs least. The difference is the largest
+one between a contestant's streamed frames and its own masked full pass.
 """
 
 import argparse

@@ -7,7 +7,6 @@ from espnet2.layers.abs_normalize import AbsNormalize
 
 from espnet_bestow.encoders.lengths import valid_frames
 
-
 SMALLEST_VARIANCE = 1e-3
 
 
