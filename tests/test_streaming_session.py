@@ -309,3 +309,19 @@ def test_segments_by_silence(pool):
     assert parts[0] and parts[0] == parts[1]
     assert all(w.span[0] >= 1.0 - 0.2 for w in found[0])
     assert run(opened(pool, "wait_k", options), np.zeros(32000, np.float32), 1600) == []
+
+
+def test_the_decision_to_read_needs_no_llm(pool):
+    """AlignAtt asks the connector; the LLM runs once for the prompt and once per token that is accepted."""
+    thoughts = []
+    hook = pool.model.llm.register_forward_hook(lambda *_: thoughts.append(1))
+    try:
+        options = SessionOptions(max_tokens=60, circles=(), suppress_end=False)
+        session = opened(pool, "align_att", options)
+        session.push(TALK)
+        segment = session.segments[0]
+    finally:
+        hook.remove()
+        session.close()
+    assert segment.reads > 2 and segment.written
+    assert len(thoughts) == 1 + len(segment.written) + segment.done
