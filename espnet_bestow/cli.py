@@ -154,6 +154,13 @@ def stream(args: argparse.Namespace) -> int:
     return 0
 
 
+def curve(args: argparse.Namespace) -> int:
+    """``bestow curve``; returns the exit status."""
+    from espnet_bestow.bin import bestow_curve
+
+    return bestow_curve.run(bestow_curve.get_parser("bestow curve").parse_args(args.rest))
+
+
 @contextmanager
 def _output(path: Path | None) -> Iterator[TextIO]:
     if path is None:
@@ -200,6 +207,9 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, help="file to write instead of standard output")
     command.set_defaults(run=transcribe)
     _add_stream(commands)
+    # Its options are those of bin/bestow_curve.py; to know them here would make every `bestow --help` load torch.
+    command = commands.add_parser("curve", help="quality over latency, for several policies", add_help=False)
+    command.set_defaults(run=curve)
     return parser
 
 
@@ -230,7 +240,11 @@ def _add_stream(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def main(cmd: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    args = get_parser().parse_args(cmd)
+    parser = get_parser()
+    args, rest = parser.parse_known_args(cmd)
+    if rest and args.run is not curve:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
     try:
         return int(args.run(args))
     except (ValueError, OSError, RuntimeError) as error:

@@ -24,8 +24,13 @@ from espnet_bestow.simul.policy_spec import PolicySpec
 MODULE = "espnet_bestow.bin.bestow_curve"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the command, here and in ``bestow curve``."""
+def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Command line options."""
+    parser = argparse.ArgumentParser(
+        prog,
+        description="Score and draw latency-quality curves",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--logs", nargs="+", default=[], metavar="SYSTEM=DIR", help="Outputs of bestow_simulate")
     parser.add_argument("--test_set", default="test", help="Name of the data, in tables and plots")
     parser.add_argument("--output_dir", type=Path, required=True, help="Gets curves.json, CURVES.md and plots")
@@ -33,14 +38,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--command_line", help="Command noted with the points (None: this very one)")
     group = parser.add_argument_group("Streaming", "With --model, that model is streamed first, as by bestow_simulate.")
     bestow_simulate.add_options(group, required=False)
-
-
-def get_parser() -> argparse.ArgumentParser:
-    """Command line options."""
-    parser = argparse.ArgumentParser(
-        description="Score and draw latency-quality curves", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add_options(parser)
     return parser
 
 
@@ -103,7 +100,7 @@ def stream_model(args: argparse.Namespace) -> tuple[str, Path]:
     if args.data_dir is None or not args.policies:
         raise ValueError(f"--model {args.model} needs --data_dir and --policies")
     path = Path(args.model)
-    system = args.system or (path.parent.name if path.suffix == ".pth" else path.stem)
+    system = args.system or (path.parent.name if path.suffix == ".pth" else path.name.removesuffix(".zip"))
     folder = args.output_dir / "logs" / system
     bestow_simulate.run(args, folder)
     return system, folder

@@ -6,7 +6,6 @@ from pathlib import Path
 from espnet_bestow.evaluate.latency import FRAME_MS
 from espnet_bestow.inference import Speech2Text
 from espnet_bestow.simul.policy_spec import PolicySpec
-from espnet_bestow.streaming.cache_aware import CacheAwareListener
 from espnet_bestow.streaming.listener import Listener
 from espnet_bestow.streaming.policies import WaitK, build_policy
 from espnet_bestow.streaming.session import Session, SessionOptions
@@ -44,14 +43,7 @@ class Hearing:
         Raises:
             ValueError: An option does not fit the model's encoder.
         """
-        encoder = type(s2t.model.encoder).__name__
-        if hasattr(s2t.model.encoder, "chunk_step"):
-            if self.right_context is not None:
-                raise ValueError(f"right_context={self.right_context}: {encoder} is not re-computed, it has a context")
-            return CacheAwareListener.of(s2t.model, None if self.context is None else read_context(self.context))
-        if self.context is not None:
-            raise ValueError(f"context={self.context}: {encoder} is re-computed, it has a right_context")
-        return s2t.listener() if self.right_context is None else s2t.listener(self.right_context)
+        return s2t.listener(self.right_context, None if self.context is None else read_context(self.context))
 
 
 class Streamer:

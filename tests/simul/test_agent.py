@@ -218,7 +218,7 @@ def test_models_are_shared_and_options_checked(scripted):
         ({"bestow_policy": "wait"}, "policy='wait' is not known"),
         ({"bestow_dtype": "int8"}, "bestow_dtype='int8' is not known; known: float32, bfloat16"),
         ({"eval_latency_unit": "spm"}, "bestow_unit='spm' is not known; known: word, char"),
-        ({"bestow_context": "70,6"}, "context=70,6: TransformerEncoder is re-computed"),
+        ({"bestow_context": "70,6"}, r"context=\(70, 6\): TransformerEncoder is not cache-aware"),
     ):
         with pytest.raises(ValueError, match=message):
             make_agent(scripted, **options)

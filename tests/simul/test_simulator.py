@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from espnet_bestow import cli
 from espnet_bestow.bin import bestow_curve, bestow_simulate, merge_instances
 from espnet_bestow.datadir.directory import read_table, write_table
 from espnet_bestow.evaluate.chunk_log import read_chunk_log
@@ -165,7 +166,7 @@ def test_a_curve_from_a_model_in_one_command(data, model, tmp_path, capsys):
         (["--policies", "wait_k:k=0"], "error: wait_k: k=0 must be >= 1"),
         (["--policies", "align"], "error: policy='align' is not known"),
         (["--tasks", "sqa"], "error: .*no row has a task of sqa; there are asr_en"),
-        (["--context", "70,6"], "error: context=70,6: TransformerEncoder is re-computed"),
+        (["--context", "70,6"], r"error: context=\(70, 6\): TransformerEncoder is not cache-aware"),
     ],
 )
 def test_bad_options_are_one_line(data, model, tmp_path, options, message):
@@ -199,3 +200,14 @@ def test_curves_of_nothing(simulated, tmp_path):
     log.write_text(json.dumps(line) + "\n")
     with pytest.raises(SystemExit, match="instance 0: no policy in the log"):
         bestow_curve.main(["--output_dir", str(tmp_path / "out"), "--logs", str(tmp_path)])
+
+
+def test_bestow_curve_is_the_same_command(simulated, tmp_path, capsys):
+    assert cli.main(["curve", "--logs", f"ours={simulated}", "--output_dir", str(tmp_path)]) == 0
+    assert "3 points of ours" in capsys.readouterr().out
+    assert read_points(tmp_path / "curves.json")[0].system == "ours"
+    assert cli.main(["curve", "--output_dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "bestow: there is nothing to draw: give --logs, or a --model\n"
+    with pytest.raises(SystemExit):
+        cli.main(["transcribe", "a.wav", "--model", "m", "--bim_size", "3"])
+    assert "unrecognized arguments: --bim_size 3" in capsys.readouterr().err
