@@ -60,6 +60,9 @@ bestow_exp=""  # Its directory; default: <expdir>/bestow_<tag>
 ctc_config=""  # What CTC pre-training of the encoder changes in bestow_config; empty: none
 ctc_args=""  # More options for bestow_train in CTC pre-training
 ctc_exp=""  # Its directory; default: <bestow_exp>_ctc
+asr_config=""  # What training on transcripts alone, before all tasks, changes in bestow_config; empty: none
+asr_args=""  # More options for bestow_train on transcripts alone
+asr_exp=""  # Its directory; default: <bestow_exp>_asr
 
 ## Decoding, packing
 inference_config=conf/decode.yaml  # Decoding configuration
@@ -127,6 +130,7 @@ read -r -a tests <<<"${test_sets}"
 read -r -a speeds <<<"${speed_perturb_factors}"
 read -r -a bestow_words <<<"${bestow_args}"
 read -r -a ctc_words <<<"${ctc_args}"
+read -r -a asr_words <<<"${asr_args}"
 read -r -a inference_words <<<"${inference_args}"
 read -r -a bidi_words <<<"${bidi_args}"
 read -r -a unid_words <<<"${unid_args}"
@@ -151,6 +155,7 @@ if [ -z "${bestow_tag}" ]; then
 fi
 bestow_exp=${bestow_exp:-${expdir}/bestow${bestow_tag:+_${bestow_tag}}}
 ctc_exp=${ctc_exp:-${bestow_exp}_ctc}
+asr_exp=${asr_exp:-${bestow_exp}_asr}
 stats_dir=${bestow_exp}_stats
 system=$(basename "${bestow_exp}")
 if [ -n "${download_model}" ]; then
@@ -262,15 +267,22 @@ if begin_stage 8 "perplexity of the language model"; then
 fi
 
 # --- model: stages 9 to 11 ---
-if begin_stage 9 "CTC pre-training of the encoder"; then
-    if [ -z "${ctc_config}" ]; then
-        log "nothing to do without --ctc_config"
+if begin_stage 9 "pre-training: the encoder with CTC, then transcripts alone"; then
+    if [ -z "${ctc_config}${asr_config}" ]; then
+        log "nothing to do without --ctc_config or --asr_config"
     else
-        need_file "${ctc_config}" "--ctc_config"
         ensure_stats
         mapfile -t origin < <(training_origin)
+    fi
+    if [ -n "${ctc_config}" ]; then
+        need_file "${ctc_config}" "--ctc_config"
         once "${ctc_exp}/.done" "${origin[@]}" "${bestow_config}" "${ctc_config}" \
             "${ctc_args}" -- pretrain_encoder "${bestow_config}" "${ctc_config}" "${ctc_exp}"
+    fi
+    if [ -n "${asr_config}" ]; then
+        need_file "${asr_config}" "--asr_config"
+        once "${asr_exp}/.done" "${origin[@]}" "${bestow_config}" "${asr_config}" "${asr_args}" \
+            "${ctc_config:+${ctc_exp}/valid.loss.best.pth}" "${llm_path}/.done" -- pretrain_asr
     fi
 fi
 
@@ -280,7 +292,8 @@ if begin_stage 11 "train BESTOW"; then
     need_file "${stats_dir}/train/speech_shape" "run stage 10"
     mapfile -t origin < <(training_origin)
     once "${bestow_exp}/.done" "${origin[@]}" "${bestow_config}" "${bestow_args}" \
-        "${ctc_config:+${ctc_exp}/valid.loss.best.pth}" "${llm_path}/.done" -- train_bestow
+        "${ctc_config:+${ctc_exp}/valid.loss.best.pth}" "${asr_config:+${asr_exp}/valid.acc.best.pth}" \
+        "${llm_path}/.done" -- train_bestow
 fi
 
 # --- evaluation: stages 12 and 13 ---

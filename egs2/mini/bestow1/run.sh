@@ -28,6 +28,7 @@ done
     --lm_dev_text data/lm/valid.txt \
     --nbpe 300 \
     --ctc_config conf/train_ctc.yaml \
+    --asr_config conf/train_asr.yaml \
     --bidi_config conf/train_bidi.yaml \
     --unid_config conf/train_unid.yaml \
     --unid_ctc_config conf/train_unid_ctc.yaml \

@@ -115,15 +115,25 @@ keep_origin() {
     echo "${now}" >"${dir}/.origin"
 }
 
-# one_row_each DIR: of the rows about one recording the first, in DIR/shapes. CTC does not read instructions.
+# one_row_each DIR: of the rows about one recording one, in DIR/shapes: its transcript if there is one, else the first.
 one_row_each() {
-    local mode name set
+    local mode name set transcripts
     for mode in train valid; do
         if [ ${mode} = train ]; then set=${train_set}; else set=${valid_set}; fi
         mkdir -p "$1/shapes/${mode}"
+        transcripts=/dev/null
+        if [ -f "${raw}/${set}/src_text" ]; then transcripts=$1/shapes/${mode}/transcripts; fi
+        if [ "${transcripts}" != /dev/null ]; then
+            # Rows whose answer is what was said.
+            awk 'NR == FNR { said[$0] = 1; next } $0 in said { print $1 }' \
+                "${raw}/${set}/src_text" "${raw}/${set}/text" >"${transcripts}"
+        fi
         for name in speech text; do
-            awk 'NR == FNR { key = $1; $1 = ""; if (!seen[$0]++) first[key] = 1; next } $1 in first' \
-                "${raw}/${set}/wav.scp" "${stats_dir}/${mode}/${name}_shape" \
+            awk 'FILENAME == ARGV[1] { transcript[$1] = 1; next }
+                FILENAME == ARGV[2] { key = $1; $1 = ""; if (!($0 in one) || (key in transcript && !good[$0])) one[$0] = key
+                    if (key in transcript) good[$0] = 1; next }
+                FNR == 1 { for (wav in one) chosen[one[wav]] = 1 }
+                $1 in chosen' "${transcripts}" "${raw}/${set}/wav.scp" "${stats_dir}/${mode}/${name}_shape" \
                 >"$1/shapes/${mode}/${name}_shape"
         done
     done
@@ -140,15 +150,36 @@ pretrain_encoder() {
 # Whether a configuration asks for the auxiliary CTC loss.
 has_ctc_head() { awk '/^ *ctc_weight:/ && $2 > 0 { found = 1 } END { exit !found }' "$1"; }
 
+# set_init CONFIG: in `init`, with which weights a training by CONFIG begins: those of pretrain_encoder, if any.
+set_init() {
+    init=()
+    if [ -z "${ctc_config}" ]; then return; fi
+    local weights=${ctc_exp}/valid.loss.best.pth
+    need_file "${weights}" "run stage 9"
+    # A pre-encoder is part of the features.
+    init=(--init_param "${weights}:features:features" "${weights}:encoder:encoder")
+    if has_ctc_head "$1"; then init+=("${weights}:ctc:ctc"); fi
+}
+
+# pretrain_asr: the whole model on transcripts alone. With one task it finds out where to look in fewer steps.
+pretrain_asr() {
+    local init
+    mkdir -p "${asr_exp}"
+    py -m espnet_bestow.bin.merge_configs "${bestow_config}" "${asr_config}" --output "${asr_exp}/train.yaml"
+    set_init "${asr_exp}/train.yaml"
+    keep_origin "${asr_exp}" "${origin[@]}" "${llm_path}/.done" "${init[1]-no CTC}"
+    one_row_each "${asr_exp}"
+    train_model "${asr_exp}/train.yaml" "${asr_exp}" "${asr_exp}/shapes" "${init[@]}" "${asr_words[@]}"
+}
+
 train_bestow() {
-    local init=() weights=
-    if [ -n "${ctc_config}" ]; then
-        weights=${ctc_exp}/valid.loss.best.pth
-        need_file "${weights}" "run stage 9"
-        # A pre-encoder is part of the features.
-        init=(--init_param "${weights}:features:features" "${weights}:encoder:encoder")
-        if has_ctc_head "${bestow_config}"; then init+=("${weights}:ctc:ctc"); fi
+    local init
+    if [ -n "${asr_config}" ]; then
+        need_file "${asr_exp}/valid.acc.best.pth" "run stage 9"
+        init=(--init_param "${asr_exp}/valid.acc.best.pth")
+    else
+        set_init "${bestow_config}"
     fi
-    keep_origin "${bestow_exp}" "${origin[@]}" "${llm_path}/.done" "${weights:-no CTC}"
+    keep_origin "${bestow_exp}" "${origin[@]}" "${llm_path}/.done" "${init[1]-no CTC}"
     train_model "${bestow_config}" "${bestow_exp}" "${stats_dir}" "${init[@]}" "${bestow_words[@]}"
 }
