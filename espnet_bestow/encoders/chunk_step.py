@@ -209,21 +209,21 @@ class _Block:
         conv, n = self.block.conv, x.shape[1]
         x = F.glu(self.pointwise1(x)[:, : self.chunk])
         window = torch.cat([past, x], dim=1)  # (B, kernel - 1 + c, D)
-        if self.chunk <= FEW:
-            # (B, c, D, kernel) views of the window: cheaper than a convolution for a frame or two.
+        if x.numel() <= FEW:
+            # (B, c, kernel, D) views of the window: cheaper than any convolution.
             x = (window.unfold(1, self.kernel, 1).transpose(2, 3) * self.taps).sum(2)
-            if self.depthwise.bias is not None:
-                x = x + self.depthwise.bias
+            x = x if self.depthwise.bias is None else x + self.depthwise.bias
         else:
-            x = F.conv1d(
-                window.transpose(1, 2), self.depthwise.weight, self.depthwise.bias, groups=window.shape[-1]
-            ).transpose(1, 2)
+            # As pixels of D channels in one row, which is how the window lies in memory.
+            pixels = window.transpose(1, 2)[:, :, None].contiguous(memory_format=torch.channels_last)
+            weight = self.depthwise.weight[:, :, None]  # (D, 1, 1, kernel)
+            x = F.conv2d(pixels, weight, self.depthwise.bias, groups=window.shape[2])[:, :, 0].transpose(1, 2)
         x = conv.activation(conv.norm(x))
         return self.pointwise2(_padded(x, n)), window[:, self.chunk :]
 
 
-FEW = 2
-"""Frames per chunk up to which a depthwise convolution is a product of windows."""
+FEW = 1 << 15
+"""Numbers up to which a depthwise convolution is a product of windows."""
 
 
 class _FeedForward:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from espnet_bestow.encoders import StreamingFastConformerEncoder
-from espnet_bestow.encoders.chunk_step import ChunkStep, EncoderState
+from espnet_bestow.encoders.chunk_step import FEW, ChunkStep, EncoderState
 
 CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0)]
 
@@ -160,3 +160,14 @@ def test_wide_models_with_packed_weights(context):
         for feats, frames in zip(group, run(step, group, [0, 1]), strict=False):
             full, _, _ = encoder(feats[None], torch.tensor([len(feats)]))
             torch.testing.assert_close(frames, full[0], rtol=0, atol=1e-5)
+
+
+def test_many_streams_at_once():
+    """Enough of them for the other depthwise convolution."""
+    encoder = tiny()
+    step = encoder.chunk_step((14, 6))
+    recordings = [torch.randn(112, 16) for _ in range(FEW // (32 * 7) + 1)]
+    encoder.context = (14, 6)
+    full, _, _ = encoder(torch.stack(recordings), torch.full((len(recordings),), 112))
+    for frames, expected in zip(run(step, recordings, [0] * len(recordings)), full, strict=True):
+        torch.testing.assert_close(frames, expected, rtol=0, atol=1e-5)
