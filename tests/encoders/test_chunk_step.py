@@ -6,7 +6,7 @@ import torch
 from espnet_bestow.encoders import StreamingFastConformerEncoder
 from espnet_bestow.encoders.chunk_step import FEW, ChunkStep, EncoderState
 
-CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0)]
+CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0), (0, 3)]
 
 
 def tiny(**conf) -> StreamingFastConformerEncoder:
