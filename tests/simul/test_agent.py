@@ -1,6 +1,7 @@
 """BestowAgent under SimulEval itself, run in this process as its command would."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from simuleval.data.segments import EmptySegment, SpeechSegment  # noqa: E402
 from simuleval.utils.agent import EVALUATION_SYSTEM_LIST  # noqa: E402
 
 from espnet_bestow.audio import read_audio  # noqa: E402
+from espnet_bestow.bin import simuleval_results  # noqa: E402
 from espnet_bestow.datadir.directory import read_table  # noqa: E402
+from espnet_bestow.evaluate.instances import read_instances  # noqa: E402
 from espnet_bestow.simul import AudioLoader, BestowAgent  # noqa: E402
 from tests.simul.scripted import SENTENCE, write_scripted  # noqa: E402
 
@@ -91,6 +94,32 @@ def test_simulevals_own_loader_does_as_well(evaluate, files):
         assert [line[key] for key in ("prediction", "delays", "source_length")] == [
             other[key] for key in ("prediction", "delays", "source_length")
         ]
+
+
+def test_a_killed_run_is_continued_and_logs_become_ours(evaluate, files, tmp_path, capsys):
+    whole = evaluate(files, name="whole")
+    log = tmp_path / "killed" / "instances.log"
+    log.parent.mkdir()
+    lines = (tmp_path / "whole" / "instances.log").read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:2]) + lines[2][:50])
+    # What stage 18 does before it starts a job again.
+    subprocess.run(["sed", "-i", "$ { /}$/!d }", log], check=True)
+    continued = evaluate(files, *LOADER, "--continue-unfinished", name="killed")
+    for line, other in zip(whole, continued, strict=True):
+        assert [line[key] for key in ("index", "prediction", "delays")] == [
+            other[key] for key in ("index", "prediction", "delays")
+        ]
+    for name, values in {"key": "abcd", "task": ["asr_de", "ast_en-de"] * 2}.items():
+        (tmp_path / name).write_text("".join(f"{value}\n" for value in values))
+    options = ["--shards", str(log.parent), "--lists", str(tmp_path), "--policy", POLICY, "--output_dir", str(tmp_path)]
+    simuleval_results.main(options)
+    # It prints SimulEval's scores, after it has found them equal to ours.
+    assert "asr_de: 2 instances  laal " in capsys.readouterr().out
+    instances = read_instances(tmp_path / "wait_k_k2_step1" / "ast_en-de" / "instances.log")
+    assert [(i.index, i.extra["key"], i.extra["policy"]) for i in instances] == [(1, "b", POLICY), (3, "d", POLICY)]
+    (tmp_path / "key").write_text("a\nb\nc\nd\ne\n")
+    with pytest.raises(SystemExit, match=r"4 instances in 1 logs, .*/key has 5 lines"):
+        simuleval_results.main(options)
 
 
 @pytest.mark.parametrize("segment_ms", ["10", "80", "1700", "60000"])
