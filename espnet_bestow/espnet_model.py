@@ -1,6 +1,7 @@
 """The ESPnet face of the model: features, loss, stats and weight."""
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,12 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
-from espnet_bestow.connectors import Connector, Speech
+from espnet_bestow.alignment import alignment_losses, ctc_spans
+from espnet_bestow.connectors import Connector, ConnectorState, CrossAttentionConnector, Speech
+from espnet_bestow.connectors.attention import WatchedSpeech
+from espnet_bestow.connectors.cross_attention import CrossAttentionState
 from espnet_bestow.llm.causal_lm import CausalLM
-from espnet_bestow.model import BestowModel
+from espnet_bestow.model import BestowModel, ModelState
 from espnet_bestow.visibility import Policy, answer_index
 
 Stats = dict[str, Tensor | None]
@@ -85,7 +89,7 @@ class EncoderChain(nn.Module):
 class ESPnetBestowModel(BestowModel, AbsESPnetModel):
     """BestowModel with a loss, named in the YAML as ``model: bestow``.
 
-    The loss of a batch is [(1 - w) * CE + w * CTC] / N: sums over the batch, N its answer tokens. N is also the
+    The loss of a batch is [(1 - w) * CE + w * CTC + a * A] / N: sums over the batch, N its answer tokens. N is also the
     returned weight, so that ESPnet's weighted mean over processes is exactly the loss of the global batch.
 
     Args:
@@ -95,6 +99,8 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         ctc_head: Linear from encoder frames to the CTC vocabulary; its last class is blank. None without CTC.
         ctc_weight: w.
         lsm_weight: label smoothing of the cross-entropy.
+        alignment_weight: a, of the loss that teaches the connector's last block where the tokens of a transcript
+            were said (see :mod:`.alignment`); counts for answers that are their ``src_text``. Needs CTC.
         tasks: task names whose losses are reported one by one.
     """
 
@@ -108,15 +114,23 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         ctc_head: nn.Linear | None = None,
         ctc_weight: float = 0.0,
         lsm_weight: float = 0.0,
+        alignment_weight: float = 0.0,
         tasks: Sequence[str] = (),
     ):
         super().__init__(encoder, connector, llm, features)  # type: ignore[arg-type]
         if not 0.0 <= ctc_weight <= 1.0:
             raise ValueError(f"model_conf: ctc_weight={ctc_weight} must be between 0 and 1")
+        if alignment_weight > 0.0 and not (ctc_weight > 0.0 and isinstance(connector, CrossAttentionConnector | None)):
+            raise ValueError(
+                f"model_conf: alignment_weight={alignment_weight} needs ctc_weight > 0, which finds the words, and "
+                f"connector: cross_attention, whose attention it teaches; got ctc_weight={ctc_weight}, "
+                f"{type(connector).__name__}"
+            )
         self.policy = policy
         self.ctc = ctc_head
         self.ctc_weight = ctc_weight
         self.lsm_weight = lsm_weight
+        self.alignment_weight = alignment_weight
         self.tasks = tuple(tasks)
 
     def encode(self, waveform: Tensor, lengths: Tensor) -> Speech:
@@ -156,12 +170,19 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             stats["ctc_too_long"] = too_long(encoded.lengths, src_text, src_text_lengths).sum().to(ctc.dtype)
             loss = loss + self.ctc_weight * ctc
         if self.ctc_weight < 1.0:
-            each, correct = self._answer_losses(encoded, prompt, prompt_lengths, text, text_lengths)  # (B, A) each
+            state = ModelState(self.connector.start(encoded), None)
+            watched = state.connector.watch() if self._aligns(state.connector) else None
+            each, correct = self._answer_losses(state, encoded.lengths, prompt, prompt_lengths, text, text_lengths)
             answer = each.sum() / tokens
             stats["loss_llm"] = answer.detach()
             stats["acc"] = correct.sum() / tokens
             stats.update(self._task_losses(each.detach().sum(1), text_lengths, task))
             loss = loss + (1.0 - self.ctc_weight) * answer
+            if watched is not None and src_text is not None and src_text_lengths is not None:
+                said = is_transcript(text, text_lengths, src_text, src_text_lengths)
+                align = self._alignment_loss(watched, encoded, said, prompt_lengths, src_text, src_text_lengths)
+                stats["loss_align"] = align.detach() / tokens
+                loss = loss + self.alignment_weight * align / tokens
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, tokens), loss.device)
 
@@ -176,17 +197,47 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         encoded = self.encode(speech[first], lengths[first])
         return Speech(encoded.frames[recording], encoded.lengths[recording])
 
+    def _aligns(self, state: ConnectorState) -> TypeGuard[CrossAttentionState]:
+        return self.alignment_weight > 0.0 and isinstance(state, CrossAttentionState)
+
+    def _alignment_loss(
+        self,
+        watched: WatchedSpeech,
+        encoded: Speech,
+        said: Tensor,
+        prompt_lengths: Tensor,
+        src_text: Tensor,
+        src_text_lengths: Tensor,
+    ) -> Tensor:
+        """Sum over the tokens of the rows ``said`` (B,) of what alignment_losses says."""
+        assert self.ctc is not None
+        rows = said.nonzero()[:, 0]
+        lengths, target, target_lengths = encoded.lengths[rows], src_text[rows], src_text_lengths[rows]
+        spans = ctc_spans(self.ctc(encoded.frames[rows].detach()), lengths, target, target_lengths)
+        columns = torch.arange(target.shape[1], device=rows.device)
+        columns = (prompt_lengths[rows, None] - 1 + columns).clamp(max=watched.visible.shape[1] - 1)  # (R, N)
+        chosen = WatchedSpeech(watched.keys[rows], watched.values[rows])
+        chosen.query = watched.query[rows[:, None], :, columns].transpose(1, 2)  # (R, H, N, D)
+        chosen.visible = watched.visible[rows].gather(1, columns)
+        return alignment_losses(chosen.weights(), chosen.visible, spans).sum()
+
     def _answer_losses(
-        self, encoded: Speech, prompt: Tensor, prompt_lengths: Tensor, text: Tensor, text_lengths: Tensor
+        self,
+        state: ModelState,
+        lengths: Tensor,
+        prompt: Tensor,
+        prompt_lengths: Tensor,
+        text: Tensor,
+        text_lengths: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and correctness of every answer token, (B, A) with 0 at padding."""
+        """Cross-entropy and correctness of every answer token, (B, A) with 0 at padding; lengths (B,) of the speech."""
         ids, mask = join(prompt, prompt_lengths, text, text_lengths)
         rule = self.policy.rule(ids.shape[0], ids.device)
-        visible = rule(answer_index(mask, prompt_lengths), mask, encoded.lengths)
+        visible = rule(answer_index(mask, prompt_lengths), mask, lengths)
         # Only columns in which some row predicts an answer token need logits.
         first = int(prompt_lengths.min()) - 1
         keep = torch.arange(first, ids.shape[1], device=ids.device)
-        logits = self.teacher_forced(encoded, ids, mask, visible, keep)  # (B, U - first, V)
+        logits = self.step(ids, mask, visible, state, keep)  # (B, U - first, V)
         column = (prompt_lengths - 1 - first)[:, None] + torch.arange(text.shape[1], device=ids.device)
         logits = logits.gather(1, column.clamp(max=logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[2]))
         each = F.cross_entropy(
@@ -222,6 +273,21 @@ def join(prompt: Tensor, prompt_lengths: Tensor, text: Tensor, text_lengths: Ten
     ids = torch.where(after < 0, prompt.gather(1, column.clamp(max=prompt.shape[1] - 1)), answer)
     mask = column < lengths[:, None]
     return ids.masked_fill(~mask, 0), mask
+
+
+def is_transcript(text: Tensor, text_lengths: Tensor, src_text: Tensor, src_text_lengths: Tensor) -> Tensor:
+    """Which rows answer with exactly what was said (and the end token), (B,) bool.
+
+    Args:
+        text: (B, A) ids, padded with -1.
+        text_lengths: (B,).
+        src_text: (B, N) ids, padded with -1.
+        src_text_lengths: (B,).
+    """
+    width = min(text.shape[1], src_text.shape[1])
+    inside = torch.arange(width, device=text.device) < src_text_lengths[:, None]
+    same = ((text[:, :width] == src_text[:, :width]) | ~inside).all(1)
+    return same & (text_lengths == src_text_lengths + 1)
 
 
 def ctc_loss_sum(logits: Tensor, lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:

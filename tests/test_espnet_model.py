@@ -16,6 +16,7 @@ from torch import nn
 from espnet_bestow.connectors import CrossAttentionConnector
 from espnet_bestow.espnet_model import SILENCE, EncoderChain, ESPnetBestowModel, Features, ctc_loss_sum, join, too_long
 from espnet_bestow.llm.causal_lm import CausalLM
+from espnet_bestow.model import ModelState
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy, answer_index
 from tests.llm_fixtures import write_llm
 
@@ -215,7 +216,8 @@ def test_sharing_a_recording_keeps_the_gradient(llm):
     model.encoder.rows = 0
     encode = model.encode(data["speech"], data["speech_lengths"])
     args = (data[name] for name in ("prompt", "prompt_lengths", "text", "text_lengths"))
-    (model._answer_losses(encode, *args)[0].sum() / data["text_lengths"].sum()).backward()
+    state = ModelState(model.connector.start(encode), None)
+    (model._answer_losses(state, encode.lengths, *args)[0].sum() / data["text_lengths"].sum()).backward()
     assert model.encoder.rows == 2
     torch.testing.assert_close(shared, model.encoder.linear.weight.grad, rtol=1e-4, atol=1e-6)
 

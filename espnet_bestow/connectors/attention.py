@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espnet_bestow.ops import staircase_attention
+from espnet_bestow.ops import staircase_attention, staircase_weights
 
 
 class TextCache(Protocol):
@@ -64,6 +64,22 @@ class KeysValues:
         if rows != utterances:
             out = out.unflatten(2, (-1, positions)).transpose(1, 2).flatten(0, 1)
         return out
+
+
+class WatchedSpeech(KeysValues):
+    """Keys and values of speech that remember how they were last attended to; one text row per utterance."""
+
+    query: Tensor
+    visible: Tensor
+
+    def attend(self, q: Tensor, visible: Tensor) -> Tensor:
+        """See :class:`KeysValues`."""
+        self.query, self.visible = q, visible
+        return super().attend(q, visible)
+
+    def weights(self) -> Tensor:
+        """Attention of every position of the last call, (B, H, U, F), with its gradient."""
+        return staircase_weights(self.query, self.keys, self.visible)
 
 
 class MultiHeadProjections(nn.Module):

@@ -15,6 +15,7 @@ from espnet_bestow.connectors.attention import (
     KeysValues,
     SpeechMemory,
     TextCache,
+    WatchedSpeech,
     causal_mask,
     initialize,
 )
@@ -86,6 +87,12 @@ class CrossAttentionState:
     def keep(self, block: int, grown: KeysValues) -> None:
         """The text cache of a block after its new positions."""
         self.text[block] = grown
+
+    def watch(self) -> WatchedSpeech:
+        """From now on the last block's speech remembers how it is attended to."""
+        watched = WatchedSpeech(self.speech[-1].keys, self.speech[-1].values)
+        self.speech[-1] = watched
+        return watched
 
 
 class CrossAttentionConnector(Connector):

@@ -18,8 +18,8 @@ from espnet_bestow.corpus.tasks import (
 from espnet_bestow.corpus.tiers import Conditions, Shape, Tier
 from espnet_bestow.corpus.voices import Voice
 
-# Of 25 utterances in a row 3 are commands (12 %), 11 English and 11 German sentences.
-_CYCLE = ("command", *("en", "de") * 4, "command", *("en", "de") * 4, "command", *("en", "de") * 3)
+# Of 25 utterances in a row 5 are commands (20 %), 10 English and 10 German sentences.
+_CYCLE = ("command", *("en", "de") * 2) * 5
 _PAUSE_SECONDS = (0.3, 0.6)
 # Commands are a closed set: this share of them is kept for the splits other than train.
 _HELD_OUT_COMMANDS = 0.3

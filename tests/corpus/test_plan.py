@@ -63,8 +63,8 @@ def test_kinds_noise_and_joined_shares(corpus):
     train = corpus["train"]
     commands = [u for u in train if u.translation is None]
     german_speech = [u for u in train if u.delivery.language == "de"]
-    assert len(commands) == 480
-    assert len(german_speech) == 1760
+    assert len(commands) == 800
+    assert len(german_speech) == 1600
     assert sum(len(u.sentences) > 1 for u in train) / 4000 == pytest.approx(0.05, abs=0.015)
     assert {u.channel.snr for u in train} == {None, 25, 20, 15, 10}
     assert {u.channel.snr for u in corpus["test_noisy"]} <= set(range(11))

@@ -61,6 +61,17 @@ def test_ctc_configuration_trains_the_encoder_alone(llm, tmp_path):
     assert ["valid", "loss", "min"] in [list(c) for c in args.best_model_criterion]
 
 
+def test_asr_configuration_trains_the_same_model(llm, tmp_path):
+    merged = merge(read_yaml(CONF / "train_bestow.yaml"), read_yaml(CONF / "train_asr.yaml"))
+    path = tmp_path / "asr.yaml"
+    path.write_text(yaml.safe_dump(merged))
+    args = arguments(path, llm)
+    whole = BestowTask.build_model(arguments(CONF / "train_bestow.yaml", llm))
+    assert BestowTask.build_model(args).state_dict().keys() == whole.state_dict().keys()
+    # Stage 11 starts from this checkpoint by name.
+    assert ["valid", "acc", "max"] in [list(c) for c in args.best_model_criterion]
+
+
 def test_decoding_configuration_has_known_keys():
     data = ["--data_path_and_name_and_type", "wav.scp,speech,sound"]
     words = ["--config", str(CONF / "decode.yaml"), "--output_dir", "o", *data]

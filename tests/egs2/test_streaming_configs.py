@@ -48,7 +48,7 @@ def test_bidi_goes_on_from_the_offline_weights(llm, tmp_path):
 def test_unid_has_a_streaming_encoder_of_the_same_size_and_the_same_rest(llm, tmp_path):
     unid = BestowTask.build_model(arguments(llm, tmp_path, "train_unid.yaml"))
     offline = BestowTask.build_model(arguments(llm, tmp_path))
-    assert [70, 6] == list(unid.encoder.context)
+    assert list(unid.encoder.context) == [70, 6]
     assert unid.features.preencoder is None and type(unid.features.normalize).__name__ == "RunningMVN"
     for part in ("connector", "llm"):
         shapes = [{n: v.shape for n, v in getattr(m, part).state_dict().items()} for m in (unid, offline)]
