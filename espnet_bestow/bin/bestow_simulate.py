@@ -15,7 +15,7 @@ from tqdm import tqdm
 from espnet_bestow.bin.arguments import fail_with_one_line, positive_int
 from espnet_bestow.datadir.directory import read_table
 from espnet_bestow.evaluate.instances import UNITS
-from espnet_bestow.simul.examples import Example, by_task, read_examples
+from espnet_bestow.simul.examples import Example, evenly, read_examples
 from espnet_bestow.simul.loading import Hearing, Streamer, load_model
 from espnet_bestow.simul.policy_spec import PolicySpec
 from espnet_bestow.simul.simulator import OneByOne, Sending, Simulator, Together, simulate
@@ -60,18 +60,11 @@ def chosen(args: argparse.Namespace) -> list[Example]:
     """The rows to stream; which ones does not depend on how they are split into jobs."""
     examples = read_examples(args.data_dir, args.tasks, args.default_task)
     if args.max_rows is not None:
-        examples = [e for members in by_task(examples).values() for e in evenly(members, args.max_rows)]
+        examples = evenly(examples, args.max_rows)
     if args.key_file is not None:
         keys = read_table(args.key_file).keys()
         examples = [example for example in examples if example.key in keys]
     return examples
-
-
-def evenly(examples: Sequence[Example], count: int) -> list[Example]:
-    """``count`` of them, spread over the whole list."""
-    if len(examples) <= count:
-        return list(examples)
-    return [examples[n * len(examples) // count] for n in range(count)]
 
 
 def run(args: argparse.Namespace, output_dir: Path) -> None:

@@ -6,8 +6,8 @@
 import argparse
 from pathlib import Path
 
-from espnet_bestow.bin.arguments import fail_with_one_line
-from espnet_bestow.simul.examples import Example, read_examples
+from espnet_bestow.bin.arguments import fail_with_one_line, positive_int
+from espnet_bestow.simul.examples import Example, evenly, read_examples
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -16,6 +16,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_dir", type=Path, required=True, help="Formatted data directory")
     parser.add_argument("--output_dir", type=Path, required=True, help="Gets source, target, prompt, key and task")
     parser.add_argument("--tasks", nargs="+", default=["asr", "ast"], help="Tasks or families of tasks")
+    parser.add_argument("--max_rows", type=positive_int, help="Only so many rows of each task, evenly chosen")
     return parser
 
 
@@ -41,7 +42,8 @@ def main(cmd: list[str] | None = None) -> None:
     """Entry point."""
     with fail_with_one_line():
         args = get_parser().parse_args(cmd)
-        write_lists(args.output_dir, read_examples(args.data_dir, args.tasks))
+        examples = read_examples(args.data_dir, args.tasks)
+        write_lists(args.output_dir, examples if args.max_rows is None else evenly(examples, args.max_rows))
 
 
 if __name__ == "__main__":

@@ -61,3 +61,12 @@ def by_task(examples: Sequence[Example]) -> dict[str, list[Example]]:
     for example in examples:
         found.setdefault(example.task, []).append(example)
     return dict(sorted(found.items()))
+
+
+def evenly(examples: Sequence[Example], count: int) -> list[Example]:
+    """``count`` examples of each task, spread over all of them; all where there are fewer."""
+    chosen: list[Example] = []
+    for members in by_task(examples).values():
+        few = min(count, len(members))
+        chosen += [members[n * len(members) // few] for n in range(few)]
+    return chosen

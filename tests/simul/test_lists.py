@@ -50,6 +50,14 @@ def test_lists_hold_the_same_rows_in_the_same_order(data, tmp_path):
     }
 
 
+def test_some_rows_of_each_task(data, tmp_path):
+    options = ["--data_dir", str(data), "--output_dir", str(tmp_path), "--tasks", "asr", "ast"]
+    simuleval_lists.main([*options, "--max_rows", "1"])
+    assert (tmp_path / "key").read_text() == "a-asr\na-ast\n"
+    simuleval_lists.main([*options, "--max_rows", "5"])
+    assert (tmp_path / "key").read_text() == "a-asr\nb-asr\na-ast\n"
+
+
 def test_audio_that_simuleval_cannot_read_is_named(data, tmp_path):
     write_table(data / "wav.scp", dict.fromkeys(TEXT, "sox x -t wav - |"))
     with pytest.raises(SystemExit, match="utterance 'a-asr': simuleval reads whole files only"):

@@ -86,6 +86,7 @@ unid_exp=""  # Its directory; default: <bestow_exp>_unid
 streaming_model=valid.acc.best.pth  # Checkpoint in the directories of both
 segment_size=320  # Milliseconds of audio that are sent at a time
 simuleval_policy="wait_k:k=8,step=STEP"  # Policy of stage 18; STEP becomes streaming_step
+simuleval_rows=""  # Rows of each task that stage 18 decodes, evenly chosen; empty: all
 simuleval_args=""  # More options for simuleval
 curve_policies="wait_k:k=1/2/4/6/8/10/12,step=STEP"  # Policies of stage 19, a/b/c is one after the other
 offline_curve_policies=""  # Policies of stage 19 for the offline model, e.g. local_agreement:n=2
@@ -384,7 +385,7 @@ if begin_stage 18 "simuleval"; then
                 model=${stream_models[${exp}]}
                 if [ -z "${download_model}" ]; then need_file "${model}" "run stages 16 and 17"; fi
                 once "${exp}/simuleval/${name}/.done" "${raw}/${name}"/{wav.scp,text,prompt,utt2task} "${policy}" \
-                    "${segment_size}" "${streaming_tasks}" "${simuleval_args}" "${model}" \
+                    "${segment_size}" "${streaming_tasks}" "${simuleval_rows}" "${simuleval_args}" "${model}" \
                     -- simuleval_set "${model}" "${exp}/simuleval/${name}" "${name}" "${policy}"
             done
             draw_curves simuleval "${name}"

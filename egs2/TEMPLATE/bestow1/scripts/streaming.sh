@@ -50,7 +50,7 @@ simuleval_set() {
     if ! "${same_inputs}"; then rm -rf "${logdir}"; fi
     mkdir -p "${logdir}"
     py -m espnet_bestow.bin.simuleval_lists --data_dir "${data}" --output_dir "${lists}" \
-        --tasks "${streaming_words[@]}"
+        --tasks "${streaming_words[@]}" ${simuleval_rows:+--max_rows "${simuleval_rows}"}
     lines=$(wc -l <"${lists}/source")
     jobs=$(at_most "${inference_nj}" "${lists}/source")
     # A killed run ends in half a line, which --continue-unfinished cannot read.
