@@ -129,9 +129,8 @@ class Session:
         self._cutting: OneSegment | SilenceSegments = (
             OneSegment() if silence is None else SilenceSegments(silence, rate)
         )
-        self._seen = (
-            0.0  # seconds of audio that the model has consumed; never less, though a new segment hears some again
-        )
+        # Seconds of audio that the model has consumed; never less, though a new segment may hear some of it again.
+        self._seen = 0.0
         self.segments_done = 0
         self._words: list[Word] = []  # complete ones, waiting for the time they are taken
         self._spoke = False  # whether any word was complete
