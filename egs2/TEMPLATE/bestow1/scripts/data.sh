@@ -34,16 +34,22 @@ filter_set() {
         "${limits[@]}" --bestow_config "${bestow_config}" "$@"
 }
 
-# filter_all STAMP OPTION...
+# filter_all STAMP OPTION...: up to nj sets at a time, since most of a set's seconds are imports.
 filter_all() {
-    local stamp=$1 name inputs
+    local stamp=$1 name inputs running=() pid
     shift
     for name in "${train_set}" "${valid_set}" "${tests[@]}"; do
+        if [ ${#running[@]} -ge "${nj}" ]; then
+            wait "${running[0]}"
+            running=("${running[@]:1}")
+        fi
         mapfile -t inputs < <(tables "${raw}/org/${name}")
         once "${raw}/${name}/${stamp}" "${inputs[@]}" "$@" "${bestow_config}" \
             "${fs} ${min_wav_duration} ${max_wav_duration} ${max_raw_duration}" \
-            "${skip_bad_utts}" -- filter_set "${name}" "$@"
+            "${skip_bad_utts}" -- filter_set "${name}" "$@" &
+        running+=($!)
     done
+    for pid in "${running[@]}"; do wait "${pid}"; done
 }
 
 # Words of the training and validation sets without their ids, each line once.
