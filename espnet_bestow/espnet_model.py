@@ -23,6 +23,9 @@ from espnet_bestow.visibility import Policy, answer_index
 
 Stats = dict[str, Tensor | None]
 
+LENGTHS_DIFFER = 2
+"""Frames by which two encoders of the same frame rate may differ at the end of an utterance."""
+
 SILENCE = 1024
 """Samples after the longest utterance of a batch: half a window of up to 128 ms."""
 
@@ -89,8 +92,8 @@ class EncoderChain(nn.Module):
 class ESPnetBestowModel(BestowModel, AbsESPnetModel):
     """BestowModel with a loss, named in the YAML as ``model: bestow``.
 
-    The loss of a batch is [(1 - w) * CE + w * CTC + a * A] / N: sums over the batch, N its answer tokens. N is also the
-    returned weight, so that ESPnet's weighted mean over processes is exactly the loss of the global batch.
+    The loss of a batch is [(1 - w) * CE + w * CTC + a * A + t * T] / N: sums over the batch, N its answer tokens. N is
+    also the returned weight, so that ESPnet's weighted mean over processes is exactly the loss of the global batch.
 
     Args:
         encoder, connector, llm, features: see BestowModel. ``llm`` may be None when ``ctc_weight`` is 1 (encoder
@@ -115,6 +118,8 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         ctc_weight: float = 0.0,
         lsm_weight: float = 0.0,
         alignment_weight: float = 0.0,
+        teacher: BestowModel | None = None,
+        teacher_weight: float = 1.0,
         tasks: Sequence[str] = (),
     ):
         super().__init__(encoder, connector, llm, features)  # type: ignore[arg-type]
@@ -131,6 +136,8 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         self.ctc_weight = ctc_weight
         self.lsm_weight = lsm_weight
         self.alignment_weight = alignment_weight
+        self._teacher = (teacher and teacher.eval().requires_grad_(False),)  # in a tuple: no part of this module
+        self.teacher_weight = teacher_weight
         self.tasks = tuple(tasks)
 
     def encode(self, waveform: Tensor, lengths: Tensor) -> Speech:
@@ -169,6 +176,10 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             stats["loss_ctc"] = ctc.detach()
             stats["ctc_too_long"] = too_long(encoded.lengths, src_text, src_text_lengths).sum().to(ctc.dtype)
             loss = loss + self.ctc_weight * ctc
+        if self._teacher[0] is not None:
+            distance = self._distance_to_teacher(encoded, speech, speech_lengths) / tokens
+            stats["loss_teacher"] = distance.detach()
+            loss = loss + self.teacher_weight * distance
         if self.ctc_weight < 1.0:
             state = ModelState(self.connector.start(encoded), None)
             watched = state.connector.watch() if self._aligns(state.connector) else None
@@ -185,6 +196,25 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
                 loss = loss + self.alignment_weight * align / tokens
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, tokens), loss.device)
+
+    def _distance_to_teacher(self, encoded: Speech, speech: Tensor, lengths: Tensor) -> Tensor:
+        """Sum over frames of the mean squared distance to the teacher's frames."""
+        teacher = self._teacher[0]
+        assert teacher is not None
+        with torch.no_grad():
+            theirs = teacher.to(speech.device).encode(speech, lengths)
+        widths = theirs.frames.shape[2], encoded.frames.shape[2]
+        if widths[0] != widths[1]:
+            raise ValueError(f"the teacher's frames are {widths[0]} wide, those of the encoder {widths[1]}")
+        # Down-sampling rounds differently at the end.
+        shared = torch.minimum(theirs.lengths, encoded.lengths)
+        if int((theirs.lengths - encoded.lengths).abs().max()) > LENGTHS_DIFFER:
+            lengths_found = f"{theirs.lengths.tolist()} and {encoded.lengths.tolist()}"
+            raise ValueError(f"teacher and encoder differ in their frame rate: they make {lengths_found} frames")
+        width = int(shared.max())
+        distance = (theirs.frames[:, :width] - encoded.frames[:, :width]).square().mean(2)  # (B, F)
+        inside = torch.arange(width, device=shared.device) < shared[:, None]
+        return distance.masked_fill(~inside, 0.0).sum()
 
     def _encode_each_once(self, speech: Tensor, lengths: Tensor) -> Speech:
         """Encodes a recording once when neighbouring rows hold different instructions about it.

@@ -89,3 +89,43 @@ def unpack(archive: Path) -> Path:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
+
+
+def locate(name: str | Path) -> tuple[Path, Path]:
+    """config.yaml and checkpoint of an experiment directory, a packed zip, or a hub tag."""
+    path = Path(name)
+    if path.is_dir():
+        return read_meta(path) if (path / META).exists() else _from_experiment(path)
+    if path.suffix == ".zip":
+        if not path.exists():
+            raise FileNotFoundError(f"model {str(name)!r} does not exist")
+        return read_meta(unpack(path))
+    return _from_hub(str(name))
+
+
+def _from_experiment(folder: Path) -> tuple[Path, Path]:
+    if not (folder / "config.yaml").exists():
+        raise FileNotFoundError(f"model {str(folder)!r} has no config.yaml; is it the output_dir of a training?")
+    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    # What is best on validation data comes before what is best on training data.
+    order = sorted(config.get("best_model_criterion", []), key=lambda criterion: criterion[0] != "valid")
+    criteria = [".".join(criterion[:2]) for criterion in order]
+    names = [f"{c}.{kind}.pth" for kind in ("ave", "best") for c in criteria] + ["latest.pth"]
+    for candidate in names:
+        if (folder / candidate).exists():
+            return folder / "config.yaml", folder / candidate
+    raise FileNotFoundError(f"model {str(folder)!r} has none of the checkpoints {names}")
+
+
+def _from_hub(tag: str) -> tuple[Path, Path]:
+    """A model uploaded by stage 15: a repository that holds an unpacked stage-14 zip."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(tag))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"model {tag!r} is neither a directory nor a zip here, and no hub repository of that name could be read "
+            f"({type(error).__name__})"
+        ) from error
+    return locate(folder)

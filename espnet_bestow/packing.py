@@ -8,9 +8,8 @@ from typing import Any
 import torch
 import yaml
 
-from espnet_bestow.inference import locate
 from espnet_bestow.llm.tokenizer import load_config, load_tokenizer
-from espnet_bestow.model_dir import HERE, read_config, write_meta
+from espnet_bestow.model_dir import HERE, locate, read_config, write_meta
 from espnet_bestow.task import BestowTask
 
 # Keys that only matter on the machine of the training, and would tell the world its paths.

@@ -41,7 +41,7 @@ from espnet_bestow.espnet_model import EncoderChain, ESPnetBestowModel, Features
 from espnet_bestow.llm.causal_lm import CausalLM, FrozenCausalLM
 from espnet_bestow.llm.lora import LoRACausalLM
 from espnet_bestow.llm.tokenizer import load_tokenizer
-from espnet_bestow.model_dir import read_config
+from espnet_bestow.model_dir import locate, read_config
 from espnet_bestow.preprocess import BestowPreprocessor
 from espnet_bestow.prompt import TEMPLATES, PromptTemplate, build_template
 from espnet_bestow.trainer import BestowTrainer
@@ -205,6 +205,7 @@ class BestowTask(ASRTask):
                 _check_conf(choices.name, choices.get_class(name), getattr(args, f"{choices.name}_conf"))
         frontend, size = cls._build_frontend(args)
         model_conf = {k: v for k, v in args.model_conf.items() if k not in _EXTRA["model"]}
+        teacher = model_conf.pop("teacher", None)
         policy = policy_choices.get_class(args.policy)(**args.policy_conf)
         if getattr(args, "collect_stats", False):
             # ESPnet builds an optimizer even then, and an optimizer wants a parameter.
@@ -225,6 +226,7 @@ class BestowTask(ASRTask):
         if model_conf.get("ctc_weight", 0.0) < 1.0:
             llm = llm_choices.get_class(args.llm)(**{"path": _llm_path(args), **args.llm_conf})
             connector = connector_choices.get_class(args.connector)(llm.width, size, **args.connector_conf)
+        model_conf["teacher"] = cls.build_model_from_file(*locate(teacher))[0] if teacher else None
         model = ESPnetBestowModel(
             features, encoder, connector, llm, policy, ctc_head, tasks=cls.task_names(args), **model_conf
         )
@@ -261,6 +263,7 @@ class BestowTask(ASRTask):
         # Not get_default_config: it reads sys.argv, which belongs to whichever program loads the model.
         defaults = vars(cls.get_parser().parse_args([]))
         args = argparse.Namespace(**{**defaults, **config})
+        args.model_conf.pop("teacher", None)  # was needed for training only
         model = cls.build_model(args)
         # What training froze by name is not in the checkpoint if it belongs to the LLM.
         for prefix in args.freeze_param:

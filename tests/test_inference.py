@@ -8,7 +8,8 @@ import yaml
 
 import espnet_bestow
 from espnet_bestow.audio import AudioError
-from espnet_bestow.inference import DecodingOptions, Result, Speech2Text, locate
+from espnet_bestow.inference import DecodingOptions, Result, Speech2Text
+from espnet_bestow.model_dir import locate
 from espnet_bestow.preprocess import BadUtteranceError
 from espnet_bestow.prompt import PromptError
 from tests.tiny_training import train

@@ -14,8 +14,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from espnet_bestow.bin import bestow_export, bestow_pack, bestow_upload
-from espnet_bestow.inference import DecodingOptions, Speech2Text, locate
-from espnet_bestow.model_dir import ModelDirError, read_config, unpack
+from espnet_bestow.inference import DecodingOptions, Speech2Text
+from espnet_bestow.model_dir import ModelDirError, locate, read_config, unpack
 from espnet_bestow.task import BestowTask
 from tests.tiny_training import environment, train
 

@@ -1,0 +1,69 @@
+"""An encoder that learns to make another model's frames."""
+
+import pytest
+import torch
+
+from espnet_bestow.task import BestowTask
+from tests.test_espnet_model import batch, build, llm  # noqa: F401
+
+
+def test_the_distance_joins_the_loss_with_its_weight(llm):  # noqa: F811
+    teacher = build(llm)
+    with torch.no_grad():
+        teacher.encoder.linear.bias += 0.3
+    plain = build(llm, ctc_weight=0.25)
+    taught = build(llm, ctc_weight=0.25, teacher=teacher, teacher_weight=0.5)
+    data = batch()
+    base, _, tokens = plain(**data)
+    loss, stats, _ = taught(**data)
+    by_hand = torch.zeros(())
+    for row in range(3):
+        length = data["speech_lengths"][row : row + 1]
+        waveform = data["speech"][row : row + 1, : int(length)]
+        gap = teacher.encode(waveform, length).frames - plain.encode(waveform, length).frames
+        by_hand += gap.square().mean(2).sum()
+    assert stats["loss_teacher"].item() == pytest.approx((by_hand / tokens).item(), rel=1e-5)
+    assert loss.item() == pytest.approx(base.item() + 0.5 * stats["loss_teacher"].item(), rel=1e-5)
+
+
+def test_the_teacher_is_neither_trained_nor_saved(llm):  # noqa: F811
+    teacher, plain = build(llm), build(llm)
+    taught = build(llm, teacher=teacher)
+    assert taught.state_dict().keys() == plain.state_dict().keys()
+    taught(**batch())[0].backward()
+    assert all(p.grad is None for p in teacher.encoder.parameters())
+    assert not teacher.training and not taught.train()._teacher[0].training
+
+
+def test_a_pupil_becomes_its_teacher(llm):  # noqa: F811
+    teacher = build(llm)
+    pupil = build(llm, teacher=teacher, teacher_weight=100.0)
+    with torch.no_grad():
+        pupil.encoder.linear.weight.normal_(std=0.5)
+    optimizer = torch.optim.Adam(pupil.encoder.parameters(), lr=3e-2)
+    distances = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss, stats, _ = pupil(**batch())
+        loss.backward()
+        optimizer.step()
+        distances.append(float(stats["loss_teacher"]))
+    assert distances[-1] < 0.05 * distances[0]
+
+
+def test_encoders_that_do_not_match_are_named(llm):  # noqa: F811
+    teacher = build(llm)
+    teacher.encoder.linear = torch.nn.Linear(4, 9)
+    with pytest.raises(ValueError, match="the teacher's frames are 9 wide, those of the encoder 6"):
+        build(llm, teacher=teacher)(**batch())
+
+
+def test_a_directory_in_the_yaml_names_the_teacher(tiny_experiment):
+    config = tiny_experiment / "config.yaml"
+    model, args = BestowTask.build_model_from_file(config)
+    args.model_conf["teacher"] = str(tiny_experiment)
+    taught = BestowTask.build_model(args)
+    trained = torch.load(tiny_experiment / "latest.pth")
+    for name, tensor in taught._teacher[0].encoder.state_dict().items():
+        assert torch.equal(tensor, trained[f"encoder.{name}"])
+    assert model._teacher[0] is None
