@@ -416,6 +416,19 @@ if begin_stage 19 "latency-quality curves"; then
             done
         done
         for name in "${stream_sets[@]}"; do draw_curves simulate "${name}"; done
+        # One policy again, one session at a time: what computation adds to its latency.
+        policy=${simuleval_policy//STEP/${step}}
+        unset "stream_models[${bestow_exp}]"
+        if [ -n "${download_model}" ]; then stream_models[${bestow_exp}]=${download_model}; fi
+        for name in "${stream_sets[@]}"; do
+            for exp in "${!stream_models[@]}"; do
+                model=${stream_models[${exp}]}
+                once "${exp}/clock/${name}/.done" "${raw}/${name}"/{wav.scp,text,prompt,utt2task} "${policy}" \
+                    "${segment_size}" "${streaming_tasks}" "${simulate_args}" "${model}" \
+                    -- simulate_set "${model}" "${exp}/clock/${name}" "${name}" "${policy}" --sessions 1
+            done
+            if [ ${#stream_models[@]} -gt 0 ]; then draw_curves clock "${name}"; fi
+        done
     fi
 fi
 

@@ -44,15 +44,20 @@ train_unid() {
         --init_param "${init[@]}" "${unid_words[@]}"
 }
 
+# empty_but_stamps DIR: what another model or another policy wrote is no part of a curve.
+empty_but_stamps() { find "$1" -mindepth 1 -maxdepth 1 ! -name '.done*' -exec rm -rf {} +; }
+
 # simuleval_set MODEL DIR SET POLICY: the real command over one test set, in parallel jobs.
 simuleval_set() {
-    local model=$1 dir=$2 data=${raw}/$3 policy=$4 logdir=$2/logdir/simuleval lists=$2/lists jobs lines
-    if ! "${same_inputs}"; then rm -rf "${logdir}"; fi
-    mkdir -p "${logdir}"
+    local model=$1 dir=$2 data=${raw}/$3 policy=$4 lists=$2/lists logdir jobs lines
+    if ! "${same_inputs}"; then empty_but_stamps "${dir}"; fi
     py -m espnet_bestow.bin.simuleval_lists --data_dir "${data}" --output_dir "${lists}" \
         --tasks "${streaming_words[@]}" ${simuleval_rows:+--max_rows "${simuleval_rows}"}
     lines=$(wc -l <"${lists}/source")
     jobs=$(at_most "${inference_nj}" "${lists}/source")
+    # Another number of jobs deals the rows otherwise: nothing to resume.
+    logdir=${dir}/logdir/${jobs}
+    mkdir -p "${logdir}"
     # A killed run ends in half a line, which --continue-unfinished cannot read.
     find "${logdir}" -name instances.log -exec sed -i '$ { /}$/!d }' {} +
     # shellcheck disable=SC2016  # expanded in each job, where JOB is its number
@@ -70,17 +75,18 @@ simuleval_set() {
         --policy "${policy}" --output_dir "${dir}"
 }
 
-# simulate_set MODEL DIR SET POLICIES...: our own simulator, all policies of one model over one test set.
+# simulate_set MODEL DIR SET POLICY... [OPTION...]: our own simulator, all policies of one model over one test set.
 simulate_set() {
-    local model=$1 dir=$2 data=${raw}/$3 logdir=$2/logdir jobs
+    local model=$1 dir=$2 data=${raw}/$3 logdir jobs
     shift 3
     jobs=$(at_most "${inference_nj}" "${data}/wav.scp")
-    if ! "${same_inputs}"; then rm -rf "${logdir}"; fi
+    logdir=${dir}/logdir/${jobs}
+    if ! "${same_inputs}"; then empty_but_stamps "${dir}"; fi
     split_keys "${data}/wav.scp" "${jobs}" "${logdir}/keys.JOB.scp"
     run_jobs "${decode_cmd:-}" "${jobs}" "${logdir}/simulate.JOB.log" "${python_words[@]}" \
         -m espnet_bestow.bin.bestow_simulate --model "${model}" --data_dir "${data}" \
-        --key_file "${logdir}/keys.JOB.scp" --tasks "${streaming_words[@]}" --policies "$@" \
-        --segment_ms "${segment_size}" --output_dir "${logdir}/output.JOB" "${simulate_words[@]}"
+        --key_file "${logdir}/keys.JOB.scp" --tasks "${streaming_words[@]}" \
+        --segment_ms "${segment_size}" --output_dir "${logdir}/output.JOB" "${simulate_words[@]}" --policies "$@"
     py -m espnet_bestow.bin.merge_instances --inputs "${logdir}"/output.* --output_dir "${dir}" >/dev/null
 }
 
@@ -90,6 +96,7 @@ draw_curves() {
     for exp in "${!stream_models[@]}"; do
         if [ -d "${exp}/$1/$2" ]; then logs+=("$(basename "${exp}")=${exp}/$1/$2"); fi
     done
+    rm -f "${expdir}/$1/$2/curves.json"
     py -m espnet_bestow.bin.bestow_curve --logs "${logs[@]}" --test_set "$2" --output_dir "${expdir}/$1/$2" \
         --command_line "${command_line}"
 }
