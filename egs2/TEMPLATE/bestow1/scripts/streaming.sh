@@ -28,15 +28,20 @@ train_bidi() {
         --init_param "${offline_weights}" "${bidi_words[@]}"
 }
 
-# train_unid: a new encoder, pre-trained with CTC if --unid_ctc_config says how; the rest from the offline model.
+# has_teacher CONFIG: whether a configuration asks for the offline model's frames as a target.
+has_teacher() { grep -q '^ *teacher_weight:' "$1"; }
+
+# train_unid: a new encoder, pre-trained with CTC, and the offline model as its teacher, if --unid_ctc_config says how;
+# the rest from the offline model.
 train_unid() {
     local init=("${offline_weights}:connector:connector" "${offline_weights}:llm:llm") weights=
     keep_origin "${unid_exp}" "${origin[@]}" "${offline_weights}"
     streaming_config "${unid_config}" "${unid_exp}"
     if [ -n "${unid_ctc_config}" ]; then
         weights=${unid_exp}_ctc/valid.loss.best.pth
+        if has_teacher "${unid_ctc_config}"; then ctc_words+=(--model_conf "teacher=${bestow_exp}"); fi
         once "${unid_exp}_ctc/.done" "${origin[@]}" "${unid_exp}/train.yaml" "${unid_ctc_config}" \
-            "${ctc_args}" -- pretrain_encoder "${unid_exp}/train.yaml" "${unid_ctc_config}" "${unid_exp}_ctc"
+            "${ctc_args}" "${offline_weights}" -- pretrain_encoder "${unid_exp}/train.yaml" "${unid_ctc_config}" "${unid_exp}_ctc"
         init+=("${weights}:features:features" "${weights}:encoder:encoder")
         if has_ctc_head "${unid_exp}/train.yaml"; then init+=("${weights}:ctc:ctc"); fi
     fi
