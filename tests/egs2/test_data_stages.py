@@ -79,4 +79,5 @@ def test_damaged_data_is_listed_and_can_be_fatal(recipe, tmp_path):
 
     fatal = stages(recipe, 3, 4, *options, "--skip_bad_utts", "false")
     assert fatal.returncode == 1
-    assert fatal.stderr.endswith("2 bad rows and --skip_bad_utts is false\n")
+    assert "2 bad rows and --skip_bad_utts is false\n" in fatal.stderr
+    assert fatal.stderr.endswith("error: stage 4: 1 sets could not be used, see above\n")

@@ -36,11 +36,11 @@ filter_set() {
 
 # filter_all STAMP OPTION...: up to nj sets at a time, since most of a set's seconds are imports.
 filter_all() {
-    local stamp=$1 name inputs running=() pid
+    local stamp=$1 name pid inputs running=() failed=0
     shift
     for name in "${train_set}" "${valid_set}" "${tests[@]}"; do
         if [ ${#running[@]} -ge "${nj}" ]; then
-            wait "${running[0]}"
+            wait "${running[0]}" || failed=$((failed + 1))
             running=("${running[@]:1}")
         fi
         mapfile -t inputs < <(tables "${raw}/org/${name}")
@@ -49,7 +49,8 @@ filter_all() {
             "${skip_bad_utts}" -- filter_set "${name}" "$@" &
         running+=($!)
     done
-    for pid in "${running[@]}"; do wait "${pid}"; done
+    for pid in "${running[@]}"; do wait "${pid}" || failed=$((failed + 1)); done
+    if [ ${failed} -gt 0 ]; then fail "stage ${current_stage}: ${failed} sets could not be used, see above"; fi
 }
 
 # Words of the training and validation sets without their ids, each line once.
