@@ -74,6 +74,9 @@ def _draw_panel(axes: Axes, points: Sequence[CurvePoint], latency: str, looks: S
         _error_scale(axes, [p.value for p in points])
 
 
+_CHARACTER, _HANDLE, _LEGEND_ROW = 0.065, 0.65, 0.2  # inches in a legend of size 8
+
+
 def _error_scale(axes: Axes, values: Sequence[float]) -> None:
     """From 0, or in ratios where the first points would squash the rest against the axis."""
     if min(values) <= 0 or max(values) < _WIDE * min(values):
@@ -108,9 +111,12 @@ def plot_curves(points: Sequence[CurvePoint], path: Path, latency: str = "laal")
         handles, labels = axes.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
     order = sorted(named, key=lambda label: label.endswith(OFFLINE))
-    columns = min(2 * len(drawn), len(named))
+    # All columns of a legend are as wide as its longest label; panels shrink to make room for its rows.
+    width, height = figure.get_size_inches()
+    columns = max(1, int(width / (_CHARACTER * max(map(len, order)) + _HANDLE)))
+    figure.set_size_inches(width, height + _LEGEND_ROW * -(-len(order) // columns))
     figure.legend(
-        [named[label] for label in order], order, loc="outside upper center", ncols=columns, frameon=False, fontsize=9
+        [named[label] for label in order], order, loc="outside upper center", ncols=columns, frameon=False, fontsize=8
     )
     return save(figure, path)
 

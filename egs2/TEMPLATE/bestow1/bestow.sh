@@ -81,6 +81,7 @@ bidi_args=""  # More options for its training
 bidi_exp=""  # Its directory; default: <bestow_exp>_bidi
 unid_config=""  # What streaming with a streaming encoder (S-unid) changes in bestow_config; empty: none
 unid_ctc_config=""  # What CTC pre-training of that encoder changes in it; empty: none
+unid_init=""  # Parts of the offline model that this pre-training begins with, "<part>:<part of the new model> ..."
 unid_args=""  # More options for its training
 unid_exp=""  # Its directory; default: <bestow_exp>_unid
 streaming_model=valid.acc.best.pth  # Checkpoint in the directories of both
@@ -135,6 +136,7 @@ read -r -a asr_words <<<"${asr_args}"
 read -r -a inference_words <<<"${inference_args}"
 read -r -a bidi_words <<<"${bidi_args}"
 read -r -a unid_words <<<"${unid_args}"
+read -r -a unid_parts <<<"${unid_init}"
 read -r -a simuleval_words <<<"${simuleval_args}"
 read -r -a simulate_words <<<"${simulate_args}"
 read -r -a streaming_words <<<"${streaming_tasks}"
@@ -368,7 +370,7 @@ if begin_stage 17 "train for streaming with a streaming encoder (S-unid)"; then
         set_step
         mapfile -t origin < <(training_origin)
         once "${unid_exp}/.done" "${origin[@]}" "${bestow_config}" "${unid_config}" "${unid_args}" "${step}" \
-            "${unid_ctc_config}" "${ctc_args}" "${offline_weights}" -- train_unid
+            "${unid_init}" "${unid_ctc_config}" "${ctc_args}" "${offline_weights}" -- train_unid
     fi
 fi
 

@@ -32,9 +32,10 @@ done
     --bidi_config conf/train_bidi.yaml \
     --unid_config conf/train_unid.yaml \
     --unid_ctc_config conf/train_unid_ctc.yaml \
+    --unid_init "features.preencoder.layers:encoder.encoder.subsampling.layers ctc:ctc" \
     --streaming_tasks "asr_en ast_de-en ast_en-de" \
-    --simuleval_rows 30 \
-    --curve_policies "wait_k:k=1/2/3/4/6/8/10/12,step=STEP align_att:threshold=2/4/8/12/16,step=STEP" \
+    --simuleval_rows 20 \
+    --curve_policies "wait_k:k=1/2/4/6/8/12,step=STEP align_att:threshold=2/4/8/12,step=STEP" \
     --offline_curve_policies "offline local_agreement:n=2,step=4/8/16" \
-    --simulate_args "--max_rows 40 --sessions 20" \
+    --simulate_args "--max_rows 30 --sessions 30" \
     "${options[@]}"

@@ -39,9 +39,10 @@ train_unid() {
     streaming_config "${unid_config}" "${unid_exp}"
     if [ -n "${unid_ctc_config}" ]; then
         weights=${unid_exp}_ctc/valid.loss.best.pth
+        if [ -n "${unid_init}" ]; then ctc_words+=(--init_param "${unid_parts[@]/#/${offline_weights}:}"); fi
         if has_teacher "${unid_ctc_config}"; then ctc_words+=(--model_conf "teacher=${bestow_exp}"); fi
         once "${unid_exp}_ctc/.done" "${origin[@]}" "${unid_exp}/train.yaml" "${unid_ctc_config}" \
-            "${ctc_args}" "${offline_weights}" -- pretrain_encoder "${unid_exp}/train.yaml" "${unid_ctc_config}" "${unid_exp}_ctc"
+            "${ctc_args}" "${unid_init}" "${offline_weights}" -- pretrain_encoder "${unid_exp}/train.yaml" "${unid_ctc_config}" "${unid_exp}_ctc"
         init+=("${weights}:features:features" "${weights}:encoder:encoder")
         if has_ctc_head "${unid_exp}/train.yaml"; then init+=("${weights}:ctc:ctc"); fi
     fi
