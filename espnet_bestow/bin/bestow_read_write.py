@@ -1,14 +1,15 @@
-"""Plots how one row of a data dir is read and written: `python -m espnet_bestow.bin.bestow_read_write`."""
+"""Plots how rows of a data dir are read and written: `python -m espnet_bestow.bin.bestow_read_write`."""
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from espnet_bestow.bin.arguments import fail_with_one_line, positive_int
 from espnet_bestow.datadir.source import read_source
 from espnet_bestow.evaluate.emission import read_ctm
 from espnet_bestow.evaluate.read_write_plot import plot_read_write
+from espnet_bestow.inference import Speech2Text
 from espnet_bestow.simul.examples import Example, read_examples
 from espnet_bestow.simul.loading import load_model
 from espnet_bestow.simul.policy_spec import PolicySpec
@@ -24,28 +25,39 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="Experiment, checkpoint in one, packed zip or hub repository")
     parser.add_argument("--data_dir", type=Path, required=True, help="wav.scp, text, and maybe prompt, utt2task, ctm")
-    parser.add_argument("--key", required=True, help="Row of the data dir")
+    parser.add_argument("--key", required=True, nargs="+", help="Rows of the data dir")
     parser.add_argument("--policy", default="wait_k:k=6,step=4", help="One that decides token by token")
     parser.add_argument("--segment_ms", type=positive_int, default=320, help="Audio sent at a time")
     parser.add_argument("--default_task", default="asr_en", help="Task of all rows if there is no utt2task")
     parser.add_argument("--device", default="cpu", help="torch device")
-    parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
+    parser.add_argument("--output", type=Path, required=True, help="PNG file to write, or a folder for one per row")
     return parser
 
 
-def _example(args: argparse.Namespace) -> Example:
+def _examples(args: argparse.Namespace) -> list[Example]:
     tasks = ["asr", "ast", "sqa", "command", args.default_task]
-    for example in read_examples(args.data_dir, tasks, args.default_task):
-        if example.key == args.key:
-            return example
-    raise ValueError(f"{args.data_dir} has no row {args.key!r}")
+    found = {example.key: example for example in read_examples(args.data_dir, tasks, args.default_task)}
+    missing = [key for key in args.key if key not in found]
+    if missing:
+        raise ValueError(f"{args.data_dir} has no row {missing[0]!r}")
+    return [found[key] for key in args.key]
 
 
-def run(args: argparse.Namespace) -> Path:
-    """Streams the row and draws it."""
-    example, spec = _example(args), PolicySpec.parse(args.policy)
-    watched = Watched(build_policy(spec.name, **dict(spec.options)))
+def run(args: argparse.Namespace) -> Iterator[Path]:
+    """Streams the rows and draws them."""
+    examples = _examples(args)
+    if len(examples) > 1 and args.output.suffix == ".png":
+        raise ValueError(f"{args.output} is one file, but {len(examples)} rows are to be drawn: give a folder")
     s2t = load_model(args.model, args.device)
+    for example in examples:
+        path = args.output if args.output.suffix == ".png" else args.output / f"read_write_{example.key}.png"
+        yield draw(example, s2t, args, path)
+
+
+def draw(example: Example, s2t: Speech2Text, args: argparse.Namespace, path: Path) -> Path:
+    """Streams one row and draws it."""
+    spec = PolicySpec.parse(args.policy)
+    watched = Watched(build_policy(spec.name, **dict(spec.options)))
     listener = s2t.listener()
     samples = read_source(example.source, s2t.sample_rate, uid=example.key)
     size = math.ceil(args.segment_ms / 1000 * s2t.sample_rate)
@@ -58,15 +70,15 @@ def run(args: argparse.Namespace) -> Path:
     ctm = args.data_dir / "ctm"
     spoken = read_ctm(ctm).get(example.key, []) if ctm.exists() else []
     seconds, hop = len(samples) / s2t.sample_rate, listener.hop / s2t.sample_rate
-    title = f"{example.key} · {spec}"
-    return plot_read_write(watched.trace(words, pieces, seconds, hop, spoken), args.output, title)
+    return plot_read_write(watched.trace(words, pieces, seconds, hop, spoken), path, f"{example.key} · {spec}")
 
 
 def main(cmd: Sequence[str] | None = None) -> None:
     """Entry point; bad input ends in one line."""
     args = get_parser().parse_args(cmd)
     with fail_with_one_line():
-        print(f"wrote {run(args)}")
+        for path in run(args):
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -417,7 +417,11 @@ if begin_stage 19 "latency-quality curves"; then
                     -- simulate_set "${model}" "${exp}/simulate/${name}" "${name}" "${policies[@]}"
             done
         done
-        for name in "${stream_sets[@]}"; do draw_curves simulate "${name}"; done
+        drawn=${stream_models[${bidi_exp}]:-${stream_models[${unid_exp}]:-${stream_models[${bestow_exp}]:-}}}
+        for name in "${stream_sets[@]}"; do
+            draw_curves simulate "${name}"
+            draw_reading "${drawn}" "${name}" "${simuleval_policy//STEP/${step}}"
+        done
         # One policy again, one session at a time: what computation adds to its latency.
         policy=${simuleval_policy//STEP/${step}}
         unset "stream_models[${bestow_exp}]"

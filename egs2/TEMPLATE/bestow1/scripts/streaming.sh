@@ -106,3 +106,13 @@ draw_curves() {
     py -m espnet_bestow.bin.bestow_curve --logs "${logs[@]}" --test_set "$2" --output_dir "${expdir}/$1/$2" \
         --command_line "${command_line}"
 }
+
+# draw_reading MODEL SET POLICY: what the first row of each streamed task saw, looked at, and when it was written.
+draw_reading() {
+    local keys
+    mapfile -t keys < <(awk -v wanted=" ${streaming_tasks} " \
+        '{ family = $2; sub(/_.*/, "", family) }
+        (index(wanted, " " $2 " ") || index(wanted, " " family " ")) && !seen[$2]++ { print $1 }' "${raw}/$2/utt2task")
+    py -m espnet_bestow.bin.bestow_read_write --model "$1" --data_dir "${raw}/$2" --key "${keys[@]}" --policy "$3" \
+        --segment_ms "${segment_size}" --output "${expdir}/simulate/$2"
+}

@@ -1,0 +1,34 @@
+"""Plots of how rows are read and written, by the command line."""
+
+import pytest
+
+from espnet_bestow.bin.bestow_read_write import main
+
+
+def command(tiny, model, keys, output):
+    options = ["--data_dir", str(tiny.data["train"]), "--policy", "wait_k:k=2,step=2", "--output", str(output)]
+    return ["--model", str(model), "--key", *keys, *options]
+
+
+@pytest.fixture(scope="module")
+def keys(tiny):
+    return [line.split()[0] for line in (tiny.data["train"] / "wav.scp").read_text("utf-8").splitlines()[:2]]
+
+
+def test_a_picture_for_every_row(tiny, vivid_experiment, keys, tmp_path, capsys):
+    main(command(tiny, vivid_experiment, keys, tmp_path / "plots"))
+    written = [tmp_path / "plots" / f"read_write_{key}.png" for key in keys]
+    assert capsys.readouterr().out.splitlines() == [f"wrote {path}" for path in written]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    main(command(tiny, vivid_experiment, keys[:1], tmp_path / "one.png"))
+    assert (tmp_path / "one.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "output", "message"),
+    [(("nobody",), "a.png", "has no row 'nobody'"), (None, "a.png", "is one file, but 2 rows are to be drawn")],
+)
+def test_bad_use_is_one_line(tiny, vivid_experiment, keys, tmp_path, capsys, chosen, output, message):
+    with pytest.raises(SystemExit) as stop:
+        main(command(tiny, vivid_experiment, chosen or keys, tmp_path / output))
+    assert message in f"{stop.value}{capsys.readouterr().err}"
