@@ -1,0 +1,56 @@
+// The CPU kernels' face: plain pointers, no torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bestow {
+
+enum class Scalar { kFloat, kBFloat16, kHalf };
+
+// A (B, H, N, D) array; strides in elements, the last dimension is dense.
+struct Rows {
+  void* data;
+  int64_t batch, head, row;
+};
+
+// Attention in which query row (b, u) sees the first visible[b, u] keys.
+struct Staircase {
+  Scalar scalar;
+  int64_t batch, heads, kv_heads, positions, frames, width;  // B, H, H_kv, U, F, D
+  float scale;
+  Rows q, k, v;            // (B, H, U, D), (B, H_kv, F, D), (B, H_kv, F, D)
+  const int32_t* visible;  // (B, U), any values; clamped to 0 ... F where read
+  int64_t visible_batch, visible_row;
+};
+
+struct Forward : Staircase {
+  Rows out;            // (B, H, U, D)
+  float* lse;          // (B, H, U) dense: log of the softmax's denominator; +inf in rows that see nothing
+  int64_t splits = 1;  // into how many parts the query rows of one key head are cut
+  int64_t units() const { return batch * kv_heads * splits; }
+};
+
+struct Backward : Staircase {
+  Rows grad;         // (B, H, U, D) gradient of out
+  const float* lse;  // (B, H, U) from the forward pass
+  Rows dq, dk, dv;   // as q, k, v; dk and dv have dense rows
+  int64_t units() const { return batch * kv_heads; }
+};
+
+// One instruction set's kernels. Work is cut in units that may run on any thread; each call needs its own workspace.
+struct Kernels {
+  const char* name;
+  size_t (*forward_bytes)(const Forward&);
+  void (*forward)(const Forward&, int64_t begin, int64_t end, void* workspace);
+  size_t (*backward_bytes)(const Backward&);
+  void (*backward)(const Backward&, int64_t begin, int64_t end, void* workspace);
+};
+
+// Below this many query rows per key head, keys are read once as they lie instead of being packed.
+constexpr int64_t kFewRows = 4;
+
+// The best kernels this CPU can run, or those that BESTOW_CPU_ISA names. Null when it names none that can run here.
+const Kernels* kernels();
+
+}  // namespace bestow

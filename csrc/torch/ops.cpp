@@ -1,0 +1,162 @@
+// Schemas of the ops, and their CPU side, on torch's stable ABI (one binary for torch 2.11 and newer).
+// CUDA registers its side of the same schemas in ops_cuda.cpp; fake, autograd and autocast rules are in Python.
+
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <new>
+#include <tuple>
+
+#include "bestow/cpu.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+bestow::Scalar scalar_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return bestow::Scalar::kFloat;
+    case ScalarType::BFloat16:
+      return bestow::Scalar::kBFloat16;
+    case ScalarType::Half:
+      return bestow::Scalar::kHalf;
+    default:
+      STD_TORCH_CHECK(false, "staircase attention on CPU takes float32, bfloat16 and float16");
+  }
+}
+
+Tensor dense_rows(const Tensor& x) { return x.size(3) > 1 && x.stride(3) != 1 ? torch::stable::contiguous(x) : x; }
+
+bestow::Rows rows(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
+
+const bestow::Kernels& chosen() {
+  const bestow::Kernels* found = bestow::kernels();
+  STD_TORCH_CHECK(found != nullptr, "BESTOW_CPU_ISA=", std::getenv("BESTOW_CPU_ISA"), " does not run on this CPU");
+  return *found;
+}
+
+// What must hold before a pointer is followed; errors that users meet are raised in Python with fuller words.
+bestow::Staircase problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible, double scale) {
+  for (const Tensor* x : {&q, &k, &v}) {
+    STD_TORCH_CHECK(x->dim() == 4, "staircase attention wants 4 dimensions, got ", x->dim());
+    STD_TORCH_CHECK(x->is_cpu() && x->scalar_type() == q.scalar_type(), "staircase attention: devices or dtypes differ");
+    STD_TORCH_CHECK(x->size(0) == q.size(0) && x->size(3) == q.size(3), "staircase attention: batch or width differ");
+  }
+  STD_TORCH_CHECK(k.size(1) == v.size(1) && k.size(2) == v.size(2), "staircase attention: k and v differ");
+  STD_TORCH_CHECK(
+      k.size(1) > 0 ? q.size(1) % k.size(1) == 0 : q.size(1) == 0,
+      "staircase attention: ",
+      q.size(1),
+      " heads over ",
+      k.size(1));
+  STD_TORCH_CHECK(
+      visible.is_cpu() && visible.scalar_type() == ScalarType::Int && visible.dim() == 2 &&
+          visible.size(0) == q.size(0) && visible.size(1) == q.size(2),
+      "staircase attention: visible must be int32 (B, U) on the same device");
+  bestow::Staircase p;
+  p.scalar = scalar_of(q);
+  p.batch = q.size(0), p.heads = q.size(1), p.kv_heads = k.size(1);
+  p.positions = q.size(2), p.frames = k.size(2), p.width = q.size(3);
+  p.scale = static_cast<float>(scale);
+  p.q = rows(q), p.k = rows(k), p.v = rows(v);
+  p.visible = static_cast<const int32_t*>(visible.data_ptr());
+  p.visible_batch = visible.stride(0), p.visible_row = visible.stride(1);
+  return p;
+}
+
+// Scratch memory of one thread. It is kept between calls: fresh pages cost more than some kernels.
+void* workspace(size_t bytes) {
+  struct Scratch {
+    void* data = nullptr;
+    size_t bytes = 0;
+    ~Scratch() { std::free(data); }
+  };
+  thread_local Scratch scratch;
+  if (scratch.bytes < bytes) {
+    std::free(scratch.data);
+    scratch.bytes = (bytes + 4095) / 4096 * 4096;
+    scratch.data = std::aligned_alloc(64, scratch.bytes);
+    if (scratch.data == nullptr) {
+      scratch.bytes = 0;
+      throw std::bad_alloc();
+    }
+  }
+  return scratch.data;
+}
+
+std::tuple<Tensor, Tensor> staircase_forward(Tensor q, Tensor k, Tensor v, Tensor visible, double scale) {
+  q = dense_rows(q), k = dense_rows(k), v = dense_rows(v);
+  bestow::Forward p{problem(q, k, v, visible, scale)};
+  Tensor out = torch::stable::new_empty(q, {p.batch, p.heads, p.positions, p.width});
+  Tensor lse = torch::stable::new_empty(q, {p.batch, p.heads, p.positions}, ScalarType::Float);
+  if (lse.numel() == 0) return {out, lse};
+  p.out = rows(out);
+  p.lse = static_cast<float*>(lse.data_ptr());
+  const int64_t threads = torch::stable::get_num_threads(), pairs = p.batch * p.kv_heads;
+  // Too few key heads for the threads: they share one, each with its own query rows.
+  if (pairs < threads) p.splits = std::min((threads + pairs - 1) / pairs, (p.positions + 3) / 4);
+  const bestow::Kernels& isa = chosen();
+  const size_t bytes = isa.forward_bytes(p);
+  torch::stable::parallel_for(
+      0, p.units(), 1, [&](int64_t begin, int64_t end) { isa.forward(p, begin, end, workspace(bytes)); });
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> staircase_backward(
+    Tensor grad, Tensor q, Tensor k, Tensor v, Tensor visible, Tensor out, Tensor lse, double scale) {
+  q = dense_rows(q), k = dense_rows(k), v = dense_rows(v);
+  bestow::Backward p{problem(q, k, v, visible, scale)};
+  STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == q.scalar_type() && grad.dim() == 4, "staircase_backward: grad");
+  STD_TORCH_CHECK(lse.is_cpu() && lse.scalar_type() == ScalarType::Float && lse.dim() == 3, "staircase_backward: lse");
+  for (int64_t d = 0; d < 4; ++d) STD_TORCH_CHECK(grad.size(d) == q.size(d), "staircase_backward: shape of grad");
+  for (int64_t d = 0; d < 3; ++d) STD_TORCH_CHECK(lse.size(d) == q.size(d), "staircase_backward: shape of lse");
+  grad = dense_rows(grad), lse = torch::stable::contiguous(lse);
+  Tensor dq = torch::stable::new_empty(q, {p.batch, p.heads, p.positions, p.width});
+  Tensor dk = torch::stable::new_empty(k, {p.batch, p.kv_heads, p.frames, p.width});
+  Tensor dv = torch::stable::new_empty(v, {p.batch, p.kv_heads, p.frames, p.width});
+  p.grad = rows(grad), p.dq = rows(dq), p.dk = rows(dk), p.dv = rows(dv);
+  p.lse = static_cast<const float*>(lse.data_ptr());
+  const bestow::Kernels& isa = chosen();
+  const size_t bytes = isa.backward_bytes(p);
+  torch::stable::parallel_for(
+      0, p.units(), 1, [&](int64_t begin, int64_t end) { isa.backward(p, begin, end, workspace(bytes)); });
+  return {dq, dk, dv};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(bestow, m) {
+  // lse (B, H, U) float32 is what the backward pass needs; it carries no gradient.
+  m.def("staircase_forward(Tensor q, Tensor k, Tensor v, Tensor visible, float scale) -> (Tensor out, Tensor lse)");
+  m.def(
+      "staircase_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor visible, Tensor out, Tensor lse, "
+      "float scale) -> (Tensor dq, Tensor dk, Tensor dv)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
+  m.impl("staircase_forward", TORCH_BOX(&staircase_forward));
+  m.impl("staircase_backward", TORCH_BOX(&staircase_backward));
+}
+
+// Python imports the module for the registrations above and, by cpu_isa(), to learn which kernels run.
+static PyObject* cpu_isa(PyObject*, PyObject*) {
+  const bestow::Kernels* found = bestow::kernels();
+  if (found != nullptr) return PyUnicode_FromString(found->name);
+  PyErr_Format(PyExc_RuntimeError, "BESTOW_CPU_ISA=%s does not run on this CPU", std::getenv("BESTOW_CPU_ISA"));
+  return nullptr;
+}
+
+static PyMethodDef methods[] = {
+    {"cpu_isa", cpu_isa, METH_NOARGS, "Name of the instruction set whose kernels run."},
+    {nullptr, nullptr, 0, nullptr}};
+
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods};
+
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
