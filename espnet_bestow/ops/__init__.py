@@ -1,12 +1,28 @@
 """Typed faces of the attention ops; callers never know which implementation runs.
 
-Today every op is its plain PyTorch twin (:mod:`espnet_bestow.ops.reference`).
+Every op has a plain PyTorch twin (:mod:`espnet_bestow.ops.reference`). Where a compiled kernel takes the tensors
+(:mod:`espnet_bestow.ops.native`), it runs instead; ``BESTOW_OPS=reference`` in the environment turns that off.
 """
+
+import importlib
+import logging
+import os
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from espnet_bestow.ops import reference
+
+_choice = os.environ.get("BESTOW_OPS", "")
+if _choice not in ("", "reference"):
+    raise ValueError(f"BESTOW_OPS={_choice}: the only value is 'reference'")
+native: ModuleType | None = None
+if not _choice:
+    try:
+        native = importlib.import_module("espnet_bestow.ops.native")
+    except ImportError as error:
+        logging.getLogger(__name__).warning("attention runs on PyTorch alone, without compiled kernels (%s)", error)
 
 __all__ = ["staircase_attention", "staircase_weights"]
 
@@ -26,6 +42,8 @@ def staircase_attention(
         ValueError: shapes, dtypes or devices that do not belong together.
     """
     _check(q, k, v, visible)
+    if native is not None and native.takes(q):
+        return native.staircase_attention(q, k, v, visible, scale)
     return reference.staircase_attention(q, k, v, visible, scale)
 
 

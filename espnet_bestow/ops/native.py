@@ -1,0 +1,81 @@
+"""The compiled ops: loads them, and tells torch how they trace, differentiate and autocast.
+
+Importing this module raises ImportError where they were not built.
+"""
+
+import torch
+from torch import Tensor
+from torch.library import register_autograd, register_fake
+
+from espnet_bestow.ops import _C
+
+NAME = "bestow::staircase_forward"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# CUDA kernels are registered by the same module where it was built with them.
+DEVICES = tuple(key.lower() for key in ("CPU", "CUDA") if torch._C._dispatch_has_kernel_for_dispatch_key(NAME, key))
+
+cpu_isa = _C.cpu_isa
+cpu_isa()  # complains now about a BESTOW_CPU_ISA that cannot run here
+
+
+def takes(q: Tensor) -> bool:
+    """Is there a kernel for tensors like this one?"""
+    return q.device.type in DEVICES and q.dtype in DTYPES
+
+
+def staircase_attention(
+    q: Tensor,  # (B, H, U, D)
+    k: Tensor,  # (B, H_kv, F, D)
+    v: Tensor,  # (B, H_kv, F, D)
+    visible: Tensor,  # (B, U) int32
+    scale: float | None = None,
+) -> Tensor:  # (B, H, U, D)
+    """See :func:`espnet_bestow.ops.staircase_attention`."""
+    if scale is None:
+        scale = max(q.shape[3], 1) ** -0.5
+    return torch.ops.bestow.staircase_forward(q, k, v, visible, scale)[0]
+
+
+@register_fake(NAME)
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@register_fake("bestow::staircase_backward")
+def _backward_fake(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:  # type: ignore[no-untyped-def]
+    q, k, v, visible, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, visible, *output)
+
+
+def _backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    q, k, v, visible, out, lse = ctx.saved_tensors
+    return (*torch.ops.bestow.staircase_backward(grad, q, k, v, visible, out, lse, ctx.scale), None, None)
+
+
+register_autograd(NAME, _backward, setup_context=_save)
+
+
+# torch.library.register_autocast fixes one dtype for good; this follows the dtype that autocast was entered with.
+def _autocast(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    device = q.device.type
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        return torch.ops.bestow.staircase_forward(q.to(dtype), k.to(dtype), v.to(dtype), visible, scale)
+
+
+_library = torch.library.Library("bestow", "IMPL")
+for _device in DEVICES:
+    _library.impl("staircase_forward", _autocast, f"Autocast{_device.upper()}")

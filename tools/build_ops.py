@@ -1,0 +1,120 @@
+"""Builds csrc/ into espnet_bestow/ops/_C.abi3.so; setup.py hands this to setuptools.
+
+A rule of its own rather than torch's: every source has its own flags (one instruction set each), the CUDA sources must
+build against a CPU-only torch too, and none of it needs to import torch.
+"""
+
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+TARGET = "0x020b000000000000"  # torch 2.11: the oldest whose stable interface is used
+PYTHON = "0x030c0000"  # Python 3.12, the limited interface's
+
+COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", f"-I{CSRC}/include"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"]
+ISAS = {"portable": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISAS |= {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+
+
+@dataclass
+class Step:
+    """One compiler run."""
+
+    output: Path
+    source: Path
+    command: list[str]
+
+
+def torch_folder() -> Path | None:
+    """Where torch is installed, if it is."""
+    found = importlib.util.find_spec("torch")
+    return Path(found.origin).parent if found and found.origin else None
+
+
+def extensions() -> list[Extension]:
+    """The native module, where torch's headers are at hand (not in an isolated build)."""
+    if torch_folder() is None:
+        return []
+    sources = [str(path.relative_to(ROOT)) for path in sorted(CSRC.glob("*/*.cpp")) if path.parent.name != "tests"]
+    return [Extension("espnet_bestow.ops._C", sources, py_limited_api=True, optional=True)]
+
+
+def cpu_steps(compiler: str, into: Path, extra: list[str]) -> list[Step]:
+    """Compiles the kernels once per instruction set, and what chooses among them."""
+    common = [compiler, *COMMON, *extra]
+    kernels = CSRC / "cpu" / "staircase.cpp"
+    steps = [
+        Step(into / f"staircase_{isa}.o", kernels, [*common, f"-DBESTOW_ISA={isa}", *flags])
+        for isa, flags in ISAS.items()
+    ]
+    return [*steps, Step(into / "dispatch.o", CSRC / "cpu" / "dispatch.cpp", common)]
+
+
+def torch_step(compiler: str, into: Path, source: Path, include: list[str]) -> Step:
+    """Compiles one source that registers ops."""
+    defines = [f"-DTORCH_TARGET_VERSION={TARGET}", f"-DPy_LIMITED_API={PYTHON}"]
+    # -O1: it only checks and hands over, and torch's headers take long enough.
+    return Step(into / f"{source.stem}.o", source, [compiler, *COMMON, "-O1", *defines, *include])
+
+
+def run(steps: list[Step], into: Path) -> None:
+    """Runs the steps: by ninja where there is one (in parallel, only what changed), else one after the other."""
+    into.mkdir(parents=True, exist_ok=True)
+    ninja = shutil.which("ninja")
+    if ninja is None:
+        for step in steps:
+            subprocess.run([*step.command, "-c", str(step.source), "-o", str(step.output)], check=True)
+        return
+    rules = ["rule compile", " command = $run -MMD -MF $out.d -c $in -o $out", " depfile = $out.d", " deps = gcc"]
+    for step in steps:
+        rules += [f"build {_ninja(step.output)}: compile {_ninja(step.source)}", f" run = {_shell(step.command)}"]
+    (into / "build.ninja").write_text("\n".join(rules) + "\n", encoding="utf-8")
+    subprocess.run([ninja, "--quiet", "-C", str(into)], check=True)
+
+
+def _ninja(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _shell(command: list[str]) -> str:
+    return shlex.join(command).replace("$", "$$")
+
+
+class BuildOps(build_ext):
+    """Compiles and links the module; when that fails the package installs without it and runs on its PyTorch twin."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """See setuptools."""
+        compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+        torch = torch_folder()
+        if compiler is None or torch is None:
+            raise CompileError("no C++ compiler: attention runs on PyTorch alone")
+        into = Path(self.build_temp).resolve() / "ops"
+        include = [f"-isystem{torch / 'include'}", *(f"-isystem{folder}" for folder in self.include_dirs)]
+        steps = cpu_steps(compiler, into, [])
+        steps.append(torch_step(compiler, into, CSRC / "torch" / "ops.cpp", include))
+        link: list[str] = []
+        try:
+            run(steps, into)
+            library = Path(self.get_ext_fullpath(ext.name))
+            library.parent.mkdir(parents=True, exist_ok=True)
+            objects = [str(step.output) for step in steps]
+            command = [compiler, "-shared", *objects, f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *link]
+            if platform.system() == "Darwin":
+                command += ["-undefined", "dynamic_lookup"]
+            subprocess.run([*command, "-o", str(library)], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise CompileError(f"attention runs on PyTorch alone, its native build failed: {error}") from error
