@@ -105,9 +105,15 @@ class BuildOps(build_ext):
         into = Path(self.build_temp).resolve() / "ops"
         include = [f"-isystem{torch / 'include'}", *(f"-isystem{folder}" for folder in self.include_dirs)]
         steps = cpu_steps(compiler, into, [])
-        steps.append(torch_step(compiler, into, CSRC / "torch" / "ops.cpp", include))
-        link: list[str] = []
+        sources, link = [CSRC / "torch" / "ops.cpp"], []
         try:
+            if importlib.util.find_spec("setup_cuda"):  # stands next to setup.py
+                from setup_cuda import cuda_part
+
+                if part := cuda_part(into):
+                    sources += map(Path, part.sources)
+                    link += [*part.objects, *part.link_args]
+            steps += [torch_step(compiler, into, source, include) for source in sources]
             run(steps, into)
             library = Path(self.get_ext_fullpath(ext.name))
             library.parent.mkdir(parents=True, exist_ok=True)
@@ -116,5 +122,5 @@ class BuildOps(build_ext):
             if platform.system() == "Darwin":
                 command += ["-undefined", "dynamic_lookup"]
             subprocess.run([*command, "-o", str(library)], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             raise CompileError(f"attention runs on PyTorch alone, its native build failed: {error}") from error

@@ -84,7 +84,7 @@ inline void tile(const Product& p, int64_t at) {
   for (int r = 0; r < kRows; ++r) {
     a[r] = p.a + r * p.a_row;
 #pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) c[r][j] = kAdd ? load(out + r * p.c_row + j * kLanes) : zero();
+    for (int j = 0; j < kVecs; ++j) c[r][j] = zero();
   }
   const float* b = p.b + at * p.b_vec;
   const int64_t b_step = p.b_step, b_vec = p.b_vec, a_step = p.a_step, depth = p.depth;
@@ -103,7 +103,10 @@ inline void tile(const Product& p, int64_t at) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) store(out + r * p.c_row + j * kLanes, c[r][j]);
+    for (int j = 0; j < kVecs; ++j) {
+      float* to = out + r * p.c_row + j * kLanes;
+      store(to, kAdd ? add(load(to), c[r][j]) : c[r][j]);
+    }
   }
 }
 
@@ -143,6 +146,20 @@ void multiply(int64_t rows, const Product& p) {
       case 8:
         return stripe<How, kAdd, 8>(p);
     }
+  }
+}
+
+// The same in pieces of the depth: the rounding errors of long sums stay those of short ones.
+constexpr int64_t kDepth = 128;
+
+void multiply_deep(int64_t rows, Product p) {
+  int64_t left = p.depth;
+  p.depth = least(left, kDepth);
+  multiply<Plain, false>(rows, p);
+  while ((left -= p.depth) > 0) {
+    p.a += p.depth * p.a_step, p.b += p.depth * p.b_step;
+    p.depth = least(left, kDepth);
+    multiply<Plain, true>(rows, p);
   }
 }
 
@@ -247,11 +264,11 @@ struct FloatBlocks {
               float* totals, float* peaks) {
     const float* from = dense_rows(q, q_row, rows, width, padded, queries);
     const int64_t ld = round_up(n, kLanes);
-    multiply<Plain, false>(rows, {from, padded, 1, panels, kLanes, width * kLanes, scores, ld, width, ld / kLanes});
+    multiply_deep(rows, {from, padded, 1, panels, kLanes, width * kLanes, scores, ld, width, ld / kLanes});
     for (int64_t r = 0; r < rows; ++r) {
       totals[r] = weigh(scores + r * ld, scores + r * ld, sees[r], ld, scale, peaks + r);
     }
-    multiply<Plain, false>(rows, {scores, ld, 1, values, padded, kLanes, out, padded, n, padded / kLanes});
+    multiply_deep(rows, {scores, ld, 1, values, padded, kLanes, out, padded, n, padded / kLanes});
   }
 };
 
@@ -439,9 +456,7 @@ void forward_few(const Forward& p, const Unit& at, Arena arena) {
   }
 }
 
-inline bool few(const Forward& p) {
-  return p.positions * (p.heads / p.kv_heads) <= kFewRows && p.width % kLanes == 0;
-}
+inline bool few(const Forward& p) { return p.positions * (p.heads / p.kv_heads) <= kFewRows && p.width % kLanes == 0; }
 
 template <class T, class Blocks>
 size_t forward_space(const Forward& p) {
@@ -560,10 +575,10 @@ struct BackwardUnit {
     for (int64_t j = 0; j < n; j += kTileRows) {
       while (seen(p, b, u + skip) <= j) ++skip;
       const int64_t count = least(kTileRows, n - j), from = skip * ld + j, depth = rows - skip, vecs = padded / kLanes;
-      multiply<Plain, true>(count, {weights + from, 1, ld, grads + skip * padded, padded, kLanes, dv + j * padded,
-                                    padded, depth, vecs});
-      multiply<Plain, true>(count, {slopes + from, 1, ld, queries + skip * padded, padded, kLanes, dk + j * padded,
-                                    padded, depth, vecs});
+      multiply<Plain, true>(
+          count, {weights + from, 1, ld, grads + skip * padded, padded, kLanes, dv + j * padded, padded, depth, vecs});
+      multiply<Plain, true>(
+          count, {slopes + from, 1, ld, queries + skip * padded, padded, kLanes, dk + j * padded, padded, depth, vecs});
     }
   }
 
@@ -571,14 +586,12 @@ struct BackwardUnit {
   void few_rows(int64_t b, int64_t h, int64_t u, int64_t rows, const float* q, const float* grad, float* weight,
                 float* slope, int64_t ld, const float* keys) {
     const int64_t n = furthest(p, b, u, u + rows), near = round_up(n, kLanes);
-    multiply<Plain, false>(rows, {q, padded, 1, key_panels, kLanes, p.width * kLanes, weight, ld, p.width,
-                                  near / kLanes});
-    multiply<Plain, false>(rows, {grad, padded, 1, value_panels, kLanes, p.width * kLanes, slope, ld, p.width,
-                                  near / kLanes});
+    multiply_deep(rows, {q, padded, 1, key_panels, kLanes, p.width * kLanes, weight, ld, p.width, near / kLanes});
+    multiply_deep(rows, {grad, padded, 1, value_panels, kLanes, p.width * kLanes, slope, ld, p.width, near / kLanes});
     const float* lse = p.lse + (b * p.heads + h) * p.positions + u;
     for (int64_t r = 0; r < rows; ++r) softmax_slopes(weight + r * ld, slope + r * ld, seen(p, b, u + r), ld, lse[r]);
     if (n > 0) {
-      multiply<Plain, false>(rows, {slope, ld, 1, keys, padded, kLanes, dq, padded, n, padded / kLanes});
+      multiply_deep(rows, {slope, ld, 1, keys, padded, kLanes, dq, padded, n, padded / kLanes});
     }
     for (int64_t r = 0; r < rows; ++r) {
       T* to = row_of<T>(p.dq, b, h, u + r);
@@ -592,16 +605,20 @@ struct BackwardUnit {
 
   void softmax_slopes(float* weight, float* slope, int64_t n, int64_t ld, float lse) const {
     const Vec factor = splat(p.scale), shift = splat(-lse);
-    Vec dots = zero();
+    Vec dots = zero(), total = zero();
     for (int64_t i = 0; i < n; i += kLanes) {
       const Vec x = keep(exp_negative(fma(factor, load(weight + i), shift)), zero(), n - i);
       store(weight + i, x);
+      total = add(total, x);
       dots = add(dots, keep(mul(x, load(slope + i)), zero(), n - i));
     }
-    const Vec mean = splat(sum(dots));
+    // lse is one rounded number; what it leaves the weights' sum away from 1 would be in every gradient.
+    const float correction = 1.0f / sum(total);
+    const Vec one = splat(correction), mean = splat(sum(dots) * correction);
     int64_t i = 0;
     for (; i < n; i += kLanes) {
-      const Vec x = mul(mul(factor, load(weight + i)), sub(load(slope + i), mean));
+      const Vec w = mul(one, load(weight + i)), x = mul(mul(factor, w), sub(load(slope + i), mean));
+      store(weight + i, w);
       store(slope + i, keep(x, zero(), n - i));
     }
     for (; i < ld; i += kLanes) store(weight + i, zero()), store(slope + i, zero());

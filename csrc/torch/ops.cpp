@@ -33,7 +33,10 @@ bestow::Scalar scalar_of(const Tensor& x) {
   }
 }
 
-Tensor dense_rows(const Tensor& x) { return x.size(3) > 1 && x.stride(3) != 1 ? torch::stable::contiguous(x) : x; }
+Tensor dense_rows(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 4, "staircase attention wants 4 dimensions, got ", x.dim());
+  return x.size(3) > 1 && x.stride(3) != 1 ? torch::stable::contiguous(x) : x;
+}
 
 bestow::Rows rows(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
 
@@ -46,21 +49,16 @@ const bestow::Kernels& chosen() {
 // What must hold before a pointer is followed; errors that users meet are raised in Python with fuller words.
 bestow::Staircase problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible, double scale) {
   for (const Tensor* x : {&q, &k, &v}) {
-    STD_TORCH_CHECK(x->dim() == 4, "staircase attention wants 4 dimensions, got ", x->dim());
-    STD_TORCH_CHECK(x->is_cpu() && x->scalar_type() == q.scalar_type(), "staircase attention: devices or dtypes differ");
+    STD_TORCH_CHECK(x->is_cpu() && x->scalar_type() == q.scalar_type(),
+                    "staircase attention: devices or dtypes differ");
     STD_TORCH_CHECK(x->size(0) == q.size(0) && x->size(3) == q.size(3), "staircase attention: batch or width differ");
   }
   STD_TORCH_CHECK(k.size(1) == v.size(1) && k.size(2) == v.size(2), "staircase attention: k and v differ");
-  STD_TORCH_CHECK(
-      k.size(1) > 0 ? q.size(1) % k.size(1) == 0 : q.size(1) == 0,
-      "staircase attention: ",
-      q.size(1),
-      " heads over ",
-      k.size(1));
-  STD_TORCH_CHECK(
-      visible.is_cpu() && visible.scalar_type() == ScalarType::Int && visible.dim() == 2 &&
-          visible.size(0) == q.size(0) && visible.size(1) == q.size(2),
-      "staircase attention: visible must be int32 (B, U) on the same device");
+  STD_TORCH_CHECK(k.size(1) > 0 ? q.size(1) % k.size(1) == 0 : q.size(1) == 0, "staircase attention: ", q.size(1),
+                  " heads over ", k.size(1));
+  STD_TORCH_CHECK(visible.is_cpu() && visible.scalar_type() == ScalarType::Int && visible.dim() == 2 &&
+                      visible.size(0) == q.size(0) && visible.size(1) == q.size(2),
+                  "staircase attention: visible must be int32 (B, U) on the same device");
   bestow::Staircase p;
   p.scalar = scalar_of(q);
   p.batch = q.size(0), p.heads = q.size(1), p.kv_heads = k.size(1);
@@ -105,16 +103,17 @@ std::tuple<Tensor, Tensor> staircase_forward(Tensor q, Tensor k, Tensor v, Tenso
   if (pairs < threads) p.splits = std::min((threads + pairs - 1) / pairs, (p.positions + 3) / 4);
   const bestow::Kernels& isa = chosen();
   const size_t bytes = isa.forward_bytes(p);
-  torch::stable::parallel_for(
-      0, p.units(), 1, [&](int64_t begin, int64_t end) { isa.forward(p, begin, end, workspace(bytes)); });
+  torch::stable::parallel_for(0, p.units(), 1,
+                              [&](int64_t begin, int64_t end) { isa.forward(p, begin, end, workspace(bytes)); });
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> staircase_backward(
-    Tensor grad, Tensor q, Tensor k, Tensor v, Tensor visible, Tensor out, Tensor lse, double scale) {
+std::tuple<Tensor, Tensor, Tensor> staircase_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor visible,
+                                                      Tensor out, Tensor lse, double scale) {
   q = dense_rows(q), k = dense_rows(k), v = dense_rows(v);
   bestow::Backward p{problem(q, k, v, visible, scale)};
-  STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == q.scalar_type() && grad.dim() == 4, "staircase_backward: grad");
+  STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == q.scalar_type() && grad.dim() == 4,
+                  "staircase_backward: grad");
   STD_TORCH_CHECK(lse.is_cpu() && lse.scalar_type() == ScalarType::Float && lse.dim() == 3, "staircase_backward: lse");
   for (int64_t d = 0; d < 4; ++d) STD_TORCH_CHECK(grad.size(d) == q.size(d), "staircase_backward: shape of grad");
   for (int64_t d = 0; d < 3; ++d) STD_TORCH_CHECK(lse.size(d) == q.size(d), "staircase_backward: shape of lse");
@@ -126,8 +125,8 @@ std::tuple<Tensor, Tensor, Tensor> staircase_backward(
   p.lse = static_cast<const float*>(lse.data_ptr());
   const bestow::Kernels& isa = chosen();
   const size_t bytes = isa.backward_bytes(p);
-  torch::stable::parallel_for(
-      0, p.units(), 1, [&](int64_t begin, int64_t end) { isa.backward(p, begin, end, workspace(bytes)); });
+  torch::stable::parallel_for(0, p.units(), 1,
+                              [&](int64_t begin, int64_t end) { isa.backward(p, begin, end, workspace(bytes)); });
   return {dq, dk, dv};
 }
 
@@ -154,9 +153,8 @@ static PyObject* cpu_isa(PyObject*, PyObject*) {
   return nullptr;
 }
 
-static PyMethodDef methods[] = {
-    {"cpu_isa", cpu_isa, METH_NOARGS, "Name of the instruction set whose kernels run."},
-    {nullptr, nullptr, 0, nullptr}};
+static PyMethodDef methods[] = {{"cpu_isa", cpu_isa, METH_NOARGS, "Name of the instruction set whose kernels run."},
+                                {nullptr, nullptr, 0, nullptr}};
 
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods};
 

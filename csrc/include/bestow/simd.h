@@ -78,8 +78,8 @@ inline void transpose(Vec (&r)[16]) {
     quads[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(pairs[i + 1], pairs[i + 3]));
   }
   for (int c = 0; c < 4; ++c) {
-    const Vec a = _mm512_shuffle_f32x4(quads[c], quads[4 + c], 0x88);      // lanes 0 2 of groups 0 1
-    const Vec b = _mm512_shuffle_f32x4(quads[c], quads[4 + c], 0xdd);      // lanes 1 3
+    const Vec a = _mm512_shuffle_f32x4(quads[c], quads[4 + c], 0x88);       // lanes 0 2 of groups 0 1
+    const Vec b = _mm512_shuffle_f32x4(quads[c], quads[4 + c], 0xdd);       // lanes 1 3
     const Vec d = _mm512_shuffle_f32x4(quads[8 + c], quads[12 + c], 0x88);  // the same of groups 2 3
     const Vec e = _mm512_shuffle_f32x4(quads[8 + c], quads[12 + c], 0xdd);
     r[c] = _mm512_shuffle_f32x4(a, d, 0x88);
@@ -144,10 +144,12 @@ inline float greatest(Vec x) {
 
 inline void transpose(Vec (&r)[8]) {
   Vec t[8], quads[8];
-  for (int i = 0; i < 8; i += 2) t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]), t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  for (int i = 0; i < 8; i += 2)
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]), t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
   for (int i = 0; i < 8; i += 4) {
     quads[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44), quads[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-    quads[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44), quads[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    quads[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44),
+              quads[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
   }
   for (int c = 0; c < 4; ++c) {
     r[c] = _mm256_permute2f128_ps(quads[c], quads[4 + c], 0x20);
@@ -226,7 +228,8 @@ inline Vec nearest(Vec x) {  // of numbers below 2^22
   return (x + magic) - magic;
 }
 inline Vec times_power(Vec x, Vec n) {
-  for (int i = 0; i < 4; ++i) x[i] *= n[i] == n[i] ? from_bits(static_cast<uint32_t>(static_cast<int>(n[i]) + 127) << 23) : n[i];
+  for (int i = 0; i < 4; ++i)
+    x[i] *= n[i] == n[i] ? from_bits(static_cast<uint32_t>(static_cast<int>(n[i]) + 127) << 23) : n[i];
   return x;
 }
 inline Vec keep(Vec x, Vec other, int64_t n) {

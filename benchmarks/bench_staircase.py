@@ -1,0 +1,144 @@
+"""Staircase attention on this CPU beside what PyTorch offers: a table, and the same as JSON.
+
+    python benchmarks/bench_staircase.py --threads 2 --out staircase.json
+
+Every round times all contestants one after the other; a ratio is the median over rounds of (best peer's time / ours).
+Peers: SDPA with a dense mask, and the plain products with a masked softmax; where every row sees everything also SDPA
+without a mask. Visible lengths cover the full range: a quarter of the rows is prompt and sees nothing, the others rise
+to all frames (density about .43).
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from espnet_bestow.ops import native, staircase_attention
+
+HEADS = 16
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Row:
+    """One line of the table; milliseconds."""
+
+    what: str
+    dtype: str
+    batch: int
+    positions: int
+    frames: int
+    width: int
+    density: float
+    ours: float
+    peers: dict[str, float]
+    ratio: float
+
+
+def staircase(batch: int, positions: int, frames: int) -> Tensor:
+    """(B, U) int32 over the full range."""
+    prompt = positions // 4
+    answer = torch.linspace(1, frames, positions - prompt).round()
+    return torch.cat([torch.zeros(prompt), answer]).int().expand(batch, -1).contiguous()
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The products written out; rows without any key are put to 0."""
+    scores = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1).nan_to_num(0.0) @ v
+
+
+def contestants(visible: Tensor, frames: int) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """Ours and its peers, each (q, k, v) -> out."""
+    mask = (torch.arange(frames) < visible.unsqueeze(-1)).unsqueeze(1)  # (B, 1, U, F)
+    found = {
+        "ours": lambda q, k, v: staircase_attention(q, k, v, visible),
+        "sdpa mask": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask),
+        "plain": lambda q, k, v: plain(q, k, v, mask),
+    }
+    if bool(mask.all()):
+        found["sdpa"] = F.scaled_dot_product_attention
+    return found
+
+
+def measure(what: str, dtype: str, batch: int, visible: Tensor, frames: int, width: int, rounds: int) -> Row:
+    """Times all contestants in turns. Inputs change from round to round, so that they come from memory."""
+    positions, backward = visible.shape[1], what.endswith("backward")
+    copies = 4 if positions == 1 else 1
+    inputs = [
+        [
+            torch.randn(batch, HEADS, n, width, dtype=DTYPES[dtype], requires_grad=backward)
+            for n in (positions, frames, frames)
+        ]
+        for _ in range(copies)
+    ]
+    grad = torch.randn(batch, HEADS, positions, width, dtype=DTYPES[dtype])
+    times: dict[str, list[float]] = {}
+    for turn in range(rounds + 1):
+        for name, attention in contestants(visible, frames).items():
+            q, k, v = inputs[turn % copies]
+            start = time.perf_counter()
+            out = attention(q, k, v)
+            if backward:
+                torch.autograd.grad(out, (q, k, v), grad)
+            if turn:  # the first is for warming up
+                times.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
+    ours = times.pop("ours")
+    ratio = min(
+        statistics.median(peer / own for peer, own in zip(spent, ours, strict=True)) for spent in times.values()
+    )
+    peers = {name: statistics.median(spent) for name, spent in times.items()}
+    density = float(visible.sum()) / (visible.numel() * frames)
+    return Row(what, dtype, batch, positions, frames, width, density, statistics.median(ours), peers, ratio)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--out", type=Path, help="JSON file")
+    args = parser.parse_args()
+    if native is None:
+        raise SystemExit("bench_staircase: the kernels are not built")
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    rows = []
+    print(f"{'what':18} dtype  B    U    F   D density     ours     best peer   ratio", flush=True)
+    for what, dtype, batch, width in product(
+        ("forward", "forward + backward", "nothing to skip", "one query"), DTYPES, args.batches, (64, 128)
+    ):
+        visible = staircase(batch, 128, 750)
+        if what == "nothing to skip":
+            visible = torch.full_like(visible, 750)
+        elif what == "one query":
+            visible = torch.full((batch, 1), 750, dtype=torch.int32)
+        row = measure(what, dtype, batch, visible, 750, width, args.rounds)
+        best = min(row.peers, key=row.peers.__getitem__)
+        print(
+            f"{what:18} {dtype} {batch:4} {row.positions:4} {row.frames:4} {width:3} {row.density:7.2f} {row.ours:8.2f} "
+            f"{row.peers[best]:8.2f} {best:9} {row.ratio:5.2f}",
+            flush=True,
+        )
+        rows.append(asdict(row))
+    if args.out:
+        machine = {
+            "threads": args.threads,
+            "isa": native.cpu_isa(),
+            "torch": torch.__version__,
+            "cpu": platform.processor(),
+        }
+        args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
