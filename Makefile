@@ -16,7 +16,7 @@ CXX_FILES = $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.
             */*/*.h */*/*.cpp */*/*.cu */*/*.cuh))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench-nemo golden-nemo clean
+.PHONY: help setup demo test lint format sanitize bench-nemo golden-nemo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -42,6 +42,9 @@ format: setup ## let ruff and clang-format rewrite what lint complains about
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+
+sanitize: setup ## run the CPU kernels under the address and undefined-behaviour sanitizers
+	@PATH="$(BIN):$$PATH" $(BIN)/python tools/sanitize.py
 
 bench-nemo: setup ## our streaming encoder beside transformers' and NVIDIA NeMo's (in an environment of its own)
 	@tools/make_nemo_venv.sh

@@ -125,8 +125,8 @@ def main() -> None:
         row = measure(what, dtype, batch, visible, 750, width, args.rounds)
         best = min(row.peers, key=row.peers.__getitem__)
         print(
-            f"{what:18} {dtype} {batch:4} {row.positions:4} {row.frames:4} {width:3} {row.density:7.2f} {row.ours:8.2f} "
-            f"{row.peers[best]:8.2f} {best:9} {row.ratio:5.2f}",
+            f"{what:18} {dtype} {batch:4} {row.positions:4} {row.frames:4} {width:3} {row.density:7.2f} "
+            f"{row.ours:8.2f} {row.peers[best]:8.2f} {best:9} {row.ratio:5.2f}",
             flush=True,
         )
         rows.append(asdict(row))

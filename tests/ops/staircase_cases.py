@@ -81,7 +81,8 @@ def complaints(case: Case) -> list[str]:
     keys = case.k.repeat_interleave(case.q.shape[1] // case.k.shape[1], 1)
     steepness = abs(scale) * float((case.q.double() @ keys.double().mT).abs().max())
     blind = (case.visible <= 0)[:, None, :, None]
-    for name, right, usual, ours in zip(("out", "dq", "dk", "dv"), exact, plain, case.solve(staircase_attention)):
+    answers = zip(("out", "dq", "dk", "dv"), exact, plain, case.solve(staircase_attention), strict=True)
+    for name, right, usual, ours in answers:
         if not torch.isfinite(ours).all():
             found.append(f"{name} is not finite")
         # Twice plain PyTorch's error, but never tighter than a few roundings of the greatest number in sight; a

@@ -37,7 +37,7 @@ def test_error_is_at_most_twice_that_of_pytorch(dtype, rows):
     problem.visible[:, -1] = 150
     exact = problem.solve(reference.staircase_attention, torch.float64)
     usual = problem.solve(reference.staircase_attention)
-    for right, plain, ours in zip(exact, usual, problem.solve(staircase_attention)):
+    for right, plain, ours in zip(exact, usual, problem.solve(staircase_attention), strict=True):
         assert (ours - right).square().mean() <= 4 * (plain - right).square().mean() + 1e-30
 
 
@@ -69,7 +69,8 @@ def test_an_unknown_instruction_set_is_refused():
 
 
 def test_the_reference_can_be_asked_for():
-    code = "from espnet_bestow import ops; import sys; assert ops.native is None and 'espnet_bestow.ops._C' not in sys.modules"
+    code = "import sys; from espnet_bestow import ops; assert ops.native is None"
+    code += "; assert 'espnet_bestow.ops._C' not in sys.modules"
     environment = os.environ | {"BESTOW_OPS": "reference", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr
@@ -101,7 +102,7 @@ def test_opcheck(dtype):
 def test_compiles_without_graph_breaks():
     problem = case(u=5, f=9, d=16)
     compiled = torch.compile(staircase_attention, fullgraph=True, backend="aot_eager")
-    for ours, eager in zip(problem.solve(compiled), problem.solve(staircase_attention)):
+    for ours, eager in zip(problem.solve(compiled), problem.solve(staircase_attention), strict=True):
         torch.testing.assert_close(ours, eager)
 
 

@@ -1,0 +1,80 @@
+// Runs the CPU kernels on arrays that end where their last element ends, for the address and undefined-behaviour
+// sanitizers (`make sanitize`). What the kernels compute is tested from Python; here only what they touch counts.
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "bestow/cpu.h"
+
+namespace {
+
+std::mt19937 random_bits(0);
+
+int64_t below(int64_t n) { return static_cast<int64_t>(random_bits() % static_cast<uint64_t>(n)); }
+
+// A (B, H, N, D) array of its own: no byte of it is spare, rows may have gaps between them.
+struct Array {
+  std::unique_ptr<char[]> memory;
+  bestow::Rows rows;
+  Array(bestow::Scalar scalar, int64_t b, int64_t h, int64_t n, int64_t d, bool gaps) {
+    const int64_t size = scalar == bestow::Scalar::kFloat ? 4 : 2, row = d + (gaps ? below(5) : 0);
+    const int64_t count = (b * h * n - 1) * row + d;
+    memory.reset(new char[count * size]);
+    for (int64_t i = 0; i < count; ++i) {
+      const float x = static_cast<float>(below(2000)) / 1000 - 1;
+      char bits[4];
+      std::memcpy(bits, &x, 4);
+      std::memcpy(memory.get() + i * size, bits + 4 - size, size);  // the high half is the same number in bfloat16
+    }
+    rows = {memory.get(), h * n * row, n * row, row};
+  }
+};
+
+void one_problem(const bestow::Kernels& isa) {
+  const bestow::Scalar scalar = static_cast<bestow::Scalar>(below(3));
+  const int64_t batch = 1 + below(2), kv_heads = 1 + below(2), heads = kv_heads * (1 + below(2));
+  const int64_t positions = 1 + below(below(2) ? 3 : 80), frames = 1 + below(120),
+                width = 1 + below(below(2) ? 20 : 140);
+  Array q(scalar, batch, heads, positions, width, true), grad(scalar, batch, heads, positions, width, true);
+  Array k(scalar, batch, kv_heads, frames, width, true), v(scalar, batch, kv_heads, frames, width, true);
+  Array out(scalar, batch, heads, positions, width, false), dq(scalar, batch, heads, positions, width, false);
+  Array dk(scalar, batch, kv_heads, frames, width, false), dv(scalar, batch, kv_heads, frames, width, false);
+  std::vector<int32_t> visible(batch * positions);
+  for (int32_t& n : visible) n = static_cast<int32_t>(below(frames + 6) - 3);
+  std::vector<float> lse(batch * heads * positions);
+
+  bestow::Staircase p;
+  p.scalar = scalar;
+  p.batch = batch, p.heads = heads, p.kv_heads = kv_heads, p.positions = positions, p.frames = frames, p.width = width;
+  p.scale = 0.2f;
+  p.q = q.rows, p.k = k.rows, p.v = v.rows;
+  p.visible = visible.data(), p.visible_batch = positions, p.visible_row = 1;
+
+  bestow::Forward forward{p};
+  forward.out = out.rows, forward.lse = lse.data(), forward.splits = 1 + below(3);
+  std::unique_ptr<void, decltype(&std::free)> space(std::aligned_alloc(64, isa.forward_bytes(forward)), &std::free);
+  isa.forward(forward, 0, forward.units(), space.get());
+
+  bestow::Backward backward{p};
+  backward.grad = grad.rows, backward.lse = lse.data();
+  backward.dq = dq.rows, backward.dk = dk.rows, backward.dv = dv.rows;
+  space.reset(std::aligned_alloc(64, isa.backward_bytes(backward)));
+  isa.backward(backward, 0, backward.units(), space.get());
+}
+
+}  // namespace
+
+int main() {
+  const bestow::Kernels* isa = bestow::kernels();
+  if (isa == nullptr) {
+    std::puts("skipped: BESTOW_CPU_ISA does not run on this CPU");
+    return 0;
+  }
+  for (int i = 0; i < 400; ++i) one_problem(*isa);
+  std::printf("%s: 400 problems, nothing out of bounds\n", isa->name);
+  return 0;
+}
