@@ -197,7 +197,7 @@ void pack_rows(const T* rows, int64_t row, int64_t n, int64_t width, float* dens
 template <class T>
 const float* dense_rows(const T* rows, int64_t row, int64_t n, int64_t width, int64_t padded, float* copy) {
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (row == padded) return rows;
+    if (row == padded && width == padded) return rows;
   }
   pack_rows(rows, row, n, width, copy, padded);
   return copy;

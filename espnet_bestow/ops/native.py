@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.library import register_autograd, register_fake
 
-from espnet_bestow.ops import _C
+from espnet_bestow.ops import _C  # type: ignore[attr-defined]
 
 NAME = "bestow::staircase_forward"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
