@@ -22,7 +22,16 @@ CSRC = ROOT / "csrc"
 TARGET = "0x020b000000000000"  # torch 2.11: the oldest whose stable interface is used
 PYTHON = "0x030c0000"  # Python 3.12, the limited interface's
 
-COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", f"-I{CSRC}/include"]
+COMMON = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+    f"-I{CSRC}/include",
+]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"]
 ISAS = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
