@@ -72,7 +72,7 @@ fi
 
 # The kernels, against the torch that is now there. Without a compiler attention runs on PyTorch alone.
 ops_stamp=$venv/.ops
-native=$(find csrc tools/build_ops.py setup*.py -type f | sort | xargs cat | cat - "$stamp" | cksum)
+native=$(find csrc tools/build_ops.py setup*.py -type f -print0 | sort -z | xargs -0 cat "$stamp" | cksum)
 if [ "$(cat "$ops_stamp" 2>/dev/null)" != "$native" ]; then
     "$venv/bin/python" setup.py --quiet build_ext --inplace
     echo "$native" >"$ops_stamp"
