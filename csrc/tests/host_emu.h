@@ -244,31 +244,6 @@ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
     }
   }
 }
-// PTX ISA, mma.m16n8k8 tf32: A register r of lane l holds row l / 4 + 8 (r % 2), column l % 4 + 4 (r / 2); B register r
-// holds row l % 4 + 4 r of column l / 4. The hardware does not look at the lowest 13 bits.
-inline void mma_16x8x8_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const auto element = [](uint32_t bits) {
-    bits &= ~0x1fffu;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-  };
-  const auto* warp = emulation::exchange([&](auto& mine) {
-    for (int i = 0; i < 4; ++i) mine.f[i] = element(a[i]);
-    for (int i = 0; i < 2; ++i) mine.f[8 + i] = element(b[i]);
-  });
-  const int lane = emulation::lane();
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
-    for (int k = 0; k < 8; ++k)
-      c[i] += warp[row % 8 * 4 + k % 4].f[row / 8 + 2 * (k / 4)] * warp[column * 4 + k % 4].f[8 + k / 4];
-  }
-}
-inline uint32_t to_tf32(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, 4);
-  return (bits + 0x1000) & ~0x1fffu;
-}
 
 // The launchers' launch: blocks one after the other, within what the smallest supported GPU allows.
 template <auto Kernel>

@@ -45,56 +45,61 @@ struct HalfProduct {
   static __device__ __forceinline__ void multiply(float (&c)[4], const A& a, const B& b) { mma_16x8x16<T>(c, a, b); }
 };
 
-// float by three TF32 products: each factor is a coarse part and the rest of it; only rest times rest is dropped.
+// float by plain multiply-adds: three TF32 products were tried in emulation, their error is more than twice PyTorch's.
+// A lane computes its own four elements, so it holds whole rows of A and whole columns of B.
 struct FloatProduct {
   using Element = float;
   static constexpr int kDepth = 8;
-  using A = float[4];
-  using B = float[2];
+  using A = float[2][8];  // rows l / 4 and l / 4 + 8
+  using B = float[2][8];  // columns 2 (l % 4) and the next
 
   template <int Width>
-  static __device__ __forceinline__ void load_a(A& a, Tile<float, Width> tile, int row, int depth, int lane) {
-    const int r = row + lane / 4, c = depth + lane % 4;
-    a[0] = tile.at(r, c), a[1] = tile.at(r + 8, c), a[2] = tile.at(r, c + 4), a[3] = tile.at(r + 8, c + 4);
+  static __device__ __forceinline__ void load_row(float (&to)[8], Tile<float, Width> tile, int row, int depth) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      memcpy(to + 4 * half, __builtin_assume_aligned(tile.chunk(row, depth / 4 + half), 16), 16);
   }
-  // The instruction wants columns t and t + 4 of lane t where the accumulator has 2t and 2t + 1. A sum does not mind
-  // the order of its terms: load_b_of_columns permutes its rows in the same way.
+  template <int Width>
+  static __device__ __forceinline__ void load_a(A& a, Tile<float, Width> tile, int row, int depth, int lane) {
+    load_row(a[0], tile, row + lane / 4, depth);
+    load_row(a[1], tile, row + lane / 4 + 8, depth);
+  }
+  // The four lanes of a row tell each other their columns. Each hears them in its own order, beginning with its own: a
+  // sum does not mind, and load_b_of_columns takes the rows in the same order.
   static __device__ __forceinline__ void accumulators_to_a(A& a, const float (*c)[4]) {
-    a[0] = c[0][0], a[1] = c[0][2], a[2] = c[0][1], a[3] = c[0][3];
+#pragma unroll
+    for (int turn = 0; turn < 4; ++turn)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i / 2][2 * turn + i % 2] = turn == 0 ? c[0][i] : shuffle_xor(c[0][i], turn);
   }
   template <int Width>
   static __device__ __forceinline__ void load_b_of_rows(B (&b)[2], Tile<float, Width> tile, int row, int depth,
                                                         int lane) {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      b[n][0] = tile.at(row + 8 * n + lane / 4, depth + lane % 4);
-      b[n][1] = tile.at(row + 8 * n + lane / 4, depth + lane % 4 + 4);
-    }
+    for (int n = 0; n < 4; ++n) load_row(b[n / 2][n % 2], tile, row + 8 * (n / 2) + 2 * (lane % 4) + n % 2, depth);
   }
   template <int Width>
   static __device__ __forceinline__ void load_b_of_columns(B (&b)[2], Tile<float, Width> tile, int depth, int column,
                                                            int lane) {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      b[n][0] = tile.at(depth + 2 * (lane % 4), column + 8 * n + lane / 4);
-      b[n][1] = tile.at(depth + 2 * (lane % 4) + 1, column + 8 * n + lane / 4);
+    for (int k = 0; k < 8; ++k) {
+      const int row = depth + 2 * ((lane % 4) ^ (k / 2)) + k % 2;
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const int at = column + 8 * n + 2 * (lane % 4);
+        const float* pair = tile.chunk(row, at / 4) + at % 4;
+        b[n][0][k] = pair[0], b[n][1][k] = pair[1];
+      }
     }
   }
   static __device__ __forceinline__ void multiply(float (&c)[4], const A& a, const B& b) {
-    uint32_t coarse_a[4], rest_a[4], coarse_b[2], rest_b[2];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      coarse_a[i] = to_tf32(a[i]);
-      rest_a[i] = to_tf32(a[i] - as_float(coarse_a[i]));
-    }
+      float sum = 0.f;  // short sums added up lose less than one long sum
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      coarse_b[i] = to_tf32(b[i]);
-      rest_b[i] = to_tf32(b[i] - as_float(coarse_b[i]));
+      for (int k = 0; k < 8; ++k) sum += a[i / 2][k] * b[i % 2][k];
+      c[i] += sum;
     }
-    mma_16x8x8_tf32(c, rest_a, coarse_b);
-    mma_16x8x8_tf32(c, coarse_a, rest_b);
-    mma_16x8x8_tf32(c, coarse_a, coarse_b);
   }
 };
 

@@ -19,9 +19,6 @@ struct Tile {
   __device__ __forceinline__ T* chunk(int row, int index) const {
     return reinterpret_cast<T*>(base + row * kRowBytes + ((index ^ (row & 7)) << 4));
   }
-  __device__ __forceinline__ T at(int row, int column) const {
-    return chunk(row, column / kPerChunk)[column % kPerChunk];
-  }
 };
 
 // One (stream, head) of a tensor: row n begins at data + n * stride.
