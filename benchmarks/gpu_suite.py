@@ -286,7 +286,10 @@ def main() -> None:
                 result["speed"].append(row)
         for batch, keys in ((1, 40),) if args.dry_run else ((1, 750), (4, 750), (16, 750), (1, 3750)):
             result["speed"].append(decode(batch, keys, 16 if args.dry_run else 128, clock))
-        lines += [f"copy: {bandwidth / 1e9:.0f} GB/s; ratios are how many times faster ours is", *table(result["speed"])]
+        lines += [
+            f"copy: {bandwidth / 1e9:.0f} GB/s; ratios are how many times faster ours is",
+            *table(result["speed"]),
+        ]
     args.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
     print("\n".join(lines))
     if not worst["error_ratio"] <= 2:

@@ -10,8 +10,7 @@ python=${PYTHON:-python3}
 dry=false
 for argument in "$@"; do [ "${argument}" = --dry-run ] && dry=true; done
 if ! ${dry}; then
-    BESTOW_CUDA_ARCHS=$("${python}" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
-    export BESTOW_CUDA_ARCHS BESTOW_CUDA=1
+    export BESTOW_CUDA=1
     "${python}" setup.py -q build_ext --inplace
     sanitizer=$(command -v compute-sanitizer || true)
     if [ -n "${sanitizer}" ]; then

@@ -21,7 +21,8 @@ int launch(int64_t blocks, int threads, int shared_bytes, void* stream, const Be
 inline bool aligned(const BestowTensor& tensor, int element) {
   if (tensor.data == nullptr) return true;
   const auto whole = [&](int64_t stride) { return stride * element % 16 == 0; };
-  return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0 && whole(tensor.batch) && whole(tensor.head) && whole(tensor.row);
+  return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0 && whole(tensor.batch) && whole(tensor.head) &&
+         whole(tensor.row);
 }
 
 inline int check(const BestowAttention& a, int dtype) {

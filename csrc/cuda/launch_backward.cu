@@ -12,8 +12,8 @@ extern "C" int bestow_cuda_backward(const BestowAttention* attention, int dtype,
     using RowShape = RowGradientShape<T, Width>;
     int warps = warps_for(a.queries, RowShape::kMaxWarps);
     int64_t blocks = tiles_of(a.queries, 16 * warps) * a.batch * a.heads;
-    if (const int status = launch<staircase_row_gradient<T, Width>>(blocks, 32 * warps, RowShape::shared_bytes(warps),
-                                                                    stream, a))
+    if (const int status =
+            launch<staircase_row_gradient<T, Width>>(blocks, 32 * warps, RowShape::shared_bytes(warps), stream, a))
       return status;
     using KeyShape = KeyGradientShape<T, Width>;
     warps = warps_for(a.keys, KeyShape::kMaxWarps);

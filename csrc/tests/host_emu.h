@@ -45,7 +45,7 @@ struct Fiber {
   bool done = false;
   const Barrier* waits_at = nullptr;
   int waits_for = 0;
-  std::vector<Copy> open;              // copies not yet committed
+  std::vector<Copy> open;                // copies not yet committed
   std::deque<std::vector<Copy>> groups;  // committed, not yet waited for
   int exchanges = 0;
 };
@@ -185,8 +185,10 @@ void copies_wait() {
   auto& groups = emulation::block.fibers[emulation::block.current].groups;
   for (; groups.size() > Pending; groups.pop_front())
     for (const auto& copy : groups.front()) {
-      if (copy.valid) memcpy(copy.to, copy.from, 16);
-      else memset(copy.to, 0, 16);
+      if (copy.valid)
+        memcpy(copy.to, copy.from, 16);
+      else
+        memset(copy.to, 0, 16);
     }
 }
 
@@ -206,8 +208,7 @@ inline int shuffle_xor(int value, int mask) {
 inline void load_matrices(uint32_t (&m)[4], const void* row) {
   const auto* warp = emulation::exchange([&](auto& mine) { mine.p = row; });
   const int lane = emulation::lane();
-  for (int i = 0; i < 4; ++i)
-    memcpy(&m[i], static_cast<const uint16_t*>(warp[8 * i + lane / 4].p) + 2 * (lane % 4), 4);
+  for (int i = 0; i < 4; ++i) memcpy(&m[i], static_cast<const uint16_t*>(warp[8 * i + lane / 4].p) + 2 * (lane % 4), 4);
   // The rows must still hold these values: nobody goes on before all have read.
   emulation::wait_for_warp();
 }
@@ -221,8 +222,8 @@ inline void load_matrices_transposed(uint32_t (&m)[4], const void* row) {
   emulation::wait_for_warp();
 }
 
-// PTX ISA, mma.m16n8k16: A register r of lane l holds row l / 4 + 8 (r % 2), columns 2 (l % 4) + 8 (r / 2) and the next;
-// B register r holds rows 2 (l % 4) + 8 r and the next of column l / 4.
+// PTX ISA, mma.m16n8k16: A register r of lane l holds row l / 4 + 8 (r % 2), columns 2 (l % 4) + 8 (r / 2) and the
+// next; B register r holds rows 2 (l % 4) + 8 r and the next of column l / 4.
 template <class T>
 void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   const auto element = [](uint32_t bits, int half) {
@@ -240,7 +241,8 @@ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
     const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
     for (int k = 0; k < 16; ++k) {
       const int part = k % 8 / 2;
-      c[i] += warp[row % 8 * 4 + part].f[2 * (row / 8 + 2 * (k / 8)) + k % 2] * warp[column * 4 + part].f[8 + 2 * (k / 8) + k % 2];
+      c[i] += warp[row % 8 * 4 + part].f[2 * (row / 8 + 2 * (k / 8)) + k % 2] *
+              warp[column * 4 + part].f[8 + 2 * (k / 8) + k % 2];
     }
   }
 }
@@ -249,7 +251,8 @@ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
 template <auto Kernel>
 int launch(int64_t blocks, int threads, int shared_bytes, void*, const BestowAttention& attention) {
   if (shared_bytes > static_cast<int>(sizeof emulation::block.shared) || threads > 256)
-    throw std::runtime_error("emulated launch: " + std::to_string(shared_bytes) + " bytes, " + std::to_string(threads) + " threads");
+    throw std::runtime_error("emulated launch: " + std::to_string(shared_bytes) + " bytes, " + std::to_string(threads) +
+                             " threads");
   emulation::block.body = [&] { Kernel(attention); };
   for (int64_t i = 0; i < blocks; ++i) emulation::run_block(static_cast<unsigned>(i), threads);
   return BESTOW_OK;

@@ -6,7 +6,7 @@
 namespace py = pybind11;
 
 template <class Member>
-static auto address(Member BestowAttention::*member) {
+static auto address(Member BestowAttention::* member) {
   return [member](BestowAttention& a, uintptr_t value) { a.*member = reinterpret_cast<Member>(value); };
 }
 

@@ -1,5 +1,5 @@
-// The CUDA side of the schemas in ops.cpp, on torch's stable ABI. Only the launchers' C face is needed, so that this file
-// compiles without CUDA headers and the module loads where torch has no CUDA.
+// The CUDA side of the schemas in ops.cpp, on torch's stable ABI. Only the launchers' C face is needed, so that this
+// file compiles without CUDA headers and the module loads where torch has no CUDA.
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -61,8 +61,8 @@ int32_t size_of(const Tensor& x, int64_t d) {
 void* current_stream(const Tensor& x) {
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "staircase attention: this torch has no CUDA streams");
-  STD_TORCH_CHECK(
-      aoti_torch_get_current_cuda_stream(x.get_device(), &stream) == AOTI_TORCH_SUCCESS, "no current CUDA stream");
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(x.get_device(), &stream) == AOTI_TORCH_SUCCESS,
+                  "no current CUDA stream");
   return stream;
 }
 
@@ -121,8 +121,10 @@ std::tuple<Tensor, Tensor, Tensor> staircase_backward(Tensor grad, Tensor q, Ten
   q = readable(q), k = readable(k), v = readable(v), visible = torch::stable::contiguous(visible);
   BestowAttention a = problem(q, k, v, visible, scale);
   for (const Tensor* x : {&grad, &out}) {
-    STD_TORCH_CHECK(x->is_cuda() && x->scalar_type() == q.scalar_type() && x->dim() == 4, "staircase_backward: grad, out");
-    for (int64_t d = 0; d < 4; ++d) STD_TORCH_CHECK(x->size(d) == q.size(d), "staircase_backward: shape of grad or out");
+    STD_TORCH_CHECK(x->is_cuda() && x->scalar_type() == q.scalar_type() && x->dim() == 4,
+                    "staircase_backward: grad, out");
+    for (int64_t d = 0; d < 4; ++d)
+      STD_TORCH_CHECK(x->size(d) == q.size(d), "staircase_backward: shape of grad or out");
   }
   STD_TORCH_CHECK(lse.is_cuda() && lse.scalar_type() == ScalarType::Float && lse.dim() == 3, "staircase_backward: lse");
   for (int64_t d = 0; d < 3; ++d) STD_TORCH_CHECK(lse.size(d) == q.size(d), "staircase_backward: shape of lse");

@@ -49,14 +49,14 @@ def assert_as_good_as_torch(ours, theirs, exact, what):
 
 
 SHAPES = {
-    "one row, one key": dict(queries=1, keys=1),
-    "odd sizes": dict(queries=19, keys=71, width=40),
-    "keys of several tiles": dict(queries=3, keys=150, heads=1, kv_heads=1),
-    "several blocks of rows": dict(queries=131, keys=9, heads=1, kv_heads=1, width=8),
-    "grouped heads": dict(heads=6, kv_heads=2, keys=20),
-    "streams of different lengths": dict(batch=3, heads=1, kv_heads=1),
-    "heads of 128": dict(width=128, heads=1, kv_heads=1, keys=70),
-    "heads of 256": dict(width=256, heads=1, kv_heads=1, keys=35, queries=2),
+    "one row, one key": {"queries": 1, "keys": 1},
+    "odd sizes": {"queries": 19, "keys": 71, "width": 40},
+    "keys of several tiles": {"queries": 3, "keys": 150, "heads": 1, "kv_heads": 1},
+    "several blocks of rows": {"queries": 131, "keys": 9, "heads": 1, "kv_heads": 1, "width": 8},
+    "grouped heads": {"heads": 6, "kv_heads": 2, "keys": 20},
+    "streams of different lengths": {"batch": 3, "heads": 1, "kv_heads": 1},
+    "heads of 128": {"width": 128, "heads": 1, "kv_heads": 1, "keys": 70},
+    "heads of 256": {"width": 256, "heads": 1, "kv_heads": 1, "keys": 35, "queries": 2},
 }
 
 
@@ -82,10 +82,10 @@ def test_forward_and_backward(kernels, shape, dtype):
 @pytest.mark.parametrize(
     "shape",
     [
-        dict(queries=1, keys=90, heads=1, kv_heads=1),
-        dict(queries=8, keys=75, heads=6, kv_heads=2, width=24),  # 24 rows per group: two row tiles
-        dict(queries=2, keys=70, batch=3, heads=2, kv_heads=1, width=8),
-        dict(queries=3, keys=40, heads=1, kv_heads=1, width=200),
+        {"queries": 1, "keys": 90, "heads": 1, "kv_heads": 1},
+        {"queries": 8, "keys": 75, "heads": 6, "kv_heads": 2, "width": 24},  # 24 rows per group: two row tiles
+        {"queries": 2, "keys": 70, "batch": 3, "heads": 2, "kv_heads": 1, "width": 8},
+        {"queries": 3, "keys": 40, "heads": 1, "kv_heads": 1, "width": 200},
     ],
     ids=["one query", "more rows than a tile", "ragged streams", "wide heads"],
 )
@@ -114,7 +114,7 @@ def test_rows_that_see_nothing(kernels, dtype):
 
 
 def test_visible_out_of_range_reads_nothing_beyond(kernels):
-    q, k, v, visible = inputs(torch.bfloat16, queries=3, keys=20, heads=1, kv_heads=1)
+    q, k, v, _visible = inputs(torch.bfloat16, queries=3, keys=20, heads=1, kv_heads=1)
     k, v = k.nan_to_num(0.1), v.nan_to_num(0.1)
     room = torch.full((2, 1, 1, 40, 32), torch.nan, dtype=torch.bfloat16)
     room[:, :, :, 10:30] = torch.stack([k, v])
@@ -139,7 +139,7 @@ def test_strides(kernels):
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-@pytest.mark.parametrize("sizes", [dict(queries=0), dict(keys=0), dict(batch=0)], ids=str)
+@pytest.mark.parametrize("sizes", [{"queries": 0}, {"keys": 0}, {"batch": 0}], ids=str)
 def test_nothing_to_do(kernels, sizes):
     q, k, v, visible = inputs(torch.float32, **sizes)
     out, lse = kernels.forward(q, k, v, visible, 1.0)

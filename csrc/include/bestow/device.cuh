@@ -72,15 +72,21 @@ __device__ __forceinline__ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4
 
 template <class T>
 __device__ __forceinline__ T narrow(float value) {
-  if constexpr (std::is_same_v<T, bfloat16>) return __float2bfloat16(value);
-  else if constexpr (std::is_same_v<T, float16>) return __float2half(value);
-  else return value;
+  if constexpr (std::is_same_v<T, bfloat16>)
+    return __float2bfloat16(value);
+  else if constexpr (std::is_same_v<T, float16>)
+    return __float2half(value);
+  else
+    return value;
 }
 template <class T>
 __device__ __forceinline__ float widen(T value) {
-  if constexpr (std::is_same_v<T, bfloat16>) return __bfloat162float(value);
-  else if constexpr (std::is_same_v<T, float16>) return __half2float(value);
-  else return value;
+  if constexpr (std::is_same_v<T, bfloat16>)
+    return __bfloat162float(value);
+  else if constexpr (std::is_same_v<T, float16>)
+    return __half2float(value);
+  else
+    return value;
 }
 
 }  // namespace bestow

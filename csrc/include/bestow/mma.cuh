@@ -1,7 +1,7 @@
 // 16-row matrix products of one warp, the same face for 16-bit elements and for float.
 //
-// In every product, lane l holds of an accumulator (16 x 8) the elements (l / 4, 2 (l % 4)), one to the right of it, and
-// the same two eight rows below. kDepth is how many columns of A (rows of B) one instruction contracts.
+// In every product, lane l holds of an accumulator (16 x 8) the elements (l / 4, 2 (l % 4)), one to the right of it,
+// and the same two eight rows below. kDepth is how many columns of A (rows of B) one instruction contracts.
 #pragma once
 #include "bestow/tile.cuh"
 
@@ -162,8 +162,10 @@ __device__ __forceinline__ void write_rows(Rows<T> to, const float (&c)[Columns 
       const int at = column + 8 * n + 2 * (lane % 4);
       if (at >= width) break;
       const float low = c[n][2 * half] * factor[half], high = c[n][2 * half + 1] * factor[half];
-      if constexpr (sizeof(T) == 2) *reinterpret_cast<uint32_t*>(line + at) = pack<T>(low, high);
-      else line[at] = low, line[at + 1] = high;
+      if constexpr (sizeof(T) == 2)
+        *reinterpret_cast<uint32_t*>(line + at) = pack<T>(low, high);
+      else
+        line[at] = low, line[at + 1] = high;
     }
   }
 }

@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(128) staircase_row_gradient(const BestowAttent
   constexpr int kKeys = Shape::kKeys;
   const int threads = blockDim.x, warps = threads / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row_tiles = (a.queries + 16 * warps - 1) / (16 * warps), pairs = a.batch * a.heads;
-  const int row_tile = row_tiles - 1 - static_cast<int>(blockIdx.x) / pairs, pair = static_cast<int>(blockIdx.x) % pairs;
+  const int row_tile = row_tiles - 1 - static_cast<int>(blockIdx.x) / pairs,
+            pair = static_cast<int>(blockIdx.x) % pairs;
   const int stream = pair / a.heads, head = pair % a.heads, kv_head = head / (a.heads / a.kv_heads);
   const int first_row = 16 * warps * row_tile;
 
@@ -162,7 +163,8 @@ __global__ void __launch_bounds__(128) staircase_key_gradient(const BestowAttent
   const auto bring_rows = [&](int step, int buffer) {
     const int head = kv_head * group + step / row_tiles, first = step % row_tiles * kRows;
     bring(q_tile(buffer), rows_of<T>(a.q, stream, head), first, kRows, a.queries, a.width, threadIdx.x, threads);
-    bring(grad_tile(buffer), rows_of<T>(a.grad_out, stream, head), first, kRows, a.queries, a.width, threadIdx.x, threads);
+    bring(grad_tile(buffer), rows_of<T>(a.grad_out, stream, head), first, kRows, a.queries, a.width, threadIdx.x,
+          threads);
     float* fact = facts + (buffer & 1) * 3 * kRows;
     for (int r = threadIdx.x; r < kRows; r += threads) {
       const int visible = seen(a, stream, first + r);
@@ -214,7 +216,8 @@ __global__ void __launch_bounds__(128) staircase_key_gradient(const BestowAttent
   copies_wait<0>();
   const float once[2] = {1.f, 1.f}, scaled[2] = {a.scale, a.scale};
   write_rows<T, kColumns>(rows_of<T>(a.grad_v, stream, kv_head), grad_v, once, warp_key, a.keys, column, a.width, lane);
-  write_rows<T, kColumns>(rows_of<T>(a.grad_k, stream, kv_head), grad_k, scaled, warp_key, a.keys, column, a.width, lane);
+  write_rows<T, kColumns>(rows_of<T>(a.grad_k, stream, kv_head), grad_k, scaled, warp_key, a.keys, column, a.width,
+                          lane);
 }
 
 }  // namespace bestow

@@ -75,7 +75,8 @@ __global__ void __launch_bounds__(128) staircase_decode(const BestowAttention a)
     for (int c = lane; c < Tile<T, Width>::kChunks; c += 32) {
       const bool valid = real && c * Tile<T, Width>::kPerChunk < a.width;
       const Rows<T> q = rows_of<T>(a.q, stream, row.head);
-      copy_async(q_tile.chunk(r, c), q.data + (valid ? row.query * q.stride + c * Tile<T, Width>::kPerChunk : 0), valid);
+      copy_async(q_tile.chunk(r, c), q.data + (valid ? row.query * q.stride + c * Tile<T, Width>::kPerChunk : 0),
+                 valid);
     }
   }
   if (begin + warp < end) bring_keys(begin + warp, 0);

@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(256) staircase_forward(const BestowAttention a
   const int threads = blockDim.x, warps = threads / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row_tiles = (a.queries + 16 * warps - 1) / (16 * warps), pairs = a.batch * a.heads;
   // The last rows see the most: they start first.
-  const int row_tile = row_tiles - 1 - static_cast<int>(blockIdx.x) / pairs, pair = static_cast<int>(blockIdx.x) % pairs;
+  const int row_tile = row_tiles - 1 - static_cast<int>(blockIdx.x) / pairs,
+            pair = static_cast<int>(blockIdx.x) % pairs;
   const int stream = pair / a.heads, head = pair % a.heads, kv_head = head / (a.heads / a.kv_heads);
   const int first_row = 16 * warps * row_tile;
 
@@ -136,7 +137,8 @@ __global__ void __launch_bounds__(256) staircase_forward(const BestowAttention a
       a.lse[static_cast<int64_t>(pair) * a.queries + row + 8 * half] =
           sum > 0.f ? (softmax.largest[half] + log2f(sum)) * kLn2 : kNothing;
   }
-  write_rows<T, Width>(rows_of<T>(a.out, stream, head), out, inverse, first_row + 16 * warp, a.queries, 0, a.width, lane);
+  write_rows<T, Width>(rows_of<T>(a.out, stream, head), out, inverse, first_row + 16 * warp, a.queries, 0, a.width,
+                       lane);
 }
 
 }  // namespace bestow
