@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from tools import build_cuda
+from tools import setup_cuda
 
 
 @pytest.fixture(scope="module")
 def nvcc():
-    home = build_cuda.cuda_home()
+    home = setup_cuda.cuda_home()
     if home is None:
         pytest.skip("no nvcc on this machine")
     return home / "bin" / "nvcc"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", build_cuda.LAUNCHERS)
+@pytest.mark.parametrize("source", setup_cuda.LAUNCHERS)
 def test_no_spills(nvcc, source, tmp_path):
     target = tmp_path / "launcher.o"
-    said = build_cuda.compile_launcher(nvcc, source, target, ["90"], "-Xptxas", "-v")
+    said = setup_cuda.compile_launcher(nvcc, source, target, ["90"], "-Xptxas", "-v")
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)]
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
     assert len(spills) == 2 * len(registers) >= 18
@@ -32,33 +32,33 @@ def test_no_spills(nvcc, source, tmp_path):
 
 
 def test_knows_only_architectures_of_this_nvcc(nvcc, monkeypatch):
-    monkeypatch.setattr(build_cuda, "visible_gpus", lambda: [])
+    monkeypatch.setattr(setup_cuda, "visible_gpus", lambda: [])
     monkeypatch.delenv("BESTOW_CUDA_ARCHS", raising=False)
-    assert set(build_cuda.architectures(nvcc)) <= set(build_cuda.ARCHITECTURES)
+    assert set(setup_cuda.architectures(nvcc)) <= set(setup_cuda.ARCHITECTURES)
     monkeypatch.setenv("BESTOW_CUDA_ARCHS", "90,120")
-    assert build_cuda.architectures(nvcc) == ["90", "120"]
+    assert setup_cuda.architectures(nvcc) == ["90", "120"]
 
 
 def test_a_wrong_cuda_home_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(RuntimeError, match=re.escape(str(tmp_path))):
-        build_cuda.cuda_home()
+        setup_cuda.cuda_home()
 
 
 @pytest.mark.parametrize(("home", "wish"), [(None, ""), (Path("/cuda"), ""), (Path("/cuda"), "0")])
 def test_no_cuda_part_is_said_in_one_line(monkeypatch, tmp_path, capsys, home, wish):
     monkeypatch.setenv("BESTOW_CUDA", wish)
-    monkeypatch.setattr(build_cuda, "cuda_home", lambda: home)
-    monkeypatch.setattr(build_cuda, "visible_gpus", lambda: [])
-    assert build_cuda.cuda_part(tmp_path) is None
+    monkeypatch.setattr(setup_cuda, "cuda_home", lambda: home)
+    monkeypatch.setattr(setup_cuda, "visible_gpus", lambda: [])
+    assert setup_cuda.cuda_part(tmp_path) is None
     assert capsys.readouterr().out.count("\n") == 1
 
 
 def test_a_wish_that_cannot_be_fulfilled_is_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(build_cuda, "cuda_home", lambda: None)
+    monkeypatch.setattr(setup_cuda, "cuda_home", lambda: None)
     monkeypatch.setenv("BESTOW_CUDA", "1")
     with pytest.raises(RuntimeError, match="no nvcc"):
-        build_cuda.cuda_part(tmp_path)
+        setup_cuda.cuda_part(tmp_path)
     monkeypatch.setenv("BESTOW_CUDA", "yes")
     with pytest.raises(ValueError, match="yes"):
-        build_cuda.cuda_part(tmp_path)
+        setup_cuda.cuda_part(tmp_path)
