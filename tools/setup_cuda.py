@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-LAUNCHERS = ("launch_forward.cu", "launch_backward.cu", "launch_decode.cu")
+LAUNCHERS = tuple(CSRC / "cuda" / f"launch_{what}.cu" for what in ("forward", "backward", "decode"))
 ARCHITECTURES = ("80", "90", "100", "120")
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CSRC / 'include'}", f"-I{CSRC / 'cuda'}"]
 
@@ -66,11 +66,11 @@ def architectures(nvcc: Path) -> list[str]:
     return [arch for arch in ARCHITECTURES if f"sm_{arch}" in known]
 
 
-def compile_launcher(nvcc: Path, source: str, target: Path, archs: list[str], *more: str) -> str:
+def compile_launcher(nvcc: Path, source: Path, target: Path, archs: list[str], *more: str) -> str:
     """One object with machine code for all ``archs`` and PTX of the last; returns what nvcc said."""
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-    command = [str(nvcc), *FLAGS, *targets, *more, "-c", str(CSRC / "cuda" / source), "-o", str(target)]
+    command = [str(nvcc), *FLAGS, *targets, *more, "-c", str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
@@ -101,8 +101,8 @@ def cuda_part(build: Path) -> CudaPart | None:
     headers = [*CSRC.glob("include/bestow/*"), *CSRC.glob("cuda/*.cuh")]
     objects = []
     for source in LAUNCHERS:
-        target = build / f"{Path(source).stem}.{'-'.join(archs)}.o"
-        newest = max(path.stat().st_mtime for path in [*headers, CSRC / "cuda" / source])
+        target = build / f"{source.stem}.{'-'.join(archs)}.o"
+        newest = max(path.stat().st_mtime for path in [*headers, source])
         if not target.exists() or target.stat().st_mtime < newest:
             compile_launcher(nvcc, source, target, archs)
         objects.append(target)
