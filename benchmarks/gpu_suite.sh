@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in under 9 minutes: builds the kernels for this GPU, runs the correctness cases under
+# compute-sanitizer where there is one, then correctness and speed. The table comes last, the JSON beside it.
+# Needs torch and nvcc, not ESPnet. Usage: benchmarks/gpu_suite.sh [--dry-run] [--out FILE]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PYTHONPATH="${PWD}${PYTHONPATH:+:${PYTHONPATH}}"
+python=${PYTHON:-python3}
+
+dry=false
+for argument in "$@"; do [ "${argument}" = --dry-run ] && dry=true; done
+if ! ${dry}; then
+    export BESTOW_CUDA=1
+    "${python}" setup.py -q build_ext --inplace
+    sanitizer=$(command -v compute-sanitizer || true)
+    if [ -n "${sanitizer}" ]; then
+        for tool in memcheck racecheck initcheck; do
+            timeout 60 "${sanitizer}" --tool "${tool}" --error-exitcode 1 \
+                "${python}" benchmarks/gpu_suite.py --only-correctness --out "/tmp/gpu_suite_${tool}.json" | tail -n 5 ||
+                echo "gpu_suite: ${tool} found errors or ran out of time" >&2
+        done
+    else
+        echo "gpu_suite: no compute-sanitizer here" >&2
+    fi
+fi
+"${python}" benchmarks/gpu_suite.py "$@"

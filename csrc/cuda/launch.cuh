@@ -1,0 +1,58 @@
+// What the launchers share: checks, the choice of the kernel's element and width, and the launch itself.
+#pragma once
+#include "bestow/device.cuh"
+
+namespace bestow {
+
+#ifndef BESTOW_EMULATE
+template <auto Kernel>
+int launch(int64_t blocks, int threads, int shared_bytes, void* stream, const BestowAttention& attention) {
+  if (blocks <= 0) return BESTOW_OK;
+  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  if (shared_bytes > 48 * 1024) {
+    const cudaError_t status = cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (status != cudaSuccess) return status;
+  }
+  Kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(attention);
+  return cudaGetLastError();
+}
+#endif
+
+inline bool aligned(const BestowTensor& tensor, int element) {
+  if (tensor.data == nullptr) return true;
+  const auto whole = [&](int64_t stride) { return stride * element % 16 == 0; };
+  return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0 && whole(tensor.batch) && whole(tensor.head) &&
+         whole(tensor.row);
+}
+
+inline int check(const BestowAttention& a, int dtype) {
+  if (dtype < BESTOW_FLOAT32 || dtype > BESTOW_FLOAT16) return BESTOW_BAD_DTYPE;
+  if (a.width < 8 || a.width > 256 || a.width % 8 != 0) return BESTOW_BAD_WIDTH;
+  if (a.kv_heads < 1 || a.heads % a.kv_heads != 0) return BESTOW_BAD_HEADS;
+  for (const BestowTensor* t : {&a.q, &a.out, &a.k, &a.v, &a.grad_out, &a.grad_q, &a.grad_k, &a.grad_v})
+    if (!aligned(*t, dtype == BESTOW_FLOAT32 ? 4 : 2)) return BESTOW_BAD_ALIGNMENT;
+  return BESTOW_OK;
+}
+
+// Calls launch_for.template operator()<Element, Width>() with the smallest compiled width that holds `width`.
+template <class T, class F>
+int with_width(int width, const F& launch_for) {
+  if (width <= 64) return launch_for.template operator()<T, 64>();
+  if (width <= 128) return launch_for.template operator()<T, 128>();
+  return launch_for.template operator()<T, 256>();
+}
+template <class F>
+int with_kernel(int dtype, int width, const F& launch_for) {
+  if (dtype == BESTOW_FLOAT32) return with_width<float>(width, launch_for);
+  if (dtype == BESTOW_BFLOAT16) return with_width<bfloat16>(width, launch_for);
+  return with_width<float16>(width, launch_for);
+}
+
+// Warps of 16 rows each, as many as `rows` fill.
+inline int warps_for(int rows, int most) {
+  const int needed = (rows + 15) / 16;
+  return needed < 1 ? 1 : needed > most ? most : needed;
+}
+inline int64_t tiles_of(int count, int size) { return (static_cast<int64_t>(count) + size - 1) / size; }
+
+}  // namespace bestow

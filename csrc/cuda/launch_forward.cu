@@ -1,0 +1,15 @@
+#include "bestow/staircase_forward.cuh"
+#include "launch.cuh"
+
+using namespace bestow;
+
+extern "C" int bestow_cuda_forward(const BestowAttention* attention, int dtype, void* stream) {
+  const BestowAttention& a = *attention;
+  if (const int status = check(a, dtype)) return status;
+  return with_kernel(dtype, a.width, [&]<class T, int Width>() {
+    using Shape = ForwardShape<T, Width>;
+    const int warps = warps_for(a.queries, Shape::kMaxWarps);
+    const int64_t blocks = tiles_of(a.queries, 16 * warps) * a.batch * a.heads;
+    return launch<staircase_forward<T, Width>>(blocks, 32 * warps, Shape::shared_bytes(warps), stream, a);
+  });
+}

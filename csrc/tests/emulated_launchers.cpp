@@ -1,0 +1,5 @@
+// The launchers and kernels as they are, compiled for the host.
+#define BESTOW_EMULATE
+#include "../cuda/launch_backward.cu"
+#include "../cuda/launch_decode.cu"
+#include "../cuda/launch_forward.cu"

@@ -1,0 +1,261 @@
+// Host emulation: the kernels' own source runs on the CPU, one fiber per CUDA thread.
+//
+// A block runs alone, its threads one after the other; each goes on until it must wait for its warp or its block. That
+// is harsher than a GPU in three ways that make tests sharp: asynchronous copies land at the wait that demands them and
+// no earlier, shared memory starts as NaN, and one thread runs far ahead of the others. It does not find every race.
+#pragma once
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <stdexcept>
+#include <type_traits>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+namespace bestow::emulation {
+
+struct Index {
+  unsigned x = 0;
+};
+inline Index thread_index, block_index, block_size;
+
+// A barrier is passed when its round number moves on.
+struct Barrier {
+  int arrived = 0, round = 0;
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  bool valid;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(128 << 10);
+  bool done = false;
+  const Barrier* waits_at = nullptr;
+  int waits_for = 0;
+  std::vector<Copy> open;                // copies not yet committed
+  std::deque<std::vector<Copy>> groups;  // committed, not yet waited for
+  int exchanges = 0;
+};
+
+struct Exchange {
+  float f[12];
+  uint32_t u[4];
+  const void* p;
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<Barrier> warps;
+  Barrier whole;
+  std::vector<Exchange> exchange[2];  // by turns, so that nobody overwrites what a slower lane still reads
+  alignas(128) unsigned char shared[101376];
+  ucontext_t scheduler;
+  int current = 0;
+  std::function<void()> body;
+};
+inline Block block;
+
+inline void wait_at(Barrier& barrier, int party) {
+  Fiber& self = block.fibers[block.current];
+  if (++barrier.arrived == party) {
+    barrier.arrived = 0;
+    ++barrier.round;
+    return;
+  }
+  self.waits_at = &barrier;
+  self.waits_for = barrier.round + 1;
+  swapcontext(&self.context, &block.scheduler);
+}
+inline void wait_for_warp() { wait_at(block.warps[block.current / 32], 32); }
+
+inline void enter() {
+  block.body();
+  Fiber& self = block.fibers[block.current];
+  self.done = true;
+  swapcontext(&self.context, &block.scheduler);
+}
+
+// What every lane of the warp put in, readable by all once all have arrived.
+template <class Put>
+const Exchange* exchange(const Put& put) {
+  const int self = block.current, turn = block.fibers[self].exchanges++ & 1;
+  put(block.exchange[turn][self]);
+  wait_for_warp();
+  return &block.exchange[turn][self / 32 * 32];
+}
+inline int lane() { return block.current % 32; }
+
+inline void run_block(unsigned index, int threads) {
+  block.fibers.resize(threads);
+  block.warps.assign(threads / 32, {});
+  block.whole = {};
+  for (auto& slots : block.exchange) slots.resize(threads);
+  memset(block.shared, 0xff, sizeof block.shared);
+  block_index.x = index;
+  block_size.x = threads;
+  for (Fiber& fiber : block.fibers) {
+    fiber.done = false, fiber.waits_at = nullptr, fiber.exchanges = 0;
+    fiber.open.clear(), fiber.groups.clear();
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (int left = threads; left > 0;) {
+    bool moved = false;
+    for (int i = 0; i < threads; ++i) {
+      Fiber& fiber = block.fibers[i];
+      if (fiber.done || (fiber.waits_at != nullptr && fiber.waits_at->round < fiber.waits_for)) continue;
+      fiber.waits_at = nullptr;
+      moved = true;
+      block.current = i;
+      thread_index.x = i;
+      swapcontext(&block.scheduler, &fiber.context);
+      left -= fiber.done;
+    }
+    if (!moved) throw std::runtime_error("emulated block: " + std::to_string(left) + " threads wait for ever");
+  }
+  for (const Fiber& fiber : block.fibers)
+    for (const auto& group : fiber.groups)
+      if (!group.empty()) throw std::runtime_error("emulated block: ended with copies under way");
+}
+
+}  // namespace bestow::emulation
+
+#define threadIdx ::bestow::emulation::thread_index
+#define blockIdx ::bestow::emulation::block_index
+#define blockDim ::bestow::emulation::block_size
+
+namespace bestow {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+using float16 = _Float16;
+
+template <class T>
+T narrow(float value) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if (value != value) return {0x7fff};
+    return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+  } else {
+    return static_cast<T>(value);
+  }
+}
+template <class T>
+float widen(T value) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float result;
+    memcpy(&result, &bits, 4);
+    return result;
+  } else {
+    return static_cast<float>(value);
+  }
+}
+
+inline unsigned char* shared_memory() { return emulation::block.shared; }
+
+inline void copy_async(void* to, const void* from, bool valid) {
+  emulation::block.fibers[emulation::block.current].open.push_back({to, from, valid});
+}
+inline void copies_commit() {
+  auto& self = emulation::block.fibers[emulation::block.current];
+  self.groups.push_back(std::move(self.open));
+  self.open.clear();
+}
+template <int Pending>
+void copies_wait() {
+  auto& groups = emulation::block.fibers[emulation::block.current].groups;
+  for (; groups.size() > Pending; groups.pop_front())
+    for (const auto& copy : groups.front()) {
+      if (copy.valid)
+        memcpy(copy.to, copy.from, 16);
+      else
+        memset(copy.to, 0, 16);
+    }
+}
+
+inline void block_sync() { emulation::wait_at(emulation::block.whole, static_cast<int>(blockDim.x)); }
+inline void warp_sync() { emulation::wait_for_warp(); }
+
+inline float shuffle_xor(float value, int mask) {
+  const auto* warp = emulation::exchange([&](auto& mine) { mine.f[0] = value; });
+  return warp[emulation::lane() ^ mask].f[0];
+}
+inline int shuffle_xor(int value, int mask) {
+  const auto* warp = emulation::exchange([&](auto& mine) { mine.u[0] = static_cast<uint32_t>(value); });
+  return static_cast<int>(warp[emulation::lane() ^ mask].u[0]);
+}
+
+// PTX ISA, ldmatrix: lane l receives elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of each matrix.
+inline void load_matrices(uint32_t (&m)[4], const void* row) {
+  const auto* warp = emulation::exchange([&](auto& mine) { mine.p = row; });
+  const int lane = emulation::lane();
+  for (int i = 0; i < 4; ++i) memcpy(&m[i], static_cast<const uint16_t*>(warp[8 * i + lane / 4].p) + 2 * (lane % 4), 4);
+  // The rows must still hold these values: nobody goes on before all have read.
+  emulation::wait_for_warp();
+}
+inline void load_matrices_transposed(uint32_t (&m)[4], const void* row) {
+  const auto* warp = emulation::exchange([&](auto& mine) { mine.p = row; });
+  const int lane = emulation::lane();
+  for (int i = 0; i < 4; ++i) {
+    const auto at = [&](int r) -> uint32_t { return static_cast<const uint16_t*>(warp[8 * i + r].p)[lane / 4]; };
+    m[i] = at(2 * (lane % 4)) | at(2 * (lane % 4) + 1) << 16;
+  }
+  emulation::wait_for_warp();
+}
+
+// PTX ISA, mma.m16n8k16: A register r of lane l holds row l / 4 + 8 (r % 2), columns 2 (l % 4) + 8 (r / 2) and the
+// next; B register r holds rows 2 (l % 4) + 8 r and the next of column l / 4.
+template <class T>
+void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const auto element = [](uint32_t bits, int half) {
+    const uint16_t part = static_cast<uint16_t>(bits >> 16 * half);
+    T value;
+    memcpy(&value, &part, 2);
+    return widen(value);
+  };
+  const auto* warp = emulation::exchange([&](auto& mine) {
+    for (int i = 0; i < 8; ++i) mine.f[i] = element(a[i / 2], i % 2);
+    for (int i = 0; i < 4; ++i) mine.f[8 + i] = element(b[i / 2], i % 2);
+  });
+  const int lane = emulation::lane();
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int part = k % 8 / 2;
+      c[i] += warp[row % 8 * 4 + part].f[2 * (row / 8 + 2 * (k / 8)) + k % 2] *
+              warp[column * 4 + part].f[8 + 2 * (k / 8) + k % 2];
+    }
+  }
+}
+
+// The launchers' launch: blocks one after the other, within what the smallest supported GPU allows.
+template <auto Kernel>
+int launch(int64_t blocks, int threads, int shared_bytes, void*, const BestowAttention& attention) {
+  if (shared_bytes > static_cast<int>(sizeof emulation::block.shared) || threads > 256)
+    throw std::runtime_error("emulated launch: " + std::to_string(shared_bytes) + " bytes, " + std::to_string(threads) +
+                             " threads");
+  emulation::block.body = [&] { Kernel(attention); };
+  for (int64_t i = 0; i < blocks; ++i) emulation::run_block(static_cast<unsigned>(i), threads);
+  return BESTOW_OK;
+}
+
+}  // namespace bestow
