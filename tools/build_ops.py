@@ -116,7 +116,7 @@ class BuildOps(build_ext):
         steps = cpu_steps(compiler, into, [])
         sources, link = [CSRC / "torch" / "ops.cpp"], []
         try:
-            if importlib.util.find_spec("setup_cuda"):  # stands next to setup.py
+            if importlib.util.find_spec("setup_cuda"):  # in tools, beside this file
                 from setup_cuda import cuda_part
 
                 if part := cuda_part(into):
