@@ -71,9 +71,12 @@ if [ -e "$unfinished" ] || [ ! -x "$venv/bin/python" ] || [ "$(cat "$stamp" 2>/d
 fi
 
 # The kernels, against the torch that is now there. Without a compiler attention runs on PyTorch alone.
-ops_stamp=$venv/.ops
-native=$(find csrc tools/build_ops.py setup*.py -type f -print0 | sort -z | xargs -0 cat "$stamp" | cksum)
-if [ "$(cat "$ops_stamp" 2>/dev/null)" != "$native" ]; then
-    "$venv/bin/python" setup.py --quiet build_ext --inplace
-    echo "$native" >"$ops_stamp"
+if [ -d csrc ]; then
+    shopt -s globstar nullglob
+    ops_stamp=$venv/.ops
+    native=$(cat "$stamp" setup.py tools/build_ops.py tools/setup_cuda.py csrc/**/*.* | cksum)
+    if [ "$(cat "$ops_stamp" 2>/dev/null)" != "$native" ]; then
+        "$venv/bin/python" setup.py --quiet build_ext --inplace
+        echo "$native" >"$ops_stamp"
+    fi
 fi
