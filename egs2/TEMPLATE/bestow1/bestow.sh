@@ -390,7 +390,7 @@ if begin_stage 18 "simuleval"; then
                     "${segment_size}" "${streaming_tasks}" "${simuleval_rows}" "${simuleval_args}" "${model}" \
                     -- simuleval_set "${model}" "${exp}/simuleval/${name}" "${name}" "${policy}"
             done
-            draw_curves simuleval "${name}"
+            draw_once simuleval "${name}"
         done
     fi
 fi
@@ -419,8 +419,10 @@ if begin_stage 19 "latency-quality curves"; then
         done
         drawn=${stream_models[${bidi_exp}]:-${stream_models[${unid_exp}]:-${stream_models[${bestow_exp}]:-}}}
         for name in "${stream_sets[@]}"; do
-            draw_curves simulate "${name}"
-            draw_reading "${drawn}" "${name}" "${simuleval_policy//STEP/${step}}"
+            draw_once simulate "${name}"
+            policy=${simuleval_policy//STEP/${step}}
+            once "${expdir}/simulate/${name}/.done_reading" "${drawn}" "${policy}" "${streaming_tasks}" \
+                "${raw}/${name}"/{wav.scp,prompt,utt2task} -- draw_reading "${drawn}" "${name}" "${policy}"
         done
         # One policy again, one session at a time: what computation adds to its latency.
         policy=${simuleval_policy//STEP/${step}}
@@ -433,7 +435,7 @@ if begin_stage 19 "latency-quality curves"; then
                     "${segment_size}" "${streaming_tasks}" "${simulate_args}" "${model}" \
                     -- simulate_set "${model}" "${exp}/clock/${name}" "${name}" "${policy}" --sessions 1
             done
-            if [ ${#stream_models[@]} -gt 0 ]; then draw_curves clock "${name}"; fi
+            if [ ${#stream_models[@]} -gt 0 ]; then draw_once clock "${name}"; fi
         done
     fi
 fi

@@ -107,6 +107,13 @@ draw_curves() {
         --command_line "${command_line}"
 }
 
+# draw_once FOLDER SET: draw_curves, unless these logs are drawn already.
+draw_once() {
+    local stamps=() exp
+    for exp in "${!stream_models[@]}"; do stamps+=("${exp}/$1/$2/.done"); done
+    once "${expdir}/$1/$2/.done" "${stamps[@]}" -- draw_curves "$1" "$2"
+}
+
 # draw_reading MODEL SET POLICY: what the first row of each streamed task saw, looked at, and when it was written.
 draw_reading() {
     local keys
