@@ -16,7 +16,7 @@ if ! ${dry}; then
     if [ -n "${sanitizer}" ]; then
         for tool in memcheck racecheck initcheck; do
             timeout 60 "${sanitizer}" --tool "${tool}" --error-exitcode 1 \
-                "${python}" benchmarks/gpu_suite.py --only-correctness --out "/tmp/gpu_suite_${tool}.json" | tail -n 5 ||
+                "${python}" benchmarks/gpu_suite.py --only-correctness --out "$(mktemp)" | tail -n 5 ||
                 echo "gpu_suite: ${tool} found errors or ran out of time" >&2
         done
     else
