@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet_bestow.evaluate.results import locked, write_text_atomically
+from espnet_bestow.evaluate.results import locked, read_entries, write_text_atomically
 
 OFFLINE = "offline"
 Option = str | int | float | bool
@@ -188,15 +188,7 @@ def _parse(entry: object, place: str) -> CurvePoint:
 
 def read_points(path: Path) -> list[CurvePoint]:
     """Reads `curves.json`; a file that does not exist yet holds no point."""
-    if not path.exists():
-        return []
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a list of points, got {type(entries).__name__}")
-    return [_parse(entry, f"{path}: entry {i}") for i, entry in enumerate(entries)]
+    return [_parse(entry, f"{path}: entry {i}") for i, entry in enumerate(read_entries(path, "points"))]
 
 
 def _entry(point: CurvePoint) -> dict[str, object]:

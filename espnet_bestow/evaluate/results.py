@@ -73,8 +73,8 @@ def _parse_row(entry: object, place: str) -> ResultRow:
     return ResultRow(**entry)
 
 
-def read_results(path: Path) -> list[ResultRow]:
-    """Reads `results.json`; a file that does not exist yet holds no rows."""
+def read_entries(path: Path, what: str) -> list[object]:
+    """The list in a JSON file of results or points (`what`); a file that does not exist yet holds none."""
     if not path.exists():
         return []
     try:
@@ -82,8 +82,13 @@ def read_results(path: Path) -> list[ResultRow]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a JSON file: {error}") from error
     if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a list of results, got {type(entries).__name__}")
-    return [_parse_row(entry, f"{path}: entry {i}") for i, entry in enumerate(entries)]
+        raise ValueError(f"{path}: expected a list of {what}, got {type(entries).__name__}")
+    return entries
+
+
+def read_results(path: Path) -> list[ResultRow]:
+    """Reads `results.json`; a file that does not exist yet holds no rows."""
+    return [_parse_row(entry, f"{path}: entry {i}") for i, entry in enumerate(read_entries(path, "results"))]
 
 
 def merge_rows(old: Sequence[ResultRow], new: Sequence[ResultRow]) -> list[ResultRow]:

@@ -105,7 +105,18 @@ class WaitK(TokenPolicy):
         return wait_k_frames(int(written / self.catch_up) + reads, self.k, self.step)
 
 
-class AlignAtt(TokenPolicy):
+class _ByReads(Policy):
+    """Frames come ``step`` by ``step`` after the ``first`` ones, however much is written."""
+
+    first: int
+    step: int
+
+    def frames(self, written: int, reads: int) -> int:
+        """See base class."""
+        return self.first + reads * self.step
+
+
+class AlignAtt(_ByReads, TokenPolicy):
     """``align_att``: a token is written unless its attention points to the newest frames.
 
     Args:
@@ -125,10 +136,6 @@ class AlignAtt(TokenPolicy):
         self.first = step if first is None else first
         self.blind_prompt = blind_prompt
 
-    def frames(self, written: int, reads: int) -> int:
-        """See base class."""
-        return self.first + reads * self.step
-
     def accepts(self, view: View) -> bool:
         """See base class."""
         if view.ended:
@@ -137,7 +144,7 @@ class AlignAtt(TokenPolicy):
         return target is not None and view.shown - 1 - target >= self.threshold
 
 
-class EDAtt(TokenPolicy):
+class EDAtt(_ByReads, TokenPolicy):
     """``ed_att``: a token is written unless the newest frames get too much of its attention.
 
     Args:
@@ -163,10 +170,6 @@ class EDAtt(TokenPolicy):
         self.first = step if first is None else first
         self.blind_prompt = blind_prompt
 
-    def frames(self, written: int, reads: int) -> int:
-        """See base class."""
-        return self.first + reads * self.step
-
     def accepts(self, view: View) -> bool:
         """See base class."""
         if view.ended:
@@ -175,7 +178,7 @@ class EDAtt(TokenPolicy):
         return len(counted) > self.newest and float(counted[-self.newest :].sum()) < self.alpha
 
 
-class LocalAgreement(DraftPolicy):
+class LocalAgreement(_ByReads, DraftPolicy):
     """``local_agreement``: writes what the last ``n`` drafts have in common.
 
     Args:
@@ -190,10 +193,6 @@ class LocalAgreement(DraftPolicy):
         self.n, self.step = n, step
         self.first = step if first is None else first
 
-    def frames(self, written: int, reads: int) -> int:
-        """See base class."""
-        return self.first + reads * self.step
-
     def agreed(self, drafts: Sequence[Sequence[int]]) -> int:
         """See base class."""
         if len(drafts) < self.n:
@@ -206,7 +205,7 @@ class LocalAgreement(DraftPolicy):
         return common
 
 
-class HoldN(DraftPolicy):
+class HoldN(_ByReads, DraftPolicy):
     """``hold_n``: writes all but the last ``n`` tokens of every draft.
 
     Args:
@@ -220,10 +219,6 @@ class HoldN(DraftPolicy):
         _at_least("hold_n", 1, step=step, first=step if first is None else first)
         self.n, self.step = n, step
         self.first = step if first is None else first
-
-    def frames(self, written: int, reads: int) -> int:
-        """See base class."""
-        return self.first + reads * self.step
 
     def agreed(self, drafts: Sequence[Sequence[int]]) -> int:
         """See base class."""
