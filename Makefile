@@ -10,6 +10,8 @@ TEST_JOBS ?= 2
 
 # Kernels thread poorly next to other processes: one thread each is fastest on small machines.
 export OMP_NUM_THREADS ?= 1
+# Every start would compile ESPnet, torch and transformers anew, three times the time of the start itself.
+unexport PYTHONDONTWRITEBYTECODE
 
 SHELL_FILES = $(shell git ls-files '*.sh' .ci/run)
 CXX_FILES = $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.cu */*.cuh \

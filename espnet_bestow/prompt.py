@@ -12,6 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from espnet_bestow.llm.tokenizer import context_length, load_tokenizer
 
 
+_REMEMBERED = 4096
+"""Instructions whose ids a template keeps: most corpora have a few phrasings for all their utterances."""
+
+
 class PromptError(ValueError):
     """An instruction or answer that cannot be given to the LLM; names the utterance and the value."""
 
@@ -46,6 +50,7 @@ class PromptTemplate(ABC):
         self.end: int = tokenizer.eos_token_id
         self.max_tokens = max_tokens
         self.max_prompt_tokens = max_prompt_tokens
+        self._rendered: dict[str, list[int]] = {}
 
     @abstractmethod
     def render(self, prompt: str) -> list[int]:
@@ -53,7 +58,11 @@ class PromptTemplate(ABC):
 
     def encode_prompt(self, prompt: str, uid: str = "") -> list[int]:
         """Ids of the instruction in its template; an error if it leaves no room for an answer."""
-        ids = self.render(self._cut(prompt))
+        if prompt not in self._rendered:
+            if len(self._rendered) == _REMEMBERED:
+                self._rendered.clear()
+            self._rendered[prompt] = self.render(self._cut(prompt))
+        ids = list(self._rendered[prompt])
         # At least one answer token and the end token must still fit.
         if self.max_tokens is not None and len(ids) + 2 > self.max_tokens:
             raise PromptError(

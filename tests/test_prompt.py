@@ -86,3 +86,16 @@ def test_unknown_template_lists_the_known(path):
 def test_a_path_that_does_not_exist_is_named():
     with pytest.raises(FileNotFoundError, match="llm path='no/such'"):
         build_template("plain", "no/such")
+
+
+def test_remembered_instructions_are_bounded_and_cannot_be_spoilt(path, monkeypatch):
+    monkeypatch.setattr("espnet_bestow.prompt._REMEMBERED", 2)
+    template = build_template("plain", path)
+    first = template.encode_prompt("translate to german")
+    kept = list(first)
+    first.append(0)
+    assert template.encode_prompt("translate to german") == kept
+    for prompt in "abcdef":
+        template.encode_prompt(prompt)
+        assert len(template._rendered) <= 2
+    assert template.encode_prompt("translate to german") == kept
