@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from espnet_bestow.llm.tokenizer import context_length, load_tokenizer
 
-
 _REMEMBERED = 4096
 """Instructions whose ids a template keeps: most corpora have a few phrasings for all their utterances."""
 
