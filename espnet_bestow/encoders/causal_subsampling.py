@@ -13,6 +13,7 @@ from torch import nn
 
 from espnet_bestow.encoders.few_rows import FewRowsLinear
 from espnet_bestow.encoders.lengths import valid_frames
+from espnet_bestow.encoders.strided import StridedConv1d
 
 
 class Stage(NamedTuple):
@@ -54,7 +55,7 @@ class CausalConv1dSubsampling(nn.Module):
         widths = [input_size] + [output_size] * num_layers
         kernels = [kernel_size] + [3] * (num_layers - 1)
         self.layers = nn.ModuleList(
-            nn.Conv1d(a, b, k, stride=2) for a, b, k in zip(widths, widths[1:], kernels, strict=False)
+            StridedConv1d(a, b, k, stride=2) for a, b, k in zip(widths, widths[1:], kernels, strict=False)
         )
         self.past = [kernel - 2 for kernel in kernels]
         self.linear = nn.Linear(output_size, output_size)

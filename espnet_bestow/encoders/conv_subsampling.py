@@ -5,6 +5,7 @@ from espnet2.asr.preencoder.abs_preencoder import AbsPreEncoder
 from torch import nn
 
 from espnet_bestow.encoders.lengths import valid_frames
+from espnet_bestow.encoders.strided import StridedConv1d
 
 
 class ConvSubsampling(AbsPreEncoder):
@@ -27,7 +28,8 @@ class ConvSubsampling(AbsPreEncoder):
         widths = [input_size] + [output_size] * num_layers
         kernels = [kernel_size] + [3] * (num_layers - 1)
         self.layers = nn.ModuleList(
-            nn.Conv1d(a, b, k, stride=2, padding=k // 2) for a, b, k in zip(widths, widths[1:], kernels, strict=False)
+            StridedConv1d(a, b, k, stride=2, padding=k // 2)
+            for a, b, k in zip(widths, widths[1:], kernels, strict=False)
         )
 
     def output_size(self) -> int:
