@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in under 9 minutes: builds the kernels for this GPU, runs the correctness cases under
-# compute-sanitizer where there is one, then correctness and speed. The table comes last, the JSON beside it.
-# Needs torch and nvcc, not ESPnet. Usage: benchmarks/gpu_suite.sh [--dry-run] [--out FILE]
+# compute-sanitizer where there is one, then correctness and speed, of the attention and of a training step. The tables
+# come last, JSON beside them. Needs torch, transformers and nvcc, not ESPnet. Usage: benchmarks/gpu_suite.sh [--dry-run] [--out FILE]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="${PWD}${PYTHONPATH:+:${PYTHONPATH}}"
@@ -24,3 +24,7 @@ if ! ${dry}; then
     fi
 fi
 "${python}" benchmarks/gpu_suite.py "$@"
+if ! ${dry}; then # a whole training step, transformers' Llama included
+    timeout 100 "${python}" benchmarks/bench_training_step.py --size paper --device cuda --dtype bf16 \
+        --out training_step.json || echo "gpu_suite: no figures of the training step" >&2
+fi

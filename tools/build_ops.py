@@ -7,12 +7,17 @@ build against a CPU-only torch too, and none of it needs to import torch.
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
+from setup_cuda import cuda_part
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
@@ -79,19 +84,24 @@ def torch_step(compiler: str, into: Path, source: Path, include: list[str]) -> S
     return Step(into / f"{source.stem}.o", source, [compiler, *COMMON, "-O1", *defines, *include])
 
 
-def run(steps: list[Step], into: Path) -> None:
-    """Runs the steps: by ninja where there is one (in parallel, only what changed), else one after the other."""
+def run(steps: list[Step], into: Path, output: TextIO | None = None) -> None:
+    """Runs the steps on all cores, by ninja where there is one (then only what changed).
+
+    What the compilers say goes to ``output``, or the terminal.
+    """
     into.mkdir(parents=True, exist_ok=True)
+    call = partial(subprocess.run, check=True, stdout=output, stderr=output)
     ninja = shutil.which("ninja")
     if ninja is None:
-        for step in steps:
-            subprocess.run([*step.command, "-c", str(step.source), "-o", str(step.output)], check=True)
+        commands = [[*step.command, "-c", str(step.source), "-o", str(step.output)] for step in steps]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(call, commands))
         return
     rules = ["rule compile", " command = $run -MMD -MF $out.d -c $in -o $out", " depfile = $out.d", " deps = gcc"]
     for step in steps:
         rules += [f"build {_ninja(step.output)}: compile {_ninja(step.source)}", f" run = {_shell(step.command)}"]
     (into / "build.ninja").write_text("\n".join(rules) + "\n", encoding="utf-8")
-    subprocess.run([ninja, "--quiet", "-C", str(into)], check=True)
+    call([ninja, "--quiet", "-C", str(into)])
 
 
 def _ninja(path: Path) -> str:
@@ -100,6 +110,38 @@ def _ninja(path: Path) -> str:
 
 def _shell(command: list[str]) -> str:
     return shlex.join(command).replace("$", "$$")
+
+
+@dataclass
+class CudaObjects:
+    """What the module is linked with for GPUs, if anything, and the words for it."""
+
+    steps: list[Step]
+    link: list[str]
+    words: str
+
+
+def cuda_objects(compiler: str, into: Path, include: list[str]) -> CudaObjects:
+    """Compiles the CUDA part; a toolkit that fails costs the GPU only, unless BESTOW_CUDA=1 asked for it."""
+    wish, log = os.environ.get("BESTOW_CUDA", ""), into / "nvcc.log"
+    try:
+        part = cuda_part(wish)
+        if part is None:
+            return CudaObjects([], [], f"no CUDA ({'BESTOW_CUDA=0' if wish == '0' else 'no nvcc'})")
+        steps = [Step(into / f"{source.stem}.o", source, part.compile) for source in part.kernels]
+        steps += [torch_step(compiler, into, part.registration, include)]
+        into.mkdir(parents=True, exist_ok=True)
+        with log.open("w", encoding="utf-8") as output:
+            run(steps, into, output)
+        return CudaObjects(steps, part.link, f"CUDA ({part.made_for})")
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        reason = str(error)
+        if isinstance(error, subprocess.CalledProcessError):
+            said = (line for line in log.read_text(encoding="utf-8").splitlines() if re.search(r"\berror\b", line))
+            reason = f"{next(said, 'nvcc failed').strip()} (all of it in {log})"
+        if wish == "1":
+            raise SystemExit(f"espnet_bestow: BESTOW_CUDA=1: {reason}") from error
+        return CudaObjects([], [], f"no CUDA: {reason}")
 
 
 class BuildOps(build_ext):
@@ -113,23 +155,17 @@ class BuildOps(build_ext):
             raise CompileError("no C++ compiler: attention runs on PyTorch alone")
         into = Path(self.build_temp).resolve() / "ops"
         include = [f"-isystem{torch / 'include'}", *(f"-isystem{folder}" for folder in self.include_dirs)]
-        steps = cpu_steps(compiler, into, [])
-        sources, link = [CSRC / "torch" / "ops.cpp"], []
+        steps = [*cpu_steps(compiler, into, []), torch_step(compiler, into, CSRC / "torch" / "ops.cpp", include)]
         try:
-            if importlib.util.find_spec("setup_cuda"):  # in tools, beside this file
-                from setup_cuda import cuda_part
-
-                if part := cuda_part(into):
-                    sources += map(Path, part.sources)
-                    link += [*part.objects, *part.link_args]
-            steps += [torch_step(compiler, into, source, include) for source in sources]
             run(steps, into)
+            cuda = cuda_objects(compiler, into / "cuda", include)
             library = Path(self.get_ext_fullpath(ext.name))
             library.parent.mkdir(parents=True, exist_ok=True)
-            objects = [str(step.output) for step in steps]
-            command = [compiler, "-shared", *objects, f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *link]
+            objects = [str(step.output) for step in [*steps, *cuda.steps]]
+            command = [compiler, "-shared", *objects, f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *cuda.link]
             if platform.system() == "Darwin":
                 command += ["-undefined", "dynamic_lookup"]
             subprocess.run([*command, "-o", str(library)], check=True)
-        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        except (OSError, subprocess.CalledProcessError) as error:
             raise CompileError(f"attention runs on PyTorch alone, its native build failed: {error}") from error
+        print(f"espnet_bestow: compiled attention for the CPU ({', '.join(ISAS)}); {cuda.words}")

@@ -70,11 +70,13 @@ if [ -e "$unfinished" ] || [ ! -x "$venv/bin/python" ] || [ "$(cat "$stamp" 2>/d
     install
 fi
 
-# The kernels, against the torch that is now there. Without a compiler attention runs on PyTorch alone.
+# The kernels, against the torch that is now there, for the CPU and, where there is nvcc, for GPUs. Without a compiler
+# attention runs on PyTorch alone.
 if [ -d csrc ]; then
     shopt -s globstar nullglob
     ops_stamp=$venv/.ops
     native=$(cat "$stamp" setup.py tools/build_ops.py tools/setup_cuda.py csrc/**/*.* | cksum)
+    native+=" ${BESTOW_CUDA:-} ${BESTOW_CUDA_ARCHS:-} ${TORCH_CUDA_ARCH_LIST:-} ${CUDA_HOME:-$(command -v nvcc || true)}"
     if [ "$(cat "$ops_stamp" 2>/dev/null)" != "$native" ]; then
         "$venv/bin/python" setup.py --quiet build_ext --inplace
         echo "$native" >"$ops_stamp"

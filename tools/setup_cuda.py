@@ -1,7 +1,7 @@
-"""The CUDA part of the build: csrc/cuda through nvcc, for the rule that builds the extension module.
+"""The CUDA part of the build: what nvcc does with csrc/cuda, for the rule that builds the extension module.
 
-torch's own CUDAExtension wants a torch that was built with CUDA. The kernels need no torch at all, so this calls nvcc
-itself and hands plain objects to the linker; it works beside a CPU-only torch.
+torch's own CUDAExtension wants a torch that was built with CUDA. The kernels need no torch at all, so nvcc is called
+directly and its objects go to the linker; that works beside a CPU-only torch.
 """
 
 import os
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-LAUNCHERS = tuple(CSRC / "cuda" / f"launch_{what}.cu" for what in ("forward", "backward", "decode"))
-ARCHITECTURES = ("80", "90", "100", "120")
+LAUNCHERS = tuple(CSRC / "cuda" / f"launch_{what}.cu" for what in ("backward", "forward", "decode"))  # slowest first
+# No instruction newer than sm_80's is used: its PTX is made once, assembled for each architecture, and kept for
+# those that are not named, whose driver assembles it at the first call.
+PTX = "80"
+DEFAULT = ("80", "90")
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CSRC / 'include'}", f"-I{CSRC / 'cuda'}"]
 
 
@@ -21,9 +24,11 @@ FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CS
 class CudaPart:
     """What the extension module needs besides its CPU part."""
 
-    sources: list[Path]  # for the C++ compiler, with torch's headers
-    objects: list[Path]  # for the linker
-    link_args: list[str]
+    kernels: tuple[Path, ...]  # for ``compile``, which lacks source and output only
+    compile: list[str]
+    registration: Path  # for the C++ compiler, with torch's headers
+    link: list[str]
+    made_for: str  # in words
 
 
 def cuda_home() -> Path | None:
@@ -54,60 +59,49 @@ def visible_gpus() -> list[str]:
     return sorted({line.replace(".", "") for line in lines if line.replace(".", "").isdigit()}, key=int)
 
 
-def architectures(nvcc: Path) -> list[str]:
-    """BESTOW_CUDA_ARCHS ("90" or "80 90"), else those of the GPUs here, else all ours that this nvcc knows."""
-    named = os.environ.get("BESTOW_CUDA_ARCHS")
-    if named:
+def architectures() -> list[str]:
+    """BESTOW_CUDA_ARCHS ("90" or "80 90"), else torch's TORCH_CUDA_ARCH_LIST, else the GPUs here, else the default."""
+    if named := os.environ.get("BESTOW_CUDA_ARCHS"):
         return named.replace(",", " ").split()
-    here = visible_gpus()
-    if here:
-        return here
-    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
-    return [arch for arch in ARCHITECTURES if f"sm_{arch}" in known]
+    if named := os.environ.get("TORCH_CUDA_ARCH_LIST"):  # "7.5;8.0 9.0a+PTX"
+        listed = [arch.removesuffix("+PTX").replace(".", "") for arch in named.replace(";", " ").split()]
+        # A list that was made for all of torch may hold what is too old for us.
+        if fit := [arch for arch in listed if arch.rstrip("af").isdigit() and int(arch.rstrip("af")) >= int(PTX)]:
+            return fit
+        raise RuntimeError(f"TORCH_CUDA_ARCH_LIST={named} has nothing from 8.0 on")
+    return visible_gpus() or list(DEFAULT)
 
 
-def compile_launcher(nvcc: Path, source: Path, target: Path, archs: list[str], *more: str) -> str:
-    """One object with machine code for all ``archs`` and PTX of the last; returns what nvcc said."""
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-    command = [str(nvcc), *FLAGS, *targets, *more, "-c", str(source), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return done.stdout + done.stderr
+def compiler(nvcc: Path, archs: list[str]) -> list[str]:
+    """The command that makes one object with machine code for ``archs`` and PTX for the others."""
+    codes = ",".join([*(f"sm_{arch}" for arch in archs), f"compute_{PTX}"])
+    return [str(nvcc), *FLAGS, f"-gencode=arch=compute_{PTX},code=[{codes}]"]
 
 
-def cuda_part(build: Path) -> CudaPart | None:
-    """Compiles what is older than its sources into ``build``; None (said in one line) where CUDA is not built.
+def cuda_part(wish: str) -> CudaPart | None:
+    """How to build for CUDA; None where there is no nvcc, or BESTOW_CUDA (``wish``) is 0.
 
-    It is built where there are nvcc and a GPU. BESTOW_CUDA=1 builds it without a GPU (for all architectures, which
-    takes minutes), BESTOW_CUDA=0 never.
+    Raises:
+        RuntimeError: the toolkit is incomplete, or ``wish`` is 1 and there is none.
+        ValueError: another ``wish``.
     """
-    wish = os.environ.get("BESTOW_CUDA", "")
     if wish not in ("", "0", "1"):
         raise ValueError(f"BESTOW_CUDA={wish} must be 0 or 1")
+    if wish == "0":
+        return None
     home = cuda_home()
-    if wish == "1" and home is None:
-        raise RuntimeError("BESTOW_CUDA=1, but there is no nvcc")
-    if wish == "0" or home is None:
-        print(f"espnet_bestow: no CUDA kernels ({'BESTOW_CUDA=0' if wish == '0' else 'no nvcc'})")
+    if home is None:
+        if wish == "1":
+            raise RuntimeError("BESTOW_CUDA=1, but there is no nvcc")
         return None
-    if wish == "" and not visible_gpus():
-        print("espnet_bestow: no CUDA kernels (no GPU here; BESTOW_CUDA=1 builds them all the same)")
-        return None
-    nvcc = home / "bin" / "nvcc"
-    archs = architectures(nvcc)
-    build.mkdir(parents=True, exist_ok=True)
-    headers = [*CSRC.glob("include/bestow/*"), *CSRC.glob("cuda/*.cuh")]
-    objects = []
-    for source in LAUNCHERS:
-        target = build / f"{source.stem}.{'-'.join(archs)}.o"
-        newest = max(path.stat().st_mtime for path in [*headers, source])
-        if not target.exists() or target.stat().st_mtime < newest:
-            compile_launcher(nvcc, source, target, archs)
-        objects.append(target)
     folders = [folder for folder in (home / "lib64", home / "lib") if (folder / "libcudart_static.a").exists()]
     if not folders:
         raise RuntimeError(f"{home} has no libcudart_static.a")
-    link_args = [f"-L{folders[0]}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-    return CudaPart([CSRC / "torch" / "ops_cuda.cpp"], objects, link_args)
+    archs = architectures()
+    return CudaPart(
+        LAUNCHERS,
+        compiler(home / "bin" / "nvcc", archs),
+        CSRC / "torch" / "ops_cuda.cpp",
+        [f"-L{folders[0]}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
+        " ".join(f"sm_{arch}" for arch in archs) + f" and PTX of sm_{PTX}",
+    )

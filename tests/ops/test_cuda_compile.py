@@ -1,11 +1,16 @@
 """The nvcc rule, and what nvcc makes of the kernels."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tools import setup_cuda
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +37,37 @@ template __global__ void staircase_decode<bfloat16, 128>(const BestowAttention);
 def test_hot_kernels_do_not_spill(nvcc, tmp_path):
     source = tmp_path / "hot.cu"
     source.write_text(HOT, encoding="utf-8")
-    said = setup_cuda.compile_launcher(nvcc, source, tmp_path / "hot.o", ["90"], "-Xptxas", "-v")
+    command = [*setup_cuda.compiler(nvcc, ["90"]), "-Xptxas", "-v", "-c", source, "-o", tmp_path / "hot.o"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)]
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
     assert len(registers) == 4
     assert spills == [0] * 8, said
 
 
-def test_knows_only_architectures_of_this_nvcc(nvcc, monkeypatch):
-    monkeypatch.setattr(setup_cuda, "visible_gpus", lambda: [])
+@pytest.mark.parametrize(
+    ("environment", "gpus", "archs"),
+    [
+        ({}, [], ["80", "90"]),
+        ({}, ["86"], ["86"]),
+        ({"TORCH_CUDA_ARCH_LIST": "7.5;8.0 9.0a+PTX"}, ["86"], ["80", "90a"]),
+        ({"TORCH_CUDA_ARCH_LIST": "8.0", "BESTOW_CUDA_ARCHS": "90,120"}, ["86"], ["90", "120"]),
+    ],
+)
+def test_architectures(monkeypatch, environment, gpus, archs):
+    for name in ("BESTOW_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(setup_cuda, "visible_gpus", lambda: gpus)
+    assert setup_cuda.architectures() == archs
+
+
+def test_a_list_of_too_old_architectures_is_named(monkeypatch):
     monkeypatch.delenv("BESTOW_CUDA_ARCHS", raising=False)
-    assert set(setup_cuda.architectures(nvcc)) <= set(setup_cuda.ARCHITECTURES)
-    monkeypatch.setenv("BESTOW_CUDA_ARCHS", "90,120")
-    assert setup_cuda.architectures(nvcc) == ["90", "120"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Volta 7.5")
+    with pytest.raises(RuntimeError, match=re.escape("Volta 7.5")):
+        setup_cuda.architectures()
 
 
 def test_a_wrong_cuda_home_is_named(monkeypatch, tmp_path):
@@ -53,20 +76,80 @@ def test_a_wrong_cuda_home_is_named(monkeypatch, tmp_path):
         setup_cuda.cuda_home()
 
 
-@pytest.mark.parametrize(("home", "wish"), [(None, ""), (Path("/cuda"), ""), (Path("/cuda"), "0")])
-def test_no_cuda_part_is_said_in_one_line(monkeypatch, tmp_path, capsys, home, wish):
-    monkeypatch.setenv("BESTOW_CUDA", wish)
-    monkeypatch.setattr(setup_cuda, "cuda_home", lambda: home)
-    monkeypatch.setattr(setup_cuda, "visible_gpus", lambda: [])
-    assert setup_cuda.cuda_part(tmp_path) is None
-    assert capsys.readouterr().out.count("\n") == 1
+NVCC = """#!/bin/sh
+if [ -n "$BESTOW_TEST_NVCC_FAILS" ]; then
+    echo "crt/host_config.h:129:2: error: unsupported GNU version!" >&2
+    exit 1
+fi
+while [ "$1" != -o ]; do shift; done
+cp "$BESTOW_TEST_OBJECT" "$2"
+"""
 
 
-def test_a_wish_that_cannot_be_fulfilled_is_an_error(monkeypatch, tmp_path):
+class TestBuild:
+    """tools/build_ops.py with the host's compiler and an nvcc that only pretends, in a process of its own."""
+
+    @pytest.fixture
+    def build(self, tmp_path):
+        compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+        if compiler is None:
+            pytest.skip("no C++ compiler")
+        home, made, source = tmp_path / "cuda", tmp_path / "kernel.o", tmp_path / "kernel.cpp"
+        for folder in (home / "bin", home / "lib64"):
+            folder.mkdir(parents=True)
+        (home / "lib64" / "libcudart_static.a").touch()
+        (home / "bin" / "nvcc").write_text(NVCC, encoding="utf-8")
+        (home / "bin" / "nvcc").chmod(0o755)
+        source.write_text("int kernel;", encoding="utf-8")
+        subprocess.run([compiler, "-c", source, "-o", made], check=True)
+
+        def run(**environment: str) -> subprocess.CompletedProcess:
+            code = "import sys; sys.path.insert(0, 'tools'); from pathlib import Path; import build_ops as b\n"
+            # ops_cuda.cpp takes torch's headers seconds to compile: an empty file stands for it.
+            code += "part = b.cuda_part; import dataclasses; b.cuda_part = lambda wish: (p := part(wish)) and "
+            code += f"dataclasses.replace(p, registration=Path({str(source)!r}))\n"
+            code += f"o = b.cuda_objects({compiler!r}, Path({str(tmp_path / 'build')!r}), [])\n"
+            code += "assert all(step.output.exists() for step in o.steps)\nprint(len(o.steps), o.words)"
+            clean = {"PATH": "/usr/bin:/bin", "CUDA_HOME": str(home), "BESTOW_TEST_OBJECT": str(made)}
+            command = [sys.executable, "-c", code]
+            return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True)
+
+        return run
+
+    def test_nvcc_is_used_where_it_is(self, build):
+        done = build(BESTOW_CUDA_ARCHS="90")
+        assert done.stdout == "4 CUDA (sm_90 and PTX of sm_80)\n", done.stderr
+
+    def test_without_ninja_too(self, build, tmp_path):
+        for name in ("sh", "cp", "as"):
+            (tmp_path / name).symlink_to(shutil.which(name) or pytest.skip(f"no {name}"))
+        done = build(PATH=str(tmp_path), BESTOW_CUDA_ARCHS="80 90")
+        assert done.stdout == "4 CUDA (sm_80 sm_90 and PTX of sm_80)\n", done.stderr
+
+    def test_cuda_can_be_left_out(self, build):
+        done = build(BESTOW_CUDA="0")
+        assert done.stdout == "0 no CUDA (BESTOW_CUDA=0)\n", done.stderr
+
+    def test_an_nvcc_that_fails_costs_the_cuda_part_only(self, build):
+        done = build(BESTOW_TEST_NVCC_FAILS="1")
+        assert done.stdout.startswith("0 no CUDA: ") and "unsupported GNU version!" in done.stdout, done.stderr
+        assert done.stdout.count("\n") == 1 and not done.stderr
+
+    def test_unless_it_was_asked_for(self, build):
+        done = build(BESTOW_TEST_NVCC_FAILS="1", BESTOW_CUDA="1")
+        assert done.returncode != 0 and "unsupported GNU version!" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+    def test_an_incomplete_toolkit_is_named(self, build, tmp_path):
+        (tmp_path / "cuda" / "lib64" / "libcudart_static.a").unlink()
+        done = build()
+        assert "no libcudart_static.a" in done.stdout, done.stderr
+
+
+def test_no_nvcc_is_nothing_unless_it_was_asked_for(monkeypatch):
     monkeypatch.setattr(setup_cuda, "cuda_home", lambda: None)
-    monkeypatch.setenv("BESTOW_CUDA", "1")
+    assert setup_cuda.cuda_part("") is None
     with pytest.raises(RuntimeError, match="no nvcc"):
-        setup_cuda.cuda_part(tmp_path)
-    monkeypatch.setenv("BESTOW_CUDA", "yes")
+        setup_cuda.cuda_part("1")
     with pytest.raises(ValueError, match="yes"):
-        setup_cuda.cuda_part(tmp_path)
+        setup_cuda.cuda_part("yes")

@@ -111,7 +111,10 @@ template <class Product, int Width, int Columns>
 __device__ __forceinline__ void multiply_rows(float (&c)[Columns / 8][4], Tile<typename Product::Element, Width> left,
                                               int row, Tile<typename Product::Element, Width> right, int columns,
                                               int width, int lane) {
-#pragma unroll
+  // Plain multiply-adds are so many instructions that two steps hide their latency; written out whole they would fill
+  // the instruction cache, and half of the time of a build.
+  constexpr int kSteps = Width / Product::kDepth, kWrittenOut = sizeof(typename Product::Element) == 4 ? 2 : kSteps;
+#pragma unroll kWrittenOut
   for (int depth = 0; depth < Width; depth += Product::kDepth) {
     if (depth >= width) break;
     typename Product::A a;
