@@ -1,9 +1,10 @@
 // Staircase attention on the CPU. Compiled once per instruction set, each time with its own flags and BESTOW_ISA.
 //
-// One unit of work is a key head of one utterance. Its keys are packed once, into panels of kLanes keys side by side,
-// and only as far as some row sees. Then blocks of a few query rows take: scores against the panels, a softmax over
-// what each row sees, the product with the values. A block computes up to its own furthest row; nothing is computed for
-// frames that no row of the block sees, and no mask exists anywhere.
+// One unit of work is a key head of one utterance. Its keys and values are packed chunk after chunk, into panels of
+// kLanes columns side by side, and only as far as some row sees. Each chunk meets all query rows that see into it,
+// while it is in the caches: scores, one more step of each row's softmax, the product with the values. A slice of a few
+// rows computes up to its own furthest row; nothing is computed for frames that no row of it sees, and no mask exists
+// anywhere. Where the query rows are few (decoding), keys and values are read as they lie.
 //
 // Where the CPU multiplies pairs of bfloat16 numbers, the forward pass of bfloat16 tensors packs keys and values as
 // pairs; everywhere else 16-bit inputs are widened while they are packed, and computing is float.
@@ -17,6 +18,9 @@ namespace bestow::BESTOW_ISA {
 namespace {
 
 constexpr int64_t kPrefetchRows = 8;
+constexpr int64_t kChunk = 96;  // keys whose panels stay in the caches while all rows pass over them
+constexpr int64_t kBand = 64;   // query rows whose scores against a chunk are held at a time
+static_assert(kChunk % (kTileVecs * kLanes) == 0 && kBand % kTileRows == 0, "whole tiles");
 constexpr int64_t kBackwardRows = 64;  // query rows whose weights wait for the products with grad and q
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -110,17 +114,22 @@ inline void tile(const Product& p, int64_t at) {
   }
 }
 
+// How many of the vectors that are left the next tile takes. One vector alone leaves the multipliers half idle: the
+// last four are taken as two and two.
+inline int64_t next_vecs(int64_t left) { return kTileVecs == 3 && left == 4 ? 2 : least(kTileVecs, left); }
+
 template <class How, bool kAdd, int kRows>
 inline void stripe(const Product& p) {
-  int64_t at = 0;
-  for (; at + kTileVecs <= p.vecs; at += kTileVecs) tile<How, kAdd, kRows, kTileVecs>(p, at);
-  if constexpr (kTileVecs > 2) {
-    if (p.vecs - at == 2) {
+  for (int64_t at = 0, vecs; at < p.vecs; at += vecs) {
+    vecs = next_vecs(p.vecs - at);
+    if (vecs == kTileVecs) {
+      tile<How, kAdd, kRows, kTileVecs>(p, at);
+    } else if (vecs == 2) {
       tile<How, kAdd, kRows, 2>(p, at);
-      return;
+    } else {
+      tile<How, kAdd, kRows, 1>(p, at);
     }
   }
-  if (at < p.vecs) tile<How, kAdd, kRows, 1>(p, at);
 }
 
 template <class How, bool kAdd>
@@ -152,14 +161,15 @@ void multiply(int64_t rows, const Product& p) {
 // The same in pieces of the depth: the rounding errors of long sums stay those of short ones.
 constexpr int64_t kDepth = 128;
 
+template <class How>
 void multiply_deep(int64_t rows, Product p) {
   int64_t left = p.depth;
   p.depth = least(left, kDepth);
-  multiply<Plain, false>(rows, p);
+  multiply<How, false>(rows, p);
   while ((left -= p.depth) > 0) {
     p.a += p.depth * p.a_step, p.b += p.depth * p.b_step;
     p.depth = least(left, kDepth);
-    multiply<Plain, true>(rows, p);
+    multiply<How, true>(rows, p);
   }
 }
 
@@ -175,6 +185,7 @@ void pack_panels(const T* rows, int64_t row, int64_t n, int64_t depth, float* pa
       for (int r = 0; r < kLanes; ++r) {
         const T* from = rows + (i + r) * row + d;
         x[r] = i + r >= n ? zero() : wide == kLanes ? load(from) : load_first(from, wide);
+        __builtin_prefetch(from + kLanes * row);
       }
       transpose(x);
       for (int r = 0; r < wide; ++r) store(panels + (d + r) * kLanes, x[r]);
@@ -216,65 +227,74 @@ void write_zeros(T* to, int64_t count) {
   std::memset(static_cast<void*>(to), 0, count * sizeof(T));
 }
 
+// Asks for rows that will be read soon: memory answers too late for a program that asks when it needs them.
+template <class T>
+inline void fetch(const T* rows, int64_t row, int64_t count, int64_t width) {
+  for (int64_t i = 0; i < count; ++i, rows += row) {
+    const char* line = reinterpret_cast<const char*>(rows);
+    for (size_t at = 0; at < width * sizeof(T); at += 64) __builtin_prefetch(line + at);
+  }
+}
+
 // ---- softmax ----
 
-// scores (ld) of one row -> weights e^(scale score - greatest) of the first n, 0 after; returns their sum.
-template <class P>
-float weigh(const float* scores, P* weights, int64_t n, int64_t ld, float scale, float* greatest_score) {
+inline float greatest_score(const float* scores, int64_t n, float scale, float least_known) {
   const Vec factor = splat(scale);
-  Vec top = splat(-INFINITY);
-  for (int64_t i = 0; i < n; i += kLanes) top = max(top, keep(mul(factor, load(scores + i)), top, n - i));
-  const float peak = greatest(top);
-  const Vec shift = splat(-peak);
+  const int64_t whole = n / kLanes * kLanes;
+  Vec top = splat(least_known);
+  for (int64_t i = 0; i < whole; i += kLanes) top = max(mul(factor, load(scores + i)), top);
+  if (whole < n) top = max(keep(mul(factor, load(scores + whole)), top, n - whole), top);
+  return greatest(top);
+}
+
+// Scores -> weights e^(scale score - peak) of the first n, 0 after them up to `near`; returns their sum in kLanes
+// parts. Weights may take the place of the scores.
+template <class W>
+inline Vec weigh(const float* scores, W* weights, int64_t n, int64_t near, float scale, float peak) {
+  const Vec factor = splat(scale), shift = splat(-peak);
   Vec total = zero();
   int64_t i = 0;
-  for (; i < n; i += kLanes) {
-    const Vec x = keep(exp_negative(fma(factor, load(scores + i), shift)), zero(), n - i);
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vec x = exp_negative(fma(factor, load(scores + i), shift));
     total = add(total, x);
     store(weights + i, x);
   }
-  for (; i < ld; i += kLanes) store(weights + i, zero());
-  *greatest_score = peak;
-  return sum(total);
+  if (i < n) {
+    const Vec x = keep(exp_negative(fma(factor, load(scores + i), shift)), zero(), n - i);
+    total = add(total, x);
+    store(weights + i, x);
+    i += kLanes;
+  }
+  for (; i < near; i += kLanes) store(weights + i, zero());
+  return total;
 }
 
 // ---- forward ----
 
-// A block of rows computes either on floats or on pairs of bfloat16 numbers. Both kinds know how to pack and multiply.
+// How the numbers of one product travel: as floats, or as pairs of bfloat16 numbers where the CPU multiplies those.
 template <class T>
-struct FloatBlocks {
-  float *panels, *values_copy, *queries, *scores;
-  const float* values;
-  int64_t width, padded;
-
-  FloatBlocks(Arena& arena, const Forward& p) : width(p.width), padded(round_up(p.width, kLanes)) {
-    const int64_t frames = round_up(p.frames, kLanes);
-    panels = arena.take<float>(frames * width);
-    values_copy = arena.take<float>(frames * padded);
-    queries = arena.take<float>(kTileRows * padded);
-    scores = arena.take<float>(kTileRows * frames);
+struct Floats {
+  using How = Plain;
+  using Weight = float;
+  static int64_t depth(int64_t n) { return n; }
+  static void pack_query(const T* q, int64_t width, float* to) { pack_rows(q, width, 1, width, to, width); }
+  static void pack_keys(const T* k, int64_t row, int64_t n, int64_t width, float* panels) {
+    pack_panels(k, row, n, width, panels);
   }
-
-  void pack(const T* k, int64_t k_row, const T* v, int64_t v_row, int64_t n) {
-    pack_panels(k, k_row, n, width, panels);
-    values = dense_rows(v, v_row, n, width, padded, values_copy);
-  }
-
-  void attend(const T* q, int64_t q_row, int64_t rows, int64_t n, const int64_t* sees, float scale, float* out,
-              float* totals, float* peaks) {
-    const float* from = dense_rows(q, q_row, rows, width, padded, queries);
-    const int64_t ld = round_up(n, kLanes);
-    multiply_deep(rows, {from, padded, 1, panels, kLanes, width * kLanes, scores, ld, width, ld / kLanes});
-    for (int64_t r = 0; r < rows; ++r) {
-      totals[r] = weigh(scores + r * ld, scores + r * ld, sees[r], ld, scale, peaks + r);
+  // rows (n, width) -> panels [width / kLanes][kChunk][kLanes], columns beyond width as 0.
+  static void pack_values(const T* v, int64_t row, int64_t n, int64_t width, float* panels) {
+    for (int64_t i = 0; i < n; ++i, v += row, panels += kLanes) {
+      float* to = panels;
+      int64_t d = 0;
+      for (; d + kLanes <= width; d += kLanes, to += kChunk * kLanes) store(to, load(v + d));
+      if (d < width) store(to, load_first(v + d, width - d));
     }
-    multiply_deep(rows, {scores, ld, 1, values, padded, kLanes, out, padded, n, padded / kLanes});
   }
 };
 
 #if defined(__AVX512BF16__)
 
-// Two rows of bfloat16 -> one row of pairs, (even row, odd row) in each lane. Either may be missing (null).
+// Two rows of bfloat16 -> one row of pairs, (even row, odd row) in each lane.
 inline Vec pair_up(__m256i even, __m256i odd) {
   const __m512i low = _mm512_cvtepu16_epi32(even), high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16);
   return _mm512_castsi512_ps(_mm512_or_si512(low, high));
@@ -283,71 +303,46 @@ inline __m256i bits_of(const BFloat16* p, int64_t n) {
   if (n >= kLanes) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm256_maskz_loadu_epi16(first(n), p);
 }
-
-// rows (n, width) -> [n / 2][padded] pairs of rows.
-void pack_row_pairs(const BFloat16* rows, int64_t row, int64_t n, int64_t width, float* pairs, int64_t padded) {
-  for (int64_t i = 0; i < n; i += 2, rows += 2 * row, pairs += padded) {
-    for (int64_t d = 0; d < padded; d += kLanes) {
-      const __m256i even = bits_of(rows + d, width - d);
-      store(pairs + d, pair_up(even, i + 1 < n ? bits_of(rows + row + d, width - d) : _mm256_setzero_si256()));
-    }
-  }
+// kLanes pairs, of which the first `left` numbers exist.
+inline Vec pairs_of(const BFloat16* p, int64_t left) {
+  if (left >= 2 * kLanes) return _mm512_loadu_ps(p);
+  return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16((1u << left) - 1, p));
 }
 
-struct PairBlocks {
-  float *panels, *values, *queries, *scores;
-  BFloat16* weights;
-  int64_t width, padded, depth;  // depth: pairs along D; an odd width ends in half a pair
-
-  PairBlocks(Arena& arena, const Forward& p)
-      : width(p.width), padded(round_up(p.width, kLanes)), depth((p.width + 1) / 2) {
-    const int64_t frames = round_up(p.frames, kLanes);
-    panels = arena.take<float>(frames * depth);
-    values = arena.take<float>(frames / 2 * padded);
-    queries = arena.take<float>(kTileRows * depth);
-    scores = arena.take<float>(kTileRows * frames);
-    weights = arena.take<BFloat16>(kTileRows * frames);
+struct PairsOfBFloat16 {
+  using How = Pairs;
+  using Weight = BFloat16;
+  static int64_t depth(int64_t n) { return (n + 1) / 2; }  // an odd number of them ends in half a pair
+  static void pack_query(const BFloat16* q, int64_t width, float* to) {
+    to[depth(width) - 1] = 0.0f;
+    std::memcpy(to, q, width * sizeof(BFloat16));
   }
-
-  void pack(const BFloat16* k, int64_t k_row, const BFloat16* v, int64_t v_row, int64_t n) {
-    // Pairs along D lie in memory as they are wanted: packing is the float one, on 32-bit lanes.
-    for (int64_t i = 0; i < n; i += kLanes) {
-      for (int64_t d = 0; d < depth; d += kLanes) {
+  // Pairs along D lie in memory as they are wanted: packing is the float one, on 32-bit lanes.
+  static void pack_keys(const BFloat16* k, int64_t row, int64_t n, int64_t width, float* panels) {
+    for (int64_t i = 0; i < n; i += kLanes, panels += depth(width) * kLanes) {
+      for (int64_t d = 0; d < depth(width); d += kLanes) {
         Vec x[kLanes];
-        for (int r = 0; r < kLanes; ++r) x[r] = i + r < n ? pairs_at(k + (i + r) * k_row, d) : zero();
+        for (int r = 0; r < kLanes; ++r) x[r] = i + r < n ? pairs_of(k + (i + r) * row + 2 * d, width - 2 * d) : zero();
         transpose(x);
-        for (int r = 0; r < kLanes && d + r < depth; ++r) store(panels + (i * depth + (d + r) * kLanes), x[r]);
+        for (int r = 0; r < kLanes && d + r < depth(width); ++r) store(panels + (d + r) * kLanes, x[r]);
       }
     }
-    pack_row_pairs(v, v_row, n, width, values, padded);
   }
-
-  // kLanes pairs of one row from pair d on.
-  Vec pairs_at(const BFloat16* row, int64_t d) const {
-    const int64_t left = width - 2 * d;
-    if (left >= 2 * kLanes) return _mm512_loadu_ps(row + 2 * d);
-    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16((1u << left) - 1, row + 2 * d));
-  }
-
-  void attend(const BFloat16* q, int64_t q_row, int64_t rows, int64_t n, const int64_t* sees, float scale, float* out,
-              float* totals, float* peaks) {
-    for (int64_t r = 0; r < rows; ++r) {
-      if (width % 2) queries[r * depth + depth - 1] = 0.0f;
-      std::memcpy(queries + r * depth, q + r * q_row, width * sizeof(BFloat16));
+  // rows (n, width) -> panels [width / kLanes][kChunk / 2][kLanes] of pairs of rows.
+  static void pack_values(const BFloat16* v, int64_t row, int64_t n, int64_t width, float* panels) {
+    for (int64_t i = 0; i < n; i += 2, v += 2 * row, panels += kLanes) {
+      float* to = panels;
+      for (int64_t d = 0; d < width; d += kLanes, to += kChunk / 2 * kLanes) {
+        const __m256i even = bits_of(v + d, width - d);
+        store(to, pair_up(even, i + 1 < n ? bits_of(v + row + d, width - d) : _mm256_setzero_si256()));
+      }
     }
-    const int64_t ld = round_up(n, kLanes);
-    multiply<Pairs, false>(rows, {queries, depth, 1, panels, kLanes, depth * kLanes, scores, ld, depth, ld / kLanes});
-    for (int64_t r = 0; r < rows; ++r) {
-      totals[r] = weigh(scores + r * ld, weights + r * ld, sees[r], ld, scale, peaks + r);
-    }
-    const float* a = reinterpret_cast<const float*>(weights);
-    multiply<Pairs, false>(rows, {a, ld / 2, 1, values, padded, kLanes, out, padded, (n + 1) / 2, padded / kLanes});
   }
 };
 
 #endif
 
-// Where a unit's query rows are: key head `group` of utterance `b`, positions begin ... end.
+// Where a unit's query rows are: key head `group` of utterance `b`, positions begin ... end of its heads.
 struct Unit {
   int64_t b, group, begin, end;
   Unit(const Forward& p, int64_t unit) {
@@ -358,157 +353,290 @@ struct Unit {
   }
 };
 
-template <class T, class Blocks>
-void forward_packed(const Forward& p, const Unit& at, Arena arena) {
-  Blocks blocks(arena, p);
-  float* out = arena.take<float>(kTileRows * blocks.padded);
-  const int64_t n_all = furthest(p, at.b, at.begin, at.end), share = p.heads / p.kv_heads;
-  if (n_all > 0) {
-    blocks.pack(row_of<T>(p.k, at.b, at.group, 0), p.k.row, row_of<T>(p.v, at.b, at.group, 0), p.v.row, n_all);
+// The rows of one unit, chunk after chunk of its keys.
+template <class T, class Form>
+struct ForwardUnit {
+  using How = typename Form::How;
+  using Weight = typename Form::Weight;
+  const Forward& p;
+  const int64_t share, most_rows, depth, padded;
+  float *keys, *values, *scores, *queries, *sums, *totals, *peaks;
+  int64_t* sees;
+  const T *next_key, *next_value;  // while a chunk is computed with, the rows of the next one are asked for
+  int64_t to_fetch = 0;
+
+  ForwardUnit(Arena& arena, const Forward& problem)
+      : p(problem),
+        share(p.heads / p.kv_heads),
+        most_rows(share * p.positions),
+        depth(Form::depth(p.width)),
+        padded(round_up(p.width, kLanes)) {
+    keys = arena.take<float>(kChunk * depth);
+    values = arena.take<float>(Form::depth(kChunk) * padded);
+    scores = arena.take<float>(kBand * kChunk);
+    queries = arena.take<float>(most_rows * depth);
+    sums = arena.take<float>(most_rows * padded);
+    totals = arena.take<float>(most_rows * kLanes);
+    peaks = arena.take<float>(most_rows);
+    sees = arena.take<int64_t>(most_rows);
   }
-  for (int64_t h = at.group * share; h < (at.group + 1) * share; ++h) {
-    float* lse = p.lse + (at.b * p.heads + h) * p.positions;
-    for (int64_t u = at.begin; u < at.end; u += kTileRows) {
-      const int64_t rows = least(kTileRows, at.end - u), n = furthest(p, at.b, u, u + rows);
-      int64_t sees[kTileRows];
-      float totals[kTileRows], peaks[kTileRows];
-      for (int64_t r = 0; r < rows; ++r) sees[r] = seen(p, at.b, u + r);
-      if (n > 0) {
-        blocks.attend(row_of<T>(p.q, at.b, h, u), p.q.row, rows, n, sees, p.scale, out, totals, peaks);
+
+  void run(const Unit& at) {
+    const int64_t span = at.end - at.begin, rows = share * span;
+    int64_t all = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t h = at.group * share + i / span, u = at.begin + i % span;
+      all = most(all, sees[i] = seen(p, at.b, u));
+      peaks[i] = -INFINITY;
+      Form::pack_query(row_of<T>(p.q, at.b, h, u), p.width, queries + i * depth);
+    }
+    write_zeros(sums, rows * padded);
+    write_zeros(totals, rows * kLanes);
+    for (int64_t start = 0; start < all; start += kChunk) {
+      const int64_t n = least(kChunk, all - start);
+      Form::pack_keys(row_of<T>(p.k, at.b, at.group, start), p.k.row, n, p.width, keys);
+      Form::pack_values(row_of<T>(p.v, at.b, at.group, start), p.v.row, n, p.width, values);
+      to_fetch = least(kChunk, all - start - n);
+      next_key = row_of<T>(p.k, at.b, at.group, start + n), next_value = row_of<T>(p.v, at.b, at.group, start + n);
+      for (int64_t i = 0; i < rows; i += kBand) attend(i, least(kBand, rows - i), start);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t h = at.group * share + i / span, u = at.begin + i % span;
+      T* to = row_of<T>(p.out, at.b, h, u);
+      float* lse = p.lse + (at.b * p.heads + h) * p.positions + u;
+      if (sees[i] == 0) {
+        write_zeros(to, p.width);
+        *lse = INFINITY;
+      } else {
+        const float total = sum(load(totals + i * kLanes));
+        write_row(to, sums + i * padded, p.width, 1.0f / total);
+        *lse = peaks[i] + std::log(total);
       }
-      for (int64_t r = 0; r < rows; ++r) {
-        T* to = row_of<T>(p.out, at.b, h, u + r);
-        if (sees[r] == 0) {
-          write_zeros(to, p.width);
-          lse[u + r] = INFINITY;
-        } else {
-          write_row(to, out + r * blocks.padded, p.width, 1.0f / totals[r]);
-          lse[u + r] = peaks[r] + std::log(totals[r]);
-        }
+    }
+  }
+
+  void fetch_more() {
+    if (to_fetch == 0) return;
+    fetch(next_key, p.k.row, 1, p.width), fetch(next_value, p.v.row, 1, p.width);
+    next_key += p.k.row, next_value += p.v.row, --to_fetch;
+  }
+
+  // Folds row i's scores for the chunk into its softmax: they become weights, and what was summed before shrinks to the
+  // new peak.
+  void weigh_row(int64_t i, float* row, int64_t start, int64_t near) {
+    const int64_t n = most(0, least(kChunk, sees[i] - start));
+    const float peak = greatest_score(row, n, p.scale, peaks[i]);
+    float *total = totals + i * kLanes, *to = sums + i * padded;
+    if (peak > peaks[i]) {
+      const Vec shrink = exp_negative(splat(peaks[i] - peak));
+      store(total, mul(shrink, load(total)));
+      for (int64_t d = 0; d < padded; d += kLanes) store(to + d, mul(shrink, load(to + d)));
+      peaks[i] = peak;
+    }
+    store(total, add(load(total), weigh(row, reinterpret_cast<Weight*>(row), n, near, p.scale, peak)));
+  }
+
+  // Rows begin ... begin + count meet the chunk of keys from `start` on. A group of panels stays in the nearest cache
+  // while all of these rows pass over it.
+  void attend(int64_t begin, int64_t count, int64_t start) {
+    int64_t near[kBand / kTileRows];  // keys of this chunk that a slice of kTileRows rows goes through
+    int64_t all = 0;
+    for (int64_t r = 0; r < count; r += kTileRows) {
+      int64_t n = 0;
+      for (int64_t i = r; i < least(count, r + kTileRows); ++i) n = most(n, sees[begin + i]);
+      all = most(all, near[r / kTileRows] = most(0, least(kChunk, n - start)));
+    }
+    const auto near_of = [&](int64_t r) { return near[r / kTileRows]; };
+    for (int64_t at = 0; at < all; at += kTileVecs * kLanes) {
+      for (int64_t r = 0; r < count; r += kTileRows) {
+        const int64_t left = near_of(r) - at;
+        if (left <= 0) continue;
+        fetch_more();
+        const int64_t vecs = least(kTileVecs, (left + kLanes - 1) / kLanes);
+        multiply_deep<How>(least(kTileRows, count - r),
+                           {queries + (begin + r) * depth, depth, 1, keys + at * depth, kLanes, depth * kLanes,
+                            scores + r * kChunk + at, kChunk, depth, vecs});
       }
+    }
+    for (int64_t r = 0; r < count; ++r) weigh_row(begin + r, scores + r * kChunk, start, near_of(r));
+    for (int64_t at = 0, vecs; at < padded / kLanes; at += vecs) {
+      vecs = next_vecs(padded / kLanes - at);
+      for (int64_t r = 0; r < count; r += kTileRows) {
+        if (near_of(r) == 0) continue;
+        fetch_more();
+        multiply<How, true>(least(kTileRows, count - r),
+                            {scores + r * kChunk, kChunk, 1, values + at * Form::depth(kChunk) * kLanes, kLanes,
+                             Form::depth(kChunk) * kLanes, sums + (begin + r) * padded + at * kLanes, padded,
+                             Form::depth(near_of(r)), vecs});
+      }
+    }
+  }
+};
+
+// A few rows: keys and values are read once, where they lie, and all rows use them then. Needs a width of whole
+// vectors.
+constexpr int64_t kFewKeys = 8;  // keys that all rows use before the next are read
+
+// scores[i][j] = queries[i] . keys[j] of kRows queries and n keys.
+template <class T, int kRows>
+inline void score_keys(const float* queries, const T* k, int64_t row, int64_t n, int64_t width, float* scores,
+                       int64_t ld) {
+  constexpr int kKeys = 4;  // as many chains of additions run side by side, for each row
+  for (int64_t j = 0; j < n; j += kKeys) {
+    const T* key[kKeys];
+    Vec c[kRows][kKeys];
+#pragma GCC unroll 4
+    for (int x = 0; x < kKeys; ++x) {
+      key[x] = k + least(j + x, n - 1) * row;
+#pragma GCC unroll 2
+      for (int r = 0; r < kRows; ++r) c[r][x] = zero();
+    }
+    for (int64_t d = 0; d < width; d += kLanes) {
+      Vec q[kRows];
+#pragma GCC unroll 2
+      for (int r = 0; r < kRows; ++r) q[r] = load(queries + r * width + d);
+#pragma GCC unroll 4
+      for (int x = 0; x < kKeys; ++x) {
+        const Vec y = load(key[x] + d);
+#pragma GCC unroll 2
+        for (int r = 0; r < kRows; ++r) c[r][x] = fma(q[r], y, c[r][x]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int x = 0; x < kKeys; ++x) scores[r * ld + j + x] = sum(c[r][x]);  // ld has room for the last four
     }
   }
 }
 
-// A few rows: keys and values are read once, where they lie. Needs a width of whole vectors.
+// Adds the weighted values of n keys to kVecs vectors of one row's sums.
 template <class T, int kVecs>
-inline void mix_values(const T* v, int64_t row, int64_t n, const float* weights, float factor, T* to) {
+inline void add_values(const T* v, int64_t row, int64_t n, const float* weights, float* sums) {
   Vec c[kVecs];
 #pragma GCC unroll 8
-  for (int j = 0; j < kVecs; ++j) c[j] = zero();
+  for (int j = 0; j < kVecs; ++j) c[j] = load(sums + j * kLanes);
   for (int64_t i = 0; i < n; ++i, v += row) {
     const Vec w = splat(weights[i]);
 #pragma GCC unroll 8
     for (int j = 0; j < kVecs; ++j) c[j] = fma(w, load(v + j * kLanes), c[j]);
-    const char* ahead = reinterpret_cast<const char*>(v + kPrefetchRows * row);
-#pragma GCC unroll 8
-    for (size_t line = 0; line < kVecs * kLanes * sizeof(T); line += 64) __builtin_prefetch(ahead + line);
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < kVecs; ++j) store(to + j * kLanes, mul(splat(factor), c[j]));
+  for (int j = 0; j < kVecs; ++j) store(sums + j * kLanes, c[j]);
 }
 
 template <class T>
-void forward_few(const Forward& p, const Unit& at, Arena arena) {
-  const int64_t ld = round_up(p.frames, kLanes), share = p.heads / p.kv_heads, rows = at.end - at.begin;
-  float* queries = arena.take<float>(kFewRows * p.width);
-  float* scores = arena.take<float>(kFewRows * ld);
-  const T *k = row_of<T>(p.k, at.b, at.group, 0), *v = row_of<T>(p.v, at.b, at.group, 0);
-  const int64_t count = rows * share, n_all = furthest(p, at.b, at.begin, at.end);
-  for (int64_t i = 0; i < count; ++i) {
-    const T* q = row_of<T>(p.q, at.b, at.group * share + i / rows, at.begin + i % rows);
-    pack_rows(q, p.width, 1, p.width, queries + i * p.width, p.width);
+struct FewRows {
+  const Forward& p;
+  const int64_t share, ld;
+  float *queries, *scores, *sums;
+
+  FewRows(Arena& arena, const Forward& problem)
+      : p(problem), share(p.heads / p.kv_heads), ld(round_up(p.frames, most(kLanes, kFewKeys))) {
+    queries = arena.take<float>(kFewRows * p.width);
+    scores = arena.take<float>(kFewRows * ld);
+    sums = arena.take<float>(kFewRows * p.width);
   }
-  constexpr int kKeys = 4;  // as many chains of additions run side by side
-  for (int64_t j = 0; j < n_all; j += kKeys) {
-    const T* key[kKeys];
-    for (int r = 0; r < kKeys; ++r) {
-      key[r] = k + least(j + r, n_all - 1) * p.k.row;
-      const char* ahead = reinterpret_cast<const char*>(key[r] + kPrefetchRows * p.k.row);
-      for (size_t line = 0; line < p.width * sizeof(T); line += 64) __builtin_prefetch(ahead + line);
+
+  void run(const Unit& at) {
+    const int64_t span = at.end - at.begin, rows = share * span, width = p.width;
+    int64_t sees[kFewRows], all = 0;
+    float totals[kFewRows];
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t u = at.begin + i % span;
+      all = most(all, sees[i] = seen(p, at.b, u));
+      pack_rows(row_of<T>(p.q, at.b, at.group * share + i / span, u), width, 1, width, queries + i * width, width);
     }
-    for (int64_t i = 0; i < count; ++i) {
-      Vec c[kKeys] = {zero(), zero(), zero(), zero()};
-      for (int64_t d = 0; d < p.width; d += kLanes) {
-        const Vec x = load(queries + i * p.width + d);
-#pragma GCC unroll 4
-        for (int r = 0; r < kKeys; ++r) c[r] = fma(x, load(key[r] + d), c[r]);
+    const T* k = row_of<T>(p.k, at.b, at.group, 0);
+    for (int64_t j = 0; j < all; j += kFewKeys, k += kFewKeys * p.k.row) {
+      fetch(k + kPrefetchRows * p.k.row, p.k.row, kFewKeys, width);
+      const int64_t n = least(kFewKeys, all - j);
+      int64_t i = 0;
+      for (; i + 2 <= rows; i += 2)
+        score_keys<T, 2>(queries + i * width, k, p.k.row, n, width, scores + i * ld + j, ld);
+      if (i < rows) score_keys<T, 1>(queries + i * width, k, p.k.row, n, width, scores + i * ld + j, ld);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t h = at.group * share + i / span, u = at.begin + i % span;
+      float* row = scores + i * ld;
+      const float peak = greatest_score(row, sees[i], p.scale, -INFINITY);
+      totals[i] = sum(weigh(row, row, sees[i], sees[i], p.scale, peak));
+      p.lse[(at.b * p.heads + h) * p.positions + u] = sees[i] == 0 ? INFINITY : peak + std::log(totals[i]);
+    }
+    write_zeros(sums, rows * width);
+    const T* v = row_of<T>(p.v, at.b, at.group, 0);
+    for (int64_t j = 0; j < all; j += kFewKeys, v += kFewKeys * p.v.row) {
+      fetch(v + kPrefetchRows * p.v.row, p.v.row, kFewKeys, width);
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t n = most(0, least(kFewKeys, sees[i] - j));
+        const float* weights = scores + i * ld + j;
+        float* to = sums + i * width;
+        int64_t d = 0;
+        for (; d + 8 * kLanes <= width; d += 8 * kLanes) add_values<T, 8>(v + d, p.v.row, n, weights, to + d);
+        for (; d + 4 * kLanes <= width; d += 4 * kLanes) add_values<T, 4>(v + d, p.v.row, n, weights, to + d);
+        for (; d < width; d += kLanes) add_values<T, 1>(v + d, p.v.row, n, weights, to + d);
       }
-      for (int r = 0; r < kKeys; ++r) scores[i * ld + j + r] = sum(c[r]);  // ld has room for the last four
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      T* to = row_of<T>(p.out, at.b, at.group * share + i / span, at.begin + i % span);
+      if (sees[i] == 0) {
+        write_zeros(to, width);
+      } else {
+        write_row(to, sums + i * width, width, 1.0f / totals[i]);
+      }
     }
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t h = at.group * share + i / rows, u = at.begin + i % rows, n = seen(p, at.b, u);
-    T* to = row_of<T>(p.out, at.b, h, u);
-    float peak, *lse = p.lse + (at.b * p.heads + h) * p.positions + u;
-    if (n == 0) {
-      write_zeros(to, p.width);
-      *lse = INFINITY;
-      continue;
-    }
-    const float total = weigh(scores + i * ld, scores + i * ld, n, ld, p.scale, &peak), factor = 1.0f / total;
-    *lse = peak + std::log(total);
-    int64_t d = 0;
-    const float* weights = scores + i * ld;
-    for (; d + 8 * kLanes <= p.width; d += 8 * kLanes) mix_values<T, 8>(v + d, p.v.row, n, weights, factor, to + d);
-    for (; d + 4 * kLanes <= p.width; d += 4 * kLanes) mix_values<T, 4>(v + d, p.v.row, n, weights, factor, to + d);
-    for (; d < p.width; d += kLanes) mix_values<T, 1>(v + d, p.v.row, n, weights, factor, to + d);
-  }
-}
+};
 
 inline bool few(const Forward& p) { return p.positions * (p.heads / p.kv_heads) <= kFewRows && p.width % kLanes == 0; }
 
-template <class T, class Blocks>
+template <class T, class Form>
 size_t forward_space(const Forward& p) {
   Arena arena{nullptr};
   if (few(p)) {
-    arena.take<float>(kFewRows * p.width);
-    arena.take<float>(kFewRows * round_up(p.frames, kLanes));
+    const FewRows<T> counted(arena, p);
   } else {
-    const Blocks blocks(arena, p);
-    arena.take<float>(kTileRows * blocks.padded);
+    const ForwardUnit<T, Form> counted(arena, p);
   }
   return arena.used;
 }
 
-template <class T, class Blocks>
+template <class T, class Form>
 void forward_as(const Forward& p, int64_t begin, int64_t end, void* workspace) {
   for (int64_t unit = begin; unit < end; ++unit) {
     const Unit at(p, unit);
-    const Arena arena{static_cast<char*>(workspace)};
+    Arena arena{static_cast<char*>(workspace)};
     if (few(p)) {
-      forward_few<T>(p, at, arena);
+      FewRows<T>(arena, p).run(at);
     } else {
-      forward_packed<T, Blocks>(p, at, arena);
+      ForwardUnit<T, Form>(arena, p).run(at);
     }
   }
 }
 
 #if defined(__AVX512BF16__)
-using BFloat16Blocks = PairBlocks;
+using BFloat16Form = PairsOfBFloat16;
 #else
-using BFloat16Blocks = FloatBlocks<BFloat16>;
+using BFloat16Form = Floats<BFloat16>;
 #endif
 
 size_t forward_bytes(const Forward& p) {
   switch (p.scalar) {
     case Scalar::kFloat:
-      return forward_space<float, FloatBlocks<float>>(p);
+      return forward_space<float, Floats<float>>(p);
     case Scalar::kBFloat16:
-      return forward_space<BFloat16, BFloat16Blocks>(p);
+      return forward_space<BFloat16, BFloat16Form>(p);
     default:
-      return forward_space<Half, FloatBlocks<Half>>(p);
+      return forward_space<Half, Floats<Half>>(p);
   }
 }
 
 void forward(const Forward& p, int64_t begin, int64_t end, void* workspace) {
   switch (p.scalar) {
     case Scalar::kFloat:
-      return forward_as<float, FloatBlocks<float>>(p, begin, end, workspace);
+      return forward_as<float, Floats<float>>(p, begin, end, workspace);
     case Scalar::kBFloat16:
-      return forward_as<BFloat16, BFloat16Blocks>(p, begin, end, workspace);
+      return forward_as<BFloat16, BFloat16Form>(p, begin, end, workspace);
     default:
-      return forward_as<Half, FloatBlocks<Half>>(p, begin, end, workspace);
+      return forward_as<Half, Floats<Half>>(p, begin, end, workspace);
   }
 }
 
@@ -586,12 +714,14 @@ struct BackwardUnit {
   void few_rows(int64_t b, int64_t h, int64_t u, int64_t rows, const float* q, const float* grad, float* weight,
                 float* slope, int64_t ld, const float* keys) {
     const int64_t n = furthest(p, b, u, u + rows), near = round_up(n, kLanes);
-    multiply_deep(rows, {q, padded, 1, key_panels, kLanes, p.width * kLanes, weight, ld, p.width, near / kLanes});
-    multiply_deep(rows, {grad, padded, 1, value_panels, kLanes, p.width * kLanes, slope, ld, p.width, near / kLanes});
+    multiply_deep<Plain>(rows,
+                         {q, padded, 1, key_panels, kLanes, p.width * kLanes, weight, ld, p.width, near / kLanes});
+    multiply_deep<Plain>(rows,
+                         {grad, padded, 1, value_panels, kLanes, p.width * kLanes, slope, ld, p.width, near / kLanes});
     const float* lse = p.lse + (b * p.heads + h) * p.positions + u;
     for (int64_t r = 0; r < rows; ++r) softmax_slopes(weight + r * ld, slope + r * ld, seen(p, b, u + r), ld, lse[r]);
     if (n > 0) {
-      multiply_deep(rows, {slope, ld, 1, keys, padded, kLanes, dq, padded, n, padded / kLanes});
+      multiply_deep<Plain>(rows, {slope, ld, 1, keys, padded, kLanes, dq, padded, n, padded / kLanes});
     }
     for (int64_t r = 0; r < rows; ++r) {
       T* to = row_of<T>(p.dq, b, h, u + r);

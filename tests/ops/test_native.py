@@ -31,7 +31,7 @@ def case(dtype=torch.float32, *, h=4, h_kv=2, u=40, f=150, d=64):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 3, 40, 130])
+@pytest.mark.parametrize("rows", [1, 3, 7, 40, 130])
 def test_error_is_at_most_twice_that_of_pytorch(dtype, rows):
     problem = case(dtype, u=rows)
     problem.visible[:, -1] = 150
@@ -147,7 +147,33 @@ def test_what_is_out_of_sight_is_never_read():
     assert torch.equal(ours, staircase_attention(problem.q, problem.k, problem.v, visible))
 
 
-@pytest.mark.parametrize("u", [2, 8])
+@pytest.mark.parametrize("frames", [95, 96, 97, 192, 200])
+def test_chunks_of_keys_meet_seamlessly(frames):
+    """A row may see into any chunk, in any order of rows, and its greatest score may come first or last."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 1, frames + 1, 16), torch.randn(1, 1, frames, 16), torch.randn(1, 1, frames, 16)
+    k *= torch.linspace(0.1, 4, frames)[:, None]
+    for keys in (k, k.flip(2)):
+        visible = torch.randperm(frames + 1, dtype=torch.int32)[None]
+        exact = reference.staircase_attention(q.double(), keys.double(), v.double(), visible)
+        torch.testing.assert_close(staircase_attention(q, keys, v, visible).double(), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_few_rows_see_their_own_lengths():
+    """Decoding: streams of a batch are differently long, and what one sees is not read for another."""
+    q, k, v = torch.randn(3, 2, 4, 32), torch.randn(3, 1, 50, 32), torch.randn(3, 1, 50, 32)
+    visible = torch.tensor([[0, 1, 2, 3], [50, 7, 0, 50], [-5, 9, 60, 8]], dtype=torch.int32)
+    out = staircase_attention(q, k, v, visible)
+    torch.testing.assert_close(out, reference.staircase_attention(q, k, v, visible))
+    for b in range(3):
+        for u in range(4):
+            alone = staircase_attention(
+                q[b : b + 1, :, u : u + 1], k[b : b + 1], v[b : b + 1], visible[b, u].view(1, 1)
+            )
+            torch.testing.assert_close(out[b, :, u], alone[0, :, 0])
+
+
+@pytest.mark.parametrize("u", [2, 8, 20])
 def test_nan_and_infinity_come_through(u):
     problem = case(u=u, f=20, d=32, h=1, h_kv=1)
     visible = torch.full((2, u), 20, dtype=torch.int32)

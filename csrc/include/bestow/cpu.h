@@ -47,8 +47,8 @@ struct Kernels {
   void (*backward)(const Backward&, int64_t begin, int64_t end, void* workspace);
 };
 
-// Below this many query rows per key head, keys are read once as they lie instead of being packed.
-constexpr int64_t kFewRows = 4;
+// Up to this many query rows per key head, keys are read once as they lie instead of being packed.
+constexpr int64_t kFewRows = 8;
 
 // The best kernels this CPU can run, or those that BESTOW_CPU_ISA names. Null when it names none that can run here.
 const Kernels* kernels();
