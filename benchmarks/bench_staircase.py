@@ -3,9 +3,11 @@
     python benchmarks/bench_staircase.py --threads 2 --out staircase.json
 
 Every round times all contestants one after the other; a ratio is the median over rounds of (best peer's time / ours).
-Peers: SDPA with a dense mask, and the plain products with a masked softmax; where every row sees everything also SDPA
-without a mask. Visible lengths cover the full range: a quarter of the rows is prompt and sees nothing, the others rise
-to all frames. With one thread the clock is this process's CPU time, so that other work on the machine matters less.
+Peers: SDPA with a dense mask, by torch's choice and by its math backend; the plain products with a masked softmax;
+where every row sees everything also SDPA without a mask; with --flex, for forward passes, compiled FlexAttention at two
+block sizes (it has no backward pass on CPU, and each line compiles for a minute). Visible lengths cover the full range:
+a quarter of the rows is prompt and sees nothing, the others rise to all frames. With one thread the clock is this
+process's CPU time, so that other work on the machine matters less.
 """
 
 import argparse
@@ -21,10 +23,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from espnet_bestow.ops import native, staircase_attention
 
 HEADS = 16
+WHAT = ("forward", "forward + backward", "nothing to skip", "one query", "four queries")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -51,18 +56,29 @@ def staircase(batch: int, positions: int, frames: int) -> Tensor:
     return torch.cat([torch.zeros(prompt), answer]).int().expand(batch, -1).contiguous()
 
 
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
 def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """The products written out; rows without any key are put to 0."""
-    scores = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).masked_fill(~mask, float("-inf"))
-    return scores.softmax(-1).nan_to_num(0.0) @ v
+    """The products written out, masked in place; rows without any key are put to 0."""
+    scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
+    scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    return (scores.softmax(-1) @ v).masked_fill(~mask.any(-1, keepdim=True), 0.0)
 
 
-def contestants(visible: Tensor, frames: int) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+def math_backend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """SDPA as torch composes it from other ops."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def contestants(visible: Tensor, frames: int) -> dict[str, Attention]:
     """Ours and its peers, each (q, k, v) -> out."""
     mask = (torch.arange(frames) < visible.unsqueeze(-1)).unsqueeze(1)  # (B, 1, U, F)
     found = {
         "ours": lambda q, k, v: staircase_attention(q, k, v, visible),
         "sdpa mask": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask),
+        "sdpa math": lambda q, k, v: math_backend(q, k, v, mask),
         "plain": lambda q, k, v: plain(q, k, v, mask),
     }
     if bool(mask.all()):
@@ -70,10 +86,26 @@ def contestants(visible: Tensor, frames: int) -> dict[str, Callable[[Tensor, Ten
     return found
 
 
-def measure(what: str, dtype: str, batch: int, visible: Tensor, frames: int, width: int, rounds: int) -> Row:
+def flexible(visible: Tensor, frames: int) -> dict[str, Attention]:
+    """FlexAttention at its block sizes; the block mask counts as known beforehand."""
+    batch, positions = visible.shape
+    found: dict[str, Attention] = {}
+    for block in (32, 128):
+        compiled = torch.compile(flex_attention, dynamic=False)
+        mask = create_block_mask(
+            lambda b, _, u, f: f < visible[b, u], batch, None, positions, frames, device="cpu", BLOCK_SIZE=block
+        )
+        found[f"flex {block}"] = lambda q, k, v, run=compiled, mask=mask: run(q, k, v, block_mask=mask)  # type: ignore[misc]
+    return found
+
+
+def measure(
+    what: str, dtype: str, visible: Tensor, frames: int, width: int, rounds: int, contest: dict[str, Attention]
+) -> Row:
     """Times all contestants in turns. Inputs change from round to round, so that they come from memory."""
+    batch = visible.shape[0]
     positions, backward = visible.shape[1], what.endswith("backward")
-    copies = 4 if positions == 1 else 1
+    copies = 4 if positions <= 4 else 1
     inputs = [
         [
             torch.randn(batch, HEADS, n, width, dtype=DTYPES[dtype], requires_grad=backward)
@@ -85,12 +117,13 @@ def measure(what: str, dtype: str, batch: int, visible: Tensor, frames: int, wid
     times: dict[str, list[float]] = {}
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for turn in range(rounds + 1):
-        for name, attention in contestants(visible, frames).items():
+        for name, attention in contest.items():
             q, k, v = inputs[turn % copies]
             start = clock()
             out = attention(q, k, v)
             if backward:
                 torch.autograd.grad(out, (q, k, v), grad)
+            del out
             if turn:  # the first is for warming up
                 times.setdefault(name, []).append(1e3 * (clock() - start))
     ours = times.pop("ours")
@@ -107,6 +140,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--flex", action="store_true", help="FlexAttention too")
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
     if native is None:
@@ -115,15 +152,16 @@ def main() -> None:
     torch.manual_seed(0)
     rows = []
     print(f"{'what':18} dtype  B    U    F   D density     ours     best peer   ratio", flush=True)
-    for what, dtype, batch, width in product(
-        ("forward", "forward + backward", "nothing to skip", "one query"), DTYPES, args.batches, (64, 128)
-    ):
+    for what, dtype, batch, width in product(args.what, args.dtypes, args.batches, args.widths):
         visible = staircase(batch, 128, 750)
         if what == "nothing to skip":
             visible = torch.full_like(visible, 750)
-        elif what == "one query":
-            visible = torch.full((batch, 1), 750, dtype=torch.int32)
-        row = measure(what, dtype, batch, visible, 750, width, args.rounds)
+        elif what in ("one query", "four queries"):
+            visible = torch.full((batch, 1 if what == "one query" else 4), 750, dtype=torch.int32)
+        contest = contestants(visible, 750)
+        if args.flex and "backward" not in what:
+            contest |= flexible(visible, 750)
+        row = measure(what, dtype, visible, 750, width, args.rounds, contest)
         best = min(row.peers, key=row.peers.__getitem__)
         print(
             f"{what:18} {dtype} {batch:4} {row.positions:4} {row.frames:4} {width:3} {row.density:7.2f} "
