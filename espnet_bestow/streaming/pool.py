@@ -55,16 +55,17 @@ class Pool:
             self._stand_up(segment)
 
     @torch.no_grad()
-    def step(self) -> bool:
-        """One round for every session that can go on; False when there is none."""
+    def step(self) -> list[Session]:
+        """One round for every session that can go on; these sessions, none if all of them wait for audio."""
         started = time.perf_counter()
         turns = [(session, segment) for session in self.sessions if (segment := session.front) is not None]
         active = self._hear(turns)
         active += self._read_and_think(turns)
         spent = time.perf_counter() - started
-        for session in {id(session): session for session, _ in active}.values():
+        went_on = list({id(session): session for session, _ in active}.values())
+        for session in went_on:
             session.clock.spend(spent)
-        return bool(active)
+        return went_on
 
     # Hearing
 
