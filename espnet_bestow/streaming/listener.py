@@ -62,6 +62,9 @@ class Listener(ABC):
         hop: samples per encoder frame (1280 is 80 ms at 16 kHz).
     """
 
+    ahead = 0
+    """How many next requests of a session are best answered with the present one, if their audio has come."""
+
     def __init__(self, sample_rate: int, hop: int):
         self.sample_rate = sample_rate
         self.hop = hop
@@ -105,6 +108,9 @@ class RecomputedListener(Listener):
         right_context: frames encoded beyond those that are shown.
         shortest: samples below which audio has no frames at all (frontends fail on less).
     """
+
+    ahead = 3
+    """A small encoder takes hardly longer for a few beginnings than for one."""
 
     def __init__(
         self,

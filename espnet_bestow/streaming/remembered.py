@@ -51,5 +51,5 @@ class RememberingListener(RecomputedListener):
             feats[row, :begin] = ear.frames(begin)
             feats[row, begin : begin + len(frames)] = frames
             if (complete := self.logmel.complete(end)) > ear.heard:
-                ear.append(frames[: complete - begin])
+                ear.append(frames[ear.heard - begin : complete - begin])  # an ear may be in several rows
         return self.encode(feats, torch.tensor(lengths))

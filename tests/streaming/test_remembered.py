@@ -92,6 +92,16 @@ def test_what_was_heard_before_changes_nothing(listeners, ended):
     torch.testing.assert_close(listener.hear([(ear, 8)])[0], late, rtol=0, atol=1e-5)
 
 
+def test_several_beginnings_of_one_talk_fit_in_one_call(listeners):
+    audio = 0.1 * torch.randn(20_000)
+    ear, other = (pushed(listener, audio) for listener in listeners)
+    for asked in ([2, 4, 5], [7, 8]):
+        found = listeners[0].hear([(ear, frames) for frames in asked])
+        expected = listeners[1].hear([(other, frames) for frames in asked])
+        for one, another in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, another, rtol=0, atol=1e-5)
+
+
 def test_too_little_audio_has_no_frames(listeners):
     listener, _ = listeners
     assert len(listener.hear([(pushed(listener, torch.zeros(1_500), ended=True), EVERYTHING)])[0]) == 0
