@@ -60,7 +60,10 @@ class Features(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) -> (B, T, 80)."""
-        feats, lengths = self.extract(waveform, lengths)
+        return self.refine(*self.extract(waveform, lengths))
+
+    def refine(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What follows :meth:`extract`: (B, T, 80) -> (B, T, 80), of a pre-encoder less and wider."""
         if self.specaug is not None and self.training:
             feats, lengths = self.specaug(feats, lengths)
         if self.normalize is not None:
@@ -144,6 +147,12 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         """See BestowModel."""
         speech = super().encode(waveform, lengths)
         return Speech(final(speech.frames), speech.lengths)
+
+    def encode_extracted(self, feats: Tensor, lengths: Tensor) -> Speech:
+        """:meth:`encode` from what :meth:`Features.extract` makes of a waveform: feats (B, T, 80), lengths (B,)."""
+        assert isinstance(self.features, Features)
+        frames, frame_lengths, _ = self.encoder(*self.features.refine(feats, lengths))
+        return Speech(final(frames), frame_lengths)
 
     def collect_feats(self, speech: Tensor, speech_lengths: Tensor, **_: Tensor) -> dict[str, Tensor]:
         """Statistics for global_mvn."""

@@ -18,9 +18,11 @@ from espnet_bestow.preprocess import BadUtteranceError, check_speech
 from espnet_bestow.prompt import PromptTemplate
 from espnet_bestow.streaming.cache_aware import CacheAwareListener
 from espnet_bestow.streaming.contextual_block import ChunkedListener
+from espnet_bestow.streaming.features import LogMel
 from espnet_bestow.streaming.listener import RIGHT_CONTEXT, Listener, RecomputedListener, samples_per_frame
 from espnet_bestow.streaming.policies import Policy, build_policy
 from espnet_bestow.streaming.pool import Pool
+from espnet_bestow.streaming.remembered import RememberingListener
 from espnet_bestow.streaming.session import Session, SessionOptions
 
 Audio = str | Path | np.ndarray | Tensor
@@ -160,8 +162,15 @@ class Speech2Text:
         def encode(waveform: Tensor, lengths: Tensor) -> Speech:
             return self.model.encode(waveform.to(self.device), lengths.to(self.device))
 
+        @torch.inference_mode()
+        def encode_extracted(feats: Tensor, lengths: Tensor) -> Speech:
+            return self.model.encode_extracted(feats, lengths.to(self.device))
+
         hop = samples_per_frame(encode, self.sample_rate)
         shortest = round(SHORTEST * self.sample_rate)
+        frontend = self.model.features.frontend
+        if LogMel.suits(frontend):
+            return RememberingListener(LogMel(frontend), encode_extracted, hop, right_context, shortest)
         return RecomputedListener(encode, self.sample_rate, hop, right_context, shortest)
 
     def pool(self, listener: Listener | None = None) -> Pool:

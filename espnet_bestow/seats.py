@@ -8,6 +8,7 @@ smaller length, since slots beyond it are never seen and are written again.
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,7 +23,17 @@ class Placement:
     total: int  # N, slots in use afterwards
     leading: bool  # whether the seats are 0, 1, ..., B - 1, so that reading needs no copy
 
-    @property
+    @cached_property  # every layer writes to these
+    def index(self) -> tuple[Tensor, Tensor]:
+        """(B, 1) and (B, U): where in a tensor (R, N, ...) the new positions go."""
+        return self.rows[:, None], self.slots
+
+    @cached_property
+    def rows_in_use(self) -> int:
+        """The fewest rows that a tensor needs for these seats."""
+        return int(self.rows.max()) + 1
+
+    @cached_property
     def allowed(self) -> Tensor:
         """(B, U, N) bool: each position sees itself and what is before it."""
         return torch.arange(self.total, device=self.slots.device) <= self.slots[..., None]
@@ -81,8 +92,8 @@ class SeatBuffer:
 
     def write(self, at: Placement, new: Tensor) -> Tensor:
         """Puts ``new`` (B, U, ...) in its slots; returns all of these seats, (B, N, ...)."""
-        data = self._reserve(int(at.rows.max()) + 1, at.total, new)
-        data[at.rows[:, None], at.slots] = new.to(data.dtype)
+        data = self._reserve(at.rows_in_use, at.total, new)
+        data[at.index] = new.to(data.dtype)
         return self.read(at)
 
     def read(self, at: Placement) -> Tensor:

@@ -37,6 +37,7 @@ from espnet_bestow.encoders import (
     StreamingFastConformerEncoder,
     WhisperLogMelFrontend,
 )
+from espnet_bestow.encoders.depthwise import quicken_depthwise
 from espnet_bestow.espnet_model import EncoderChain, ESPnetBestowModel, Features
 from espnet_bestow.llm.causal_lm import CausalLM, FrozenCausalLM
 from espnet_bestow.llm.lora import LoRACausalLM
@@ -244,6 +245,7 @@ class BestowTask(ASRTask):
     @classmethod
     def _build_encoder(cls, args: argparse.Namespace, size: int) -> tuple[nn.Module, int]:
         encoder = _build(encoder_choices, args, input_size=size)
+        quicken_depthwise(encoder)
         size = encoder.output_size()
         postencoder = _build(asr.postencoder_choices, args, input_size=size)
         if postencoder is None:

@@ -323,3 +323,23 @@ def test_the_decision_to_read_needs_no_llm(pool):
         hook.remove()
         session.close()
     assert segment.reads > 10 and not segment.written and len(thoughts) == 1
+
+
+def test_one_encoder_call_serves_the_tokens_of_a_push(pool):
+    """wait-k asks for L frames more whatever becomes of a token, AlignAtt only after a READ."""
+
+    class Counted(type(pool.listener)):
+        def hear(self, requests):
+            calls.append([frames for _, frames in requests])
+            return super().hear(requests)
+
+    calls: list[list[int]] = []
+    listener = Counted(pool.model.encode, RATE, HOP, right_context=3, shortest=HOP)
+    with opened(Pool(pool.model, listener, pool.template), "wait_k", k=2, step=2) as session:
+        session.push(TALK[: (8 + 3) * HOP])
+        session.push(TALK[(8 + 3) * HOP : (10 + 3) * HOP])
+    assert calls == [[4, 6, 8], [10]]
+    calls.clear()
+    with opened(Pool(pool.model, listener, pool.template), "align_att", step=2, threshold=0) as session:
+        session.push(TALK[: (8 + 3) * HOP])
+    assert calls and all(len(frames) == 1 for frames in calls)

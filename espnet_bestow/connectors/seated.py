@@ -44,7 +44,7 @@ class SeatedFrames:
         if longest == 0:
             self.now = torch.zeros(len(at.rows), 0, self.width, device=at.rows.device)
         else:
-            self.buffer.cover(int(at.rows.max()) + 1)
+            self.buffer.cover(at.rows_in_use)
             self.now = self.buffer.read(Placement(at.rows, at.slots, longest, at.leading))
 
     def clear(self) -> None:
@@ -215,7 +215,7 @@ class SeatedRecurrentState(_Seated):
         first = self.start[:, None].expand(-1, len(before), -1)
         if self.history.data is None or int(before.max()) < 0:
             return first.contiguous()
-        self.history.cover(int(self.at.rows.max()) + 1)
+        self.history.cover(self.at.rows_in_use)
         past = self.history.data[self.at.rows, before.clamp(min=0)].transpose(0, 1)
         return torch.where((before >= 0)[None, :, None], past, first).contiguous()
 

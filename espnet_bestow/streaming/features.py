@@ -25,7 +25,60 @@ class Span(NamedTuple):
     past: Any  # what the normalisation remembers of the frames before `first`
 
 
-class StreamFeatures:
+class LogMel:
+    """ESPnet's `default` frontend, any frames of a recording at a time.
+
+    Args:
+        frontend: the model's.
+    """
+
+    def __init__(self, frontend: Any):
+        if not self.suits(frontend):
+            raise ValueError(f"frontend {type(frontend).__name__} cannot stream; frontend: default can, with center")
+        stft = frontend.stft
+        self.frontend = frontend
+        self.sample_rate: int = frontend.logmel.mel_options["sr"]
+        self.bins: int = frontend.output_size()
+        self.hop: int = stft.hop_length
+        self.n_fft: int = stft.n_fft
+        self.reach: int = stft.win_length // 2 if stft.window is not None else stft.n_fft // 2
+        # Frames from the start of a piece of audio that a mirrored edge can reach.
+        self.guard = -(-stft.n_fft // (2 * stft.hop_length))
+
+    @staticmethod
+    def suits(frontend: Any) -> bool:
+        """Whether a frontend works frame by frame."""
+        return getattr(getattr(frontend, "stft", None), "center", False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.frontend.logmel.melmat.device
+
+    def complete(self, samples: int) -> int:
+        """Frames whose windows lie in the first ``samples`` samples: nothing later changes them."""
+        return (samples - self.reach) // self.hop + 1 if samples >= self.reach else 0
+
+    def all(self, samples: int) -> int:
+        """Frames of a recording of ``samples`` samples, the last of which see the silence after it."""
+        return samples // self.hop + 1 if samples else 0
+
+    @torch.inference_mode()
+    def frames(self, audio: Sequence[Tensor], first: Sequence[int], last: Sequence[int]) -> list[Tensor]:
+        """Frames ``first`` to before ``last`` (T_i, 80) of recordings (S_i,), behind each of which is silence."""
+        offsets = [min(self.guard, each) for each in first]
+        pieces = [
+            samples[(begin - offset) * self.hop : (end - 1) * self.hop + self.n_fft // 2]
+            for samples, begin, end, offset in zip(audio, first, last, offsets, strict=True)
+        ]
+        waveform = nn.utils.rnn.pad_sequence(pieces, batch_first=True)  # (B, S)
+        waveform = nn.functional.pad(waveform, (0, self.n_fft)).to(self.device)
+        feats, _ = self.frontend(waveform, torch.full((len(pieces),), waveform.shape[1], device=self.device))
+        sizes = [end - begin for begin, end in zip(first, last, strict=True)]
+        return [row[offset : offset + size] for row, offset, size in zip(feats, offsets, sizes, strict=True)]
+
+
+class StreamFeatures(LogMel):
     """The features of a model, span by span.
 
     Args:
@@ -34,10 +87,7 @@ class StreamFeatures:
     """
 
     def __init__(self, features: nn.Module):
-        frontend: Any = getattr(features, "frontend", None)
-        stft = getattr(frontend, "stft", None)
-        if stft is None or not stft.center:
-            raise ValueError(f"frontend {type(frontend).__name__} cannot stream; frontend: default can, with center")
+        super().__init__(getattr(features, "frontend", None))
         preencoder = getattr(features, "preencoder", None)
         if preencoder is not None:
             raise ValueError(f"preencoder {type(preencoder).__name__} cannot stream chunk by chunk; leave it out")
@@ -47,15 +97,7 @@ class StreamFeatures:
             raise ValueError(
                 f"normalize {type(normalize).__name__} needs the whole recording; running_mvn and global_mvn can stream"
             )
-        self.frontend = frontend
         self.normalize = normalize
-        self.sample_rate: int = frontend.logmel.mel_options["sr"]
-        self.bins: int = frontend.output_size()
-        self.hop: int = stft.hop_length
-        self.n_fft: int = stft.n_fft
-        self.reach: int = stft.win_length // 2 if stft.window is not None else stft.n_fft // 2
-        # Frames from the start of a piece of audio that a mirrored edge can reach.
-        self.guard = -(-stft.n_fft // (2 * stft.hop_length))
 
     def needed(self, frames: int) -> int:
         """Samples that the first ``frames`` frames depend on."""
@@ -63,23 +105,17 @@ class StreamFeatures:
 
     def available(self, ear: Ear) -> int:
         """Frames that no later sample can change."""
-        if ear.ended:
-            return ear.received // self.hop + 1 if ear.received else 0
-        return (ear.received - self.reach) // self.hop + 1 if ear.received >= self.reach else 0
+        return self.all(ear.received) if ear.ended else self.complete(ear.received)
 
     def open(self) -> Any:
         """What the normalisation remembers of no frames."""
-        device = self.frontend.logmel.melmat.device
-        return self.normalize.start(1, self.bins, device) if self._running else None
+        return self.normalize.start(1, self.bins, self.device) if self._running else None
 
     @torch.inference_mode()
     def __call__(self, spans: Sequence[Span]) -> tuple[list[Tensor], list[Any]]:
         """Frames (T_i, 80) of each span, and what the normalisation remembers after them."""
-        lengths = torch.tensor([span.last - span.first for span in spans], device=self.frontend.logmel.melmat.device)
-        size = int(lengths.max())
-        offsets = [min(self.guard, span.first) for span in spans]
-        feats = self._logmel([self._samples(span, offset) for span, offset in zip(spans, offsets, strict=True)])
-        rows = [each[offset : offset + size] for each, offset in zip(feats, offsets, strict=True)]
+        rows = self.frames([s.ear.samples() for s in spans], [s.first for s in spans], [s.last for s in spans])
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
         pasts: list[Any] = [None] * len(spans)
         x = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, T, 80)
         if self._running:
@@ -90,15 +126,3 @@ class StreamFeatures:
         elif self.normalize is not None:
             x, _ = self.normalize(x, lengths)
         return [row[: span.last - span.first] for row, span in zip(x, spans, strict=True)], pasts
-
-    def _samples(self, span: Span, offset: int) -> Tensor:
-        """The audio under a span's windows, and before it that of ``offset`` frames that are thrown away."""
-        start = (span.first - offset) * self.hop
-        stop = (span.last - 1) * self.hop + self.n_fft // 2
-        return span.ear.samples(min(start, span.ear.received), min(stop, span.ear.received))
-
-    def _logmel(self, audio: Sequence[Tensor]) -> Tensor:
-        """(S_i,) each -> (B, T, 80); silence follows, as it follows an utterance in the whole pass."""
-        waveform = nn.utils.rnn.pad_sequence(list(audio), batch_first=True)  # (B, S)
-        waveform = nn.functional.pad(waveform, (0, self.n_fft)).to(self.frontend.logmel.melmat.device)
-        return self.frontend(waveform, torch.full((len(audio),), waveform.shape[1], device=waveform.device))[0]

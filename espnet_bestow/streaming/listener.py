@@ -62,6 +62,9 @@ class Listener(ABC):
         hop: samples per encoder frame (1280 is 80 ms at 16 kHz).
     """
 
+    ahead = 0
+    """How many next requests of a session are best answered with the present one, if their audio has come."""
+
     def __init__(self, sample_rate: int, hop: int):
         self.sample_rate = sample_rate
         self.hop = hop
@@ -106,6 +109,9 @@ class RecomputedListener(Listener):
         shortest: samples below which audio has no frames at all (frontends fail on less).
     """
 
+    ahead = 3
+    """A small encoder takes hardly longer for a few beginnings than for one."""
+
     def __init__(
         self,
         encode: Encode,
@@ -127,23 +133,28 @@ class RecomputedListener(Listener):
 
     def hear(self, requests: Sequence[tuple[Ear, int]]) -> list[Tensor]:
         """See :class:`Listener`."""
-        heard = [ear.samples(0, min(self.needed(frames), ear.received)) for ear, frames in requests]
-        rows = [row for row, samples in enumerate(heard) if len(samples) >= self.shortest]
-        out = [samples.new_zeros(0, 0) for samples in heard]
+        ends = [min(self.needed(frames), ear.received) for ear, frames in requests]
+        rows = [row for row, end in enumerate(ends) if end >= self.shortest]
+        out = [torch.zeros(0, 0) for _ in requests]
         if not rows:
             return out
-        lengths = torch.tensor([len(heard[row]) for row in rows])
-        waveform = torch.nn.utils.rnn.pad_sequence([heard[row] for row in rows], batch_first=True)  # (B, S)
-        speech = self.encode(waveform, lengths)
+        speech = self.encode_beginnings([requests[row][0] for row in rows], [ends[row] for row in rows])
         for row, frames, length in zip(rows, speech.frames, speech.lengths.tolist(), strict=True):
             ear, wanted = requests[row]
             if length < wanted and ear.received >= self.needed(wanted):
                 raise ValueError(
-                    f"the encoder made {length} frames of {len(heard[row])} samples, {wanted} were asked for; "
+                    f"the encoder made {length} frames of {ends[row]} samples, {wanted} were asked for; "
                     f"right_context={self.right_context} is too small for it, or hop={self.hop} wrong"
                 )
             out[row] = frames[: min(wanted, length)]
         return out
+
+    def encode_beginnings(self, ears: Sequence[Ear], ends: Sequence[int]) -> Speech:
+        """The first ``ends`` samples of each ear, encoded in one call."""
+        waveform = torch.nn.utils.rnn.pad_sequence(
+            [ear.samples(0, end) for ear, end in zip(ears, ends, strict=True)], batch_first=True
+        )  # (B, S)
+        return self.encode(waveform, torch.tensor(ends))
 
 
 def samples_per_frame(encode: Encode, sample_rate: int) -> int:

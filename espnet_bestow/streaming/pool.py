@@ -55,21 +55,22 @@ class Pool:
             self._stand_up(segment)
 
     @torch.no_grad()
-    def step(self) -> bool:
-        """One round for every session that can go on; False when there is none."""
+    def step(self) -> list[Session]:
+        """One round for every session that can go on; these sessions, none if all of them wait for audio."""
         started = time.perf_counter()
         turns = [(session, segment) for session in self.sessions if (segment := session.front) is not None]
         active = self._hear(turns)
         active += self._read_and_think(turns)
         spent = time.perf_counter() - started
-        for session in {id(session): session for session, _ in active}.values():
+        went_on = list({id(session): session for session, _ in active}.values())
+        for session in went_on:
             session.clock.spend(spent)
-        return bool(active)
+        return went_on
 
     # Hearing
 
     def _hear(self, turns: Sequence[_Turn]) -> list[_Turn]:
-        able, requests, continued = [], [], []
+        able, targets, continued = [], [], []
         for session, segment in turns:
             target = self._target(session, segment)
             if segment.complete or segment.shown >= target:
@@ -83,18 +84,46 @@ class Pool:
                 continued.append((session, segment))
                 continue
             able.append((session, segment))
-            requests.append((segment.ear, target))
-        if not requests:
-            return continued
-        for (_, segment), (_, target), frames in zip(able, requests, self.listener.hear(requests), strict=True):
-            self._sit_down(segment)
+            targets.append(target)
+        self._encode(able, targets)
+        for (session, segment), target in zip(able, targets, strict=True):
+            frames = segment.heard.pop(target)
             segment.shown = len(frames)
             segment.complete = target == EVERYTHING
+            self._sit_down(segment)
             self.state.connector.hear(self._seat(segment), frames)
-        for session, segment in able:
             if segment.complete and segment.shown == 0:
                 self._finish(session, segment)
         return able + continued
+
+    def _encode(self, turns: Sequence[_Turn], targets: Sequence[int]) -> None:
+        """One encoder call for what is not heard yet, and for what will be asked for next."""
+        wanted = [
+            (segment, frames)
+            for (session, segment), target in zip(turns, targets, strict=True)
+            if target not in segment.heard
+            for frames in [target, *self._ahead(session, segment, target)]
+        ]
+        if not wanted:
+            return
+        heard = self.listener.hear([(segment.ear, frames) for segment, frames in wanted])
+        for segment in {id(segment): segment for segment, _ in wanted}.values():
+            segment.heard.clear()
+        for (segment, target), frames in zip(wanted, heard, strict=True):
+            segment.heard[target] = frames
+
+    def _ahead(self, session: Session, segment: Segment, target: int) -> list[int]:
+        """What the policy asks for after ``target`` whether it now writes or reads, as far as its audio has come."""
+        found: list[int] = []
+        for more in range(1, self.listener.ahead + 1):
+            frames = session.policy.frames(len(segment.written) + more, segment.reads)
+            certain = frames == session.policy.frames(len(segment.written), segment.reads + more)
+            come = segment.ear.received >= self.listener.needed(frames)
+            if target == EVERYTHING or not (certain and come) or self._longer(session, frames):
+                break
+            if frames != target:
+                found.append(frames)
+        return found
 
     def _longer(self, session: Session, frames: int) -> bool:
         """Whether this is more audio than a segment may have."""

@@ -77,6 +77,7 @@ class Segment:
     draft: list[Token] = field(default_factory=list)  # of draft policies: not written for good
     drafts: list[list[int]] = field(default_factory=list)  # earlier ones, from the end of what is written
     reads: int = 0
+    heard: dict[int, Tensor] = field(default_factory=dict)  # (F, D_enc) not shown yet, by how many were asked for
     shown: int = 0  # frames that are visible
     complete: bool = False  # whether these are all of an ear that has ended
     seat: int | None = None

@@ -1,0 +1,55 @@
+"""BESTOW-S-bidi whose encoder is recomputed on the growing audio, but not the log-mel frames that it reads."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from espnet_bestow.connectors import Speech
+from espnet_bestow.streaming.features import LogMel
+from espnet_bestow.streaming.frame_ear import FrameEar
+from espnet_bestow.streaming.listener import RIGHT_CONTEXT, RecomputedListener
+
+
+class RememberingListener(RecomputedListener):
+    """Hears what :class:`RecomputedListener` hears, and computes every log-mel frame once.
+
+    Only the last two or three frames of what is encoded are computed for that one time: behind the audio stands
+    silence, which their windows reach.
+
+    Args:
+        logmel: log-mel of any part of the audio.
+        encode: what follows it in the model, independent of padding and batch: (B, T, 80), (B,) -> Speech.
+        hop, right_context, shortest: see :class:`RecomputedListener`.
+    """
+
+    def __init__(
+        self,
+        logmel: LogMel,
+        encode: Callable[[Tensor, Tensor], Speech],
+        hop: int = 1280,
+        right_context: int = RIGHT_CONTEXT,
+        shortest: int = 1600,
+    ):
+        super().__init__(encode, logmel.sample_rate, hop, right_context, shortest)
+        self.logmel = logmel
+
+    def open(self) -> FrameEar:
+        """See :class:`Listener`; its frames are log-mel."""
+        return FrameEar(self.logmel.bins)
+
+    @torch.inference_mode()
+    def encode_beginnings(self, ears: Sequence[Any], ends: Sequence[int]) -> Speech:
+        """See :class:`RecomputedListener`."""
+        known = [min(ear.heard, self.logmel.complete(end)) for ear, end in zip(ears, ends, strict=True)]
+        lengths = [self.logmel.all(end) for end in ends]
+        new = self.logmel.frames([ear.samples(0, end) for ear, end in zip(ears, ends, strict=True)], known, lengths)
+        # (B, T, 80), filled row by row: what is known lies in the ears, and is copied once.
+        feats = new[0].new_zeros(len(ears), max(lengths), self.logmel.bins)
+        for row, (ear, end, begin, frames) in enumerate(zip(ears, ends, known, new, strict=True)):
+            feats[row, :begin] = ear.frames(begin)
+            feats[row, begin : begin + len(frames)] = frames
+            if (complete := self.logmel.complete(end)) > ear.heard:
+                ear.append(frames[ear.heard - begin : complete - begin])  # an ear may be in several rows
+        return self.encode(feats, torch.tensor(lengths))
