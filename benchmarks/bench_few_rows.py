@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from espnet_bestow.ops import native, reference
+from espnet_bestow.encoders.few_rows import FewRowsLinear
+from espnet_bestow.ops import native
 
 WEIGHTS = 1 << 20  # of a matrix
 MATRICES = 60
@@ -29,9 +30,9 @@ def contestants(inputs: int) -> dict[str, Product]:
     assert native is not None, "the compiled ops were not built"
     weights = [torch.randn(WEIGHTS // inputs, inputs) for _ in range(MATRICES)]
     packed = [torch.ops.mkldnn._reorder_linear_weight(weight, 16) for weight in weights]
-    panels = [reference.panels(weight) for weight in weights]
+    layers = [FewRowsLinear(weight, None) for weight in weights]
     return {
-        "ours": lambda x: [native.panel_linear(x, each, None) for each in panels],
+        "ours": lambda x: [layer(x) for layer in layers],
         "linear": lambda x: [F.linear(x, each) for each in weights],
         "packed": lambda x: [torch.ops.mkldnn._linear_pointwise(x, each, None, "none", [], "") for each in packed],
     }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from espnet_bestow.encoders.few_rows import MOST_ROWS, FewRowsLinear
+from espnet_bestow.encoders.few_rows import HUGE_PAGE, MOST_ROWS, FewRowsLinear
 
 
 @pytest.mark.parametrize("outputs", [64, 63])  # in panels, and not
@@ -15,3 +15,11 @@ def test_equals_linear(outputs, shape, biased):
     x = torch.randn(*shape, 24)
     got = FewRowsLinear(weight, bias)(x)
     torch.testing.assert_close(got, torch.nn.functional.linear(x, weight, bias), rtol=0, atol=1e-5)
+
+
+def test_large_weights():
+    """Those that get huge pages."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(1024, HUGE_PAGE // 4096) / 23, torch.randn(1, 2, HUGE_PAGE // 4096)
+    got = FewRowsLinear(weight, None)(x)
+    torch.testing.assert_close(got, torch.nn.functional.linear(x, weight), rtol=0, atol=1e-5)
