@@ -42,6 +42,9 @@ ISAS = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS |= {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 
+# Sources compiled once per instruction set.
+KERNELS = ("staircase", "panel_linear")
+
 
 @dataclass
 class Step:
@@ -69,9 +72,9 @@ def extensions() -> list[Extension]:
 def cpu_steps(compiler: str, into: Path, extra: list[str]) -> list[Step]:
     """Compiles the kernels once per instruction set, and what chooses among them."""
     common = [compiler, *COMMON, *extra]
-    kernels = CSRC / "cpu" / "staircase.cpp"
     steps = [
-        Step(into / f"staircase_{isa}.o", kernels, [*common, f"-DBESTOW_ISA={isa}", *flags])
+        Step(into / f"{kernels}_{isa}.o", CSRC / "cpu" / f"{kernels}.cpp", [*common, f"-DBESTOW_ISA={isa}", *flags])
+        for kernels in KERNELS
         for isa, flags in ISAS.items()
     ]
     return [*steps, Step(into / "dispatch.o", CSRC / "cpu" / "dispatch.cpp", common)]

@@ -796,7 +796,10 @@ void backward(const Backward& p, int64_t begin, int64_t end, void* workspace) {
 
 }  // namespace
 
+// panel_linear.cpp
+void panel_linear(const PanelLinear& p, int64_t begin, int64_t end);
+
 extern const Kernels kKernels;
-const Kernels kKernels = {BESTOW_NAME(BESTOW_ISA), forward_bytes, forward, backward_bytes, backward};
+const Kernels kKernels = {BESTOW_NAME(BESTOW_ISA), forward_bytes, forward, backward_bytes, backward, panel_linear};
 
 }  // namespace bestow::BESTOW_ISA

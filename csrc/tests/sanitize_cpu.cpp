@@ -66,6 +66,14 @@ void one_problem(const bestow::Kernels& isa) {
   isa.backward(backward, 0, backward.units(), space.get());
 }
 
+void one_linear(const bestow::Kernels& isa) {
+  bestow::PanelLinear p{1 + below(30), 1 + below(70), bestow::kPanel * (1 + below(4))};
+  const std::vector<float> x(p.rows * p.inputs, 0.5f), panels(p.inputs * p.outputs, 0.25f), bias(p.outputs, 1.0f);
+  std::vector<float> out(p.rows * p.outputs);
+  p.x = x.data(), p.panels = panels.data(), p.bias = below(2) ? bias.data() : nullptr, p.out = out.data();
+  isa.panel_linear(p, 0, p.units());
+}
+
 }  // namespace
 
 int main() {
@@ -74,7 +82,7 @@ int main() {
     std::puts("skipped: BESTOW_CPU_ISA does not run on this CPU");
     return 0;
   }
-  for (int i = 0; i < 400; ++i) one_problem(*isa);
-  std::printf("%s: 400 problems, nothing out of bounds\n", isa->name);
+  for (int i = 0; i < 400; ++i) one_problem(*isa), one_linear(*isa);
+  std::printf("%s: 800 problems, nothing out of bounds\n", isa->name);
   return 0;
 }

@@ -11,7 +11,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <new>
+#include <optional>
 #include <tuple>
+#include <vector>
 
 #include "bestow/cpu.h"
 
@@ -130,6 +132,33 @@ std::tuple<Tensor, Tensor, Tensor> staircase_backward(Tensor grad, Tensor q, Ten
   return {dq, dk, dv};
 }
 
+Tensor panel_linear(Tensor x, Tensor panels, std::optional<Tensor> bias) {
+  STD_TORCH_CHECK(x.dim() > 0 && panels.dim() == 3 && panels.size(2) == bestow::kPanel && panels.is_contiguous() &&
+                      panels.size(1) == x.size(-1),
+                  "panel_linear wants x (..., K) and dense panels (N / 16, K, 16)");
+  const int64_t outputs = panels.size(0) * bestow::kPanel;
+  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == outputs && bias->is_contiguous()),
+                  "panel_linear wants a bias of ", outputs);
+  for (const Tensor* each : {&x, &panels, bias ? &*bias : &x}) {
+    STD_TORCH_CHECK(each->is_cpu() && each->scalar_type() == ScalarType::Float, "panel_linear takes float32 on CPU");
+  }
+  x = torch::stable::contiguous(x);
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = outputs;
+  Tensor out = torch::stable::new_empty(x, shape);
+  if (out.numel() == 0) return out;
+  bestow::PanelLinear p{out.numel() / outputs, x.size(-1), outputs};
+  p.x = static_cast<const float*>(x.data_ptr()), p.panels = static_cast<const float*>(panels.data_ptr());
+  p.bias = bias ? static_cast<const float*>(bias->data_ptr()) : nullptr;
+  p.out = static_cast<float*>(out.data_ptr());
+  // Less than 64 KB of weights is not worth a thread.
+  const int64_t grain = 1 + (1 << 14) / (p.inputs * bestow::kPanel + 1);
+  const bestow::Kernels& isa = chosen();
+  torch::stable::parallel_for(0, p.units(), grain,
+                              [&](int64_t begin, int64_t end) { isa.panel_linear(p, begin, end); });
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(bestow, m) {
@@ -138,11 +167,14 @@ STABLE_TORCH_LIBRARY(bestow, m) {
   m.def(
       "staircase_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor visible, Tensor out, Tensor lse, "
       "float scale) -> (Tensor dq, Tensor dk, Tensor dv)");
+  // x (..., K), panels (N / 16, K, 16), bias (N), all float32 -> (..., N)
+  m.def("panel_linear(Tensor x, Tensor panels, Tensor? bias) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
   m.impl("staircase_forward", TORCH_BOX(&staircase_forward));
   m.impl("staircase_backward", TORCH_BOX(&staircase_backward));
+  m.impl("panel_linear", TORCH_BOX(&panel_linear));
 }
 
 // Python imports the module for the registrations above and, by cpu_isa(), to learn which kernels run.

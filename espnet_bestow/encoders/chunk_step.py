@@ -18,7 +18,7 @@ from torch import Tensor
 
 from espnet_bestow.encoders.causal_subsampling import Stages, subsampled
 from espnet_bestow.encoders.encoder_state import Batch, EncoderState, KeysValues, room, together
-from espnet_bestow.encoders.few_rows import FEWEST_ROWS, FewRowsLinear
+from espnet_bestow.encoders.few_rows import FewRowsLinear
 
 FACTOR = 8
 """Feature frames per encoder frame."""
@@ -49,8 +49,6 @@ class ChunkStep:
             distances = encoder.encode_positions(window)[0, : self.left + 2 * self.chunk - 1]
             self.blocks = [_Block(block, distances, self.left, self.chunk) for block in encoder.layers]
         self._like = window
-        packed = self.blocks[0].qkv.is_packed
-        self._more_rows = max(FEWEST_ROWS - self.chunk, 0) if packed else 0
         # Room for several chunks: keys and values are copied once in so many steps.
         self.spare = max(self.left // 2, self.chunk)
 
@@ -90,16 +88,13 @@ class ChunkStep:
         mask = self._mask(starts, ends)
         memory = self._room(batch)
         first, last = memory.filled - self.left, memory.filled + self.chunk
-        # One stream with a short chunk: rows that mean nothing make the products of all blocks faster.
-        if len(states) == 1:
-            x = _padded(x, self.chunk + self._more_rows)
         convolved = []
         for block, before, buffer in zip(self.blocks, batch.convolved, memory.buffers, strict=True):
             x, inputs = block(x, buffer[:, first:last], before, mask)
             convolved.append(inputs)
         memory.filled = last
         after = Batch(past, convolved, memory, last)
-        return x[:, : self.chunk], [EncoderState(start + self.chunk, after, row) for row, start in enumerate(starts)]
+        return x, [EncoderState(start + self.chunk, after, row) for row, start in enumerate(starts)]
 
     def _room(self, batch: Batch) -> KeysValues:
         """Keys and values to which a chunk can be appended: a copy where they are full or have gone on already."""
@@ -174,7 +169,7 @@ class _Block:
         """The block's frames and the last inputs of its convolution.
 
         Args:
-            x: (B, n, D), of which the first chunk frames count.
+            x: (B, chunk, D).
             window: (B, left + chunk, 2 D) keys and values; those of the chunk are written into it.
             past: (B, kernel - 1, D) earlier inputs of the convolution.
             mask: (B, 1, 1, left + chunk) or None.
@@ -188,9 +183,9 @@ class _Block:
         return block.norm_out(x), past
 
     def _attend(self, x: Tensor, window: Tensor, mask: Tensor | None) -> Tensor:
-        B, n, D = x.shape
-        c, W, H = self.chunk, self.left + self.chunk, self.heads
-        qkv = self.qkv(x)[:, :c]  # (B, c, 3 D)
+        B, c, D = x.shape
+        W, H = self.left + c, self.heads
+        qkv = self.qkv(x)  # (B, c, 3 D)
         window[:, self.left :] = qkv[..., D:]
         keys, values = window.unflatten(2, (2, H, -1)).permute(2, 0, 3, 1, 4)  # (B, H, W, d) each
         query = qkv[..., :D]
@@ -203,11 +198,11 @@ class _Block:
             bias = bias + mask
         content = (query + self.bias_u).unflatten(2, (H, -1)).transpose(1, 2)  # (B, H, c, d)
         out = F.scaled_dot_product_attention(content, keys, values, bias, scale=self.scaling)
-        return self.out(_padded(out.transpose(1, 2).reshape(B, c, D), n))
+        return self.out(out.transpose(1, 2).reshape(B, c, D))
 
     def _convolve(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        conv, n = self.block.conv, x.shape[1]
-        x = F.glu(self.pointwise1(x)[:, : self.chunk])
+        conv = self.block.conv
+        x = F.glu(self.pointwise1(x))
         window = torch.cat([past, x], dim=1)  # (B, kernel - 1 + c, D)
         if x.numel() <= FEW:
             # (B, c, kernel, D) views of the window: cheaper than any convolution.
@@ -219,7 +214,7 @@ class _Block:
             weight = self.depthwise.weight[:, :, None]  # (D, 1, 1, kernel)
             x = F.conv2d(pixels, weight, self.depthwise.bias, groups=window.shape[2])[:, :, 0].transpose(1, 2)
         x = conv.activation(conv.norm(x))
-        return self.pointwise2(_padded(x, n)), window[:, self.chunk :]
+        return self.pointwise2(x), window[:, self.chunk :]
 
 
 FEW = 1 << 15
@@ -254,8 +249,3 @@ def _silence_outside(x: Tensor, first: Sequence[int], lengths: Sequence[int | No
     bounds = torch.tensor([low, high], device=x.device)[..., None]  # (2, B, 1)
     inside = (column >= bounds[0]) & (column < bounds[1])  # (B, n)
     return x * inside.view(len(inside), 1, n, *[1] * (x.dim() - 3))
-
-
-def _padded(x: Tensor, rows: int) -> Tensor:
-    """(B, c, D) -> (B, rows, D)."""
-    return x if x.shape[1] == rows else F.pad(x, (0, 0, 0, rows - x.shape[1]))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.library import register_autograd, register_fake
 
 from espnet_bestow.ops import _C  # type: ignore[attr-defined]
+from espnet_bestow.ops.reference import PANEL
 
 NAME = "bestow::staircase_forward"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,6 +36,25 @@ def staircase_attention(
     if scale is None:
         scale = max(q.shape[3], 1) ** -0.5
     return torch.ops.bestow.staircase_forward(q, k, v, visible, scale)[0]
+
+
+def takes_panels(weight: Tensor) -> bool:
+    """Is there a kernel for this weight (N, K) in panels?"""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.shape[0] % PANEL == 0
+
+
+def panel_linear(
+    x: Tensor,  # (..., K)
+    panels: Tensor,  # (N / 16, K, 16)
+    bias: Tensor | None,  # (N,)
+) -> Tensor:  # (..., N)
+    """A linear layer in float32, without gradient, at the speed at which memory gives its weights."""
+    return torch.ops.bestow.panel_linear(x, panels, bias)
+
+
+@register_fake("bestow::panel_linear")
+def _panel_linear_fake(x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], PANEL * panels.shape[0])
 
 
 @register_fake(NAME)

@@ -37,3 +37,21 @@ def staircase_weights(
     unseen = torch.arange(k.shape[2], device=q.device) >= visible[:, None, :, None]  # (B, 1, U, F)
     # Where nothing is seen, the softmax is over equal scores and its result is then overwritten.
     return scores.masked_fill(unseen, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(unseen, 0.0)
+
+
+PANEL = 16
+"""Outputs of a linear layer whose weights :func:`panels` puts side by side."""
+
+
+def panels(weight: Tensor) -> Tensor:
+    """(N, K) -> (N / 16, K, 16)."""
+    return weight.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+
+
+def panel_linear(
+    x: Tensor,  # (..., K)
+    panels: Tensor,  # (N / 16, K, 16)
+    bias: Tensor | None,  # (N,)
+) -> Tensor:  # (..., N)
+    """See :func:`espnet_bestow.ops.native.panel_linear`."""
+    return F.linear(x, panels.transpose(1, 2).flatten(0, 1), bias)

@@ -147,21 +147,6 @@ def test_without_biases():
     torch.testing.assert_close(run(encoder.chunk_step(), [feats], [0])[0], full[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("context", [(4, 0), (4, 1)])
-def test_wide_models_with_packed_weights(context):
-    encoder = StreamingFastConformerEncoder(
-        16, output_size=512, num_blocks=1, attention_heads=8, linear_units=512, subsampling_channels=4
-    ).eval()
-    encoder.context = context
-    recordings = [torch.randn(100, 16), torch.randn(60, 16)]
-    step = encoder.chunk_step()
-    assert step.blocks[0].qkv.is_packed
-    for group in (recordings, recordings[:1]):
-        for feats, frames in zip(group, run(step, group, [0, 1]), strict=False):
-            full, _, _ = encoder(feats[None], torch.tensor([len(feats)]))
-            torch.testing.assert_close(frames, full[0], rtol=0, atol=1e-5)
-
-
 def test_many_streams_at_once():
     """Enough of them for the other depthwise convolution."""
     encoder = tiny()

@@ -38,6 +38,18 @@ struct Backward : Staircase {
   int64_t units() const { return batch * kv_heads; }
 };
 
+// out = x W^T + bias in float32, W cut in panels of kPanel outputs.
+constexpr int64_t kPanel = 16;
+
+struct PanelLinear {
+  int64_t rows, inputs, outputs;  // M, K, N; N a multiple of kPanel
+  const float* x;                 // (M, K)
+  const float* panels;            // (N / kPanel, K, kPanel)
+  const float* bias;              // (N,) or null
+  float* out;                     // (M, N)
+  int64_t units() const { return outputs / kPanel; }
+};
+
 // One instruction set's kernels. Work is cut in units that may run on any thread; each call needs its own workspace.
 struct Kernels {
   const char* name;
@@ -45,6 +57,7 @@ struct Kernels {
   void (*forward)(const Forward&, int64_t begin, int64_t end, void* workspace);
   size_t (*backward_bytes)(const Backward&);
   void (*backward)(const Backward&, int64_t begin, int64_t end, void* workspace);
+  void (*panel_linear)(const PanelLinear&, int64_t begin, int64_t end);
 };
 
 // Up to this many query rows per key head, keys are read once as they lie instead of being packed.
