@@ -69,9 +69,9 @@ def extensions() -> list[Extension]:
 def cpu_steps(compiler: str, into: Path, extra: list[str]) -> list[Step]:
     """Compiles the kernels once per instruction set, and what chooses among them."""
     common = [compiler, *COMMON, *extra]
-    kernels = CSRC / "cpu" / "staircase.cpp"
     steps = [
-        Step(into / f"staircase_{isa}.o", kernels, [*common, f"-DBESTOW_ISA={isa}", *flags])
+        Step(into / f"{kernels}_{isa}.o", CSRC / "cpu" / f"{kernels}.cpp", [*common, f"-DBESTOW_ISA={isa}", *flags])
+        for kernels in ("staircase", "few_rows")
         for isa, flags in ISAS.items()
     ]
     return [*steps, Step(into / "dispatch.o", CSRC / "cpu" / "dispatch.cpp", common)]

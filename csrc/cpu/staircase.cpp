@@ -666,7 +666,12 @@ void backward(const Backward& p, int64_t begin, int64_t end, void* workspace) {
 
 }  // namespace
 
+// few_rows.cpp
+void round_rows(const float* x, int64_t rows, int64_t inputs, int16_t* out, float* steps);
+void few_rows(const FewRows& p, int64_t begin, int64_t end);
+
 extern const Kernels kKernels;
-const Kernels kKernels = {BESTOW_NAME(BESTOW_ISA), forward_bytes, forward, backward_bytes, backward};
+const Kernels kKernels = {
+    BESTOW_NAME(BESTOW_ISA), forward_bytes, forward, backward_bytes, backward, round_rows, few_rows};
 
 }  // namespace bestow::BESTOW_ISA

@@ -37,3 +37,16 @@ def staircase_weights(
     unseen = torch.arange(k.shape[2], device=q.device) >= visible[:, None, :, None]  # (B, 1, U, F)
     # Where nothing is seen, the softmax is over equal scores and its result is then overwritten.
     return scores.masked_fill(unseen, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(unseen, 0.0)
+
+
+def few_rows_linear(
+    x: Tensor,  # (M, K) float32
+    weight: Tensor,  # (N, K) bfloat16 or int8
+    scale: Tensor | None = None,  # (N) float32
+    bias: Tensor | None = None,  # (N) float32
+) -> Tensor:  # (M, N) float32
+    """See :func:`espnet_bestow.ops.few_rows_linear`."""
+    out = F.linear(x, weight.to(x.dtype))
+    if scale is not None:
+        out = out * scale
+    return out if bias is None else out + bias
