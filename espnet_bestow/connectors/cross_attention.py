@@ -151,7 +151,7 @@ class CrossAttentionConnector(Connector):
 
     def seated(self) -> SeatedCrossAttentionState:
         """See base class."""
-        linears = [linear for linear in (self.bridge, self.speech_in) if isinstance(linear, nn.Linear)]
+        linears = [linear for linear in (self.bridge, self.speech_in) if not isinstance(linear, nn.Identity)]
         heard = SeatedFrames(linears[0].in_features)
         speech = [AbsorbedSpeech(block.cross_attention, linears, heard) for block in self.blocks]
         return SeatedCrossAttentionState(heard, speech, [SeatedKeysValues() for _ in self.blocks])
