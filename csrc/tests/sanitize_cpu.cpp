@@ -66,6 +66,24 @@ void one_problem(const bestow::Kernels& isa) {
   isa.backward(backward, 0, backward.units(), space.get());
 }
 
+// A linear layer whose arrays, too, have nothing to spare.
+void one_linear(const bestow::Kernels& isa) {
+  const int64_t rows = 1 + below(9), inputs = 1 + below(100), outputs = 1 + below(30);
+  const bool int8 = below(2) == 0;
+  std::vector<float> x(rows * inputs), scale(outputs, 0.1f), bias(outputs, 1.0f), out(rows * outputs), steps(rows);
+  for (float& number : x) number = static_cast<float>(below(2000)) / 1000 - 1;
+  std::vector<int16_t> rounded(rows * inputs);
+  std::vector<char> weight(outputs * inputs * (int8 ? 1 : 2));
+  for (char& byte : weight) byte = static_cast<char>(below(64));
+  bestow::FewRows p{rows, inputs, outputs, x.data(), nullptr, weight.data(), nullptr, bias.data(), out.data()};
+  if (int8) {
+    isa.round_rows(x.data(), rows, inputs, rounded.data(), steps.data());
+    p.input = rounded.data(), p.input_scale = steps.data(), p.scale = scale.data();
+  }
+  const int64_t middle = below(outputs + 1);
+  isa.few_rows(p, 0, middle), isa.few_rows(p, middle, outputs);
+}
+
 }  // namespace
 
 int main() {
@@ -74,7 +92,7 @@ int main() {
     std::puts("skipped: BESTOW_CPU_ISA does not run on this CPU");
     return 0;
   }
-  for (int i = 0; i < 400; ++i) one_problem(*isa);
+  for (int i = 0; i < 400; ++i) one_problem(*isa), one_linear(*isa);
   std::printf("%s: 400 problems, nothing out of bounds\n", isa->name);
   return 0;
 }
