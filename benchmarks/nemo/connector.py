@@ -30,7 +30,7 @@ class NemoConnector(nn.Module):
         self.mems: list[Tensor] | None = None
 
     def step(self, text: Tensor, frames: Tensor) -> Tensor:
-        """text (B, U, D_llm) and projected frames (B, F, D) -> (B, U, D_llm); U > 1 only as the first call."""
+        """text (B, U, D_llm) and projected frames (B, F, D) -> (B, U, D_llm); only the first U may exceed 1."""
         x = self.text_in(text)
         seen = torch.ones(frames.shape[:2])
         out = self.decoder(x, torch.ones(x.shape[:2]), frames, seen, self.mems, return_mems=True)
