@@ -18,7 +18,7 @@ CXX_FILES = $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.
             */*/*.h */*/*.cpp */*/*.cu */*/*.cuh))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format sanitize bench-nemo golden-nemo clean
+.PHONY: help setup demo test lint format sanitize bench-nemo bench-nemo-step golden-nemo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -51,6 +51,10 @@ sanitize: setup ## run the CPU kernels under the address and undefined-behaviour
 bench-nemo: setup ## our streaming encoder beside transformers' and NVIDIA NeMo's (in an environment of its own)
 	@tools/make_nemo_venv.sh
 	PYTHONPATH=. .venv-nemo/bin/python benchmarks/bench_streaming_encoder.py $(BENCH_OPTS)
+
+bench-nemo-step: setup ## the connector's decode step beside PyTorch's and NVIDIA NeMo's
+	@tools/make_nemo_venv.sh
+	PYTHONPATH=. .venv-nemo/bin/python benchmarks/bench_decode_step.py $(BENCH_OPTS)
 
 golden-nemo: setup ## write tests/golden/nemo.npz again
 	@tools/make_nemo_venv.sh

@@ -1,4 +1,4 @@
-"""Everything about the fused attention that wants a GPU: correctness, then speed against torch's own attentions.
+"""Everything that wants a GPU: the fused attention against torch's own ones, correctness and speed, and graphed steps.
 
 Needs torch only. Correctness compares with the PyTorch twin in float64; speed is the median of alternating rounds in
 one process, as a ratio to each peer. ``--dry-run`` walks the same path on the CPU with tiny shapes and the twin.
@@ -19,7 +19,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espnet_bestow import ops
+from espnet_bestow.connectors import CrossAttentionConnector
+from espnet_bestow.connectors.graphed import GraphedStep, recorded
 from espnet_bestow.ops import reference
+from espnet_bestow.seats import Seats
 
 ATTENTION_WIDTHS = (32, 64, 96, 128, 256)
 
@@ -202,22 +205,45 @@ def decode(batch: int, keys: int, width: int, clock: Clock) -> dict:
     }
     if clock.device == "cuda":
         for name, run in list(runs.items()):
-            runs[f"{name}, graph"] = graphed(run)
+            runs[f"{name}, graph"] = recorded(run, torch.device(clock.device))
     seconds = clock.medians(runs, repeats=1 if clock.device == "cpu" else 5)
     per_call = {name: value / copies if isinstance(value, float) else value for name, value in seconds.items()}
     return {"what": "decode", "shape": str(shape), "dtype": "torch.bfloat16", "seconds": per_call}
 
 
-def graphed(run: Callable[[], object]) -> Callable[[], object]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
+@torch.inference_mode()
+def connector_step(batch: int, frames: int, dim: int, clock: Clock) -> dict:
+    """One token of each session through the connector, bfloat16: as a graph (ours) and as single kernels (eager)."""
+    torch.manual_seed(0)
+    connector = CrossAttentionConnector(dim, dim // 4, dim=dim, num_heads=16).to(clock.device, torch.bfloat16).eval()
+    state, seats = connector.seated(), Seats()
+    places = [seats.take() for _ in range(batch)]
+
+    def given(positions: int, seen: int) -> tuple[Tensor, Tensor, Tensor]:
+        text = torch.randn(batch, positions, dim, device=clock.device, dtype=torch.bfloat16)
+        mask = torch.ones(batch, positions, device=clock.device, dtype=torch.bool)
+        return text, mask, torch.full((batch, positions), seen, device=clock.device, dtype=torch.int32)
+
+    def eager(text: Tensor, mask: Tensor, visible: Tensor) -> Tensor:
+        state.sit(seats.place(places, mask))
+        return connector(text, mask, visible, state).embeddings
+
+    for seat in places:
+        state.hear(seat, torch.randn(frames, dim // 4, device=clock.device, dtype=torch.bfloat16))
+    prompt = given(32, 0)
+    eager(*prompt)
+    for seat in places:
+        seats.advance(seat, 32)
+    text, mask, visible = given(1, frames)
+    step = GraphedStep(connector, state)
+    runs: dict[str, Callable[[], object]] = {
+        "ours": lambda: step(text, visible, seats.place(places, mask)),
+        "eager": lambda: eager(text, mask, visible),
+    }
+    off = (step(text, visible, seats.place(places, mask)) - eager(text, mask, visible)).abs().max().item()
+    seconds = clock.medians(runs, repeats=1 if clock.device == "cpu" else 20)
+    shape = f"B{batch} {frames} frames dim {dim}"
+    return {"what": "connector step", "shape": shape, "dtype": "torch.bfloat16", "error": off, "seconds": seconds}
 
 
 def copy_bandwidth(clock: Clock) -> float:
@@ -289,6 +315,8 @@ def main() -> None:
                 result["speed"].append(row)
         for batch, keys in ((1, 40),) if args.dry_run else ((1, 750), (4, 750), (16, 750), (1, 3750)):
             result["speed"].append(decode(batch, keys, 16 if args.dry_run else 128, clock))
+        for batch, frames, dim in ((1, 40, 32),) if args.dry_run else ((1, 750, 2048), (4, 750, 2048)):
+            result["speed"].append(connector_step(batch, frames, dim, clock))
         lines += [
             f"copy: {bandwidth / 1e9:.0f} GB/s; ratios are how many times faster ours is",
             *table(result["speed"]),

@@ -113,6 +113,8 @@ def transcribe(args: argparse.Namespace) -> int:
 
     options = DecodingOptions(beam_size=args.beam_size, max_tokens=args.max_tokens)
     s2t = Speech2Text.from_pretrained(args.model, options, args.device)
+    if args.quantize:
+        s2t.quantize(args.quantize)
     prompt = args.prompt or s2t.default_prompt
     s2t.template.encode_prompt(prompt)  # a bad prompt is an error before any work
     failed = 0
@@ -142,6 +144,8 @@ def stream(args: argparse.Namespace) -> int:
     silence = args.segment_silence or None
     options = SessionOptions(args.max_tokens, segment_silence=silence, max_seconds=args.max_seconds)
     s2t = Speech2Text.from_pretrained(args.model, device=args.device)
+    if args.quantize:
+        s2t.quantize(args.quantize)
     listener = s2t.listener(args.right_context, args.context)
     session = s2t.stream(args.prompt, spec.name, options, listener, **dict(spec.options))
     if args.file == "-":
@@ -204,6 +208,7 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("--max_tokens", type=_count, default=200, help="longest answer")
     command.add_argument("--batch_size", type=_count, default=8, help="files decoded together")
     command.add_argument("--device", default="cpu", help="torch device")
+    command.add_argument("--quantize", choices=("bf16", "int8"), help="smaller weights: faster on a CPU, a little off")
     command.add_argument("--output", type=Path, help="file to write instead of standard output")
     command.set_defaults(run=transcribe)
     _add_stream(commands)
@@ -235,6 +240,7 @@ def _add_stream(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--max_seconds", type=float, default=60.0, help="longest segment")
     command.add_argument("--max_tokens", type=_count, default=200, help="longest text of a segment")
     command.add_argument("--device", default="cpu", help="torch device")
+    command.add_argument("--quantize", choices=("bf16", "int8"), help="smaller weights: faster on a CPU, a little off")
     command.set_defaults(run=stream)
 
 

@@ -190,7 +190,8 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             stats["loss_teacher"] = distance.detach()
             loss = loss + self.teacher_weight * distance
         if self.ctc_weight < 1.0:
-            state = ModelState(self.connector.start(encoded), None)
+            # A bound that is known without looking at tensors: no waiting for the GPU, nor for frames nobody sees.
+            state = ModelState(self.connector.start(encoded.before(self.policy.reach(text.shape[1]))), None)
             watched = state.connector.watch() if self._aligns(state.connector) else None
             each, correct = self._answer_losses(state, encoded.lengths, prompt, prompt_lengths, text, text_lengths)
             answer = each.sum() / tokens

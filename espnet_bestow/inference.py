@@ -16,6 +16,7 @@ from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.model_dir import locate
 from espnet_bestow.preprocess import BadUtteranceError, check_speech
 from espnet_bestow.prompt import PromptTemplate
+from espnet_bestow.quantize import Precision, quantize
 from espnet_bestow.streaming.cache_aware import CacheAwareListener
 from espnet_bestow.streaming.contextual_block import ChunkedListener
 from espnet_bestow.streaming.features import LogMel
@@ -124,6 +125,20 @@ class Speech2Text:
         """From an experiment directory, a zip made by stage 14, or a hub tag."""
         config, model_file = locate(name)
         return cls.from_files(config, model_file, options, device)
+
+    def quantize(self, precision: Precision) -> "Speech2Text":
+        """Makes writing faster on a CPU, in place: connector and LLM with smaller weights (``bf16`` or ``int8``).
+
+        Example::
+
+            s2t = Speech2Text.from_pretrained("exp/bestow_train").quantize("int8")
+
+        The encoder stays: it reads its weights for many frames at a time.
+        """
+        assert self.model.llm is not None
+        quantize(self.model.connector, precision)
+        quantize(self.model.llm, precision)
+        return self
 
     def __call__(self, audio: Audio, prompt: str | None = None, sample_rate: int | None = None) -> Result:
         """Answers ``prompt`` about ``audio`` (a file, or samples (S,) or (S, channels) at ``sample_rate``)."""

@@ -18,10 +18,15 @@ from torch import Tensor
 class Placement:
     """Where U new text positions of B seats go."""
 
-    rows: Tensor  # (B,) seats
+    seats: tuple[int, ...]  # B of them, known without asking the GPU
+    rows: Tensor  # (B,) the same
     slots: Tensor  # (B, U) slot of each new position; padding stands behind the real ones and is overwritten later
     total: int  # N, slots in use afterwards
-    leading: bool  # whether the seats are 0, 1, ..., B - 1, so that reading needs no copy
+
+    @property
+    def leading(self) -> bool:
+        """Whether the seats are 0, 1, ..., B - 1, so that reading needs no copy."""
+        return self.seats == tuple(range(len(self.seats)))
 
     @cached_property  # every layer writes to these
     def index(self) -> tuple[Tensor, Tensor]:
@@ -31,7 +36,7 @@ class Placement:
     @cached_property
     def rows_in_use(self) -> int:
         """The fewest rows that a tensor needs for these seats."""
-        return int(self.rows.max()) + 1
+        return max(self.seats) + 1
 
     @cached_property
     def allowed(self) -> Tensor:
@@ -41,8 +46,7 @@ class Placement:
     def select(self, keep: Sequence[int]) -> "Placement":
         """Only these of the B seats."""
         index = torch.tensor(keep, device=self.rows.device)
-        rows = self.rows[index]
-        return Placement(rows, self.slots[index], self.total, _leading(rows.tolist()))
+        return Placement(tuple(self.seats[i] for i in keep), self.rows[index], self.slots[index], self.total)
 
 
 class Seats:
@@ -77,7 +81,7 @@ class Seats:
         padding = real[:, -1:] + mask.logical_not().cumsum(1)
         slots = lengths[:, None] + torch.where(mask, real, padding) - 1
         total = max(self.lengths[seat] for seat in seats) + mask.shape[1]
-        return Placement(torch.tensor(list(seats), device=mask.device), slots, total, _leading(seats))
+        return Placement(tuple(seats), torch.tensor(list(seats), device=mask.device), slots, total)
 
     def advance(self, seat: int, positions: int) -> None:
         """The last ``positions`` placed positions of a seat now count."""
@@ -99,17 +103,16 @@ class SeatBuffer:
     def read(self, at: Placement) -> Tensor:
         """(B, N, ...), a view where it can be."""
         assert self.data is not None
-        rows = len(at.rows)
-        return self.data[:rows, : at.total] if at.leading else self.data[at.rows, : at.total]
+        return self.data[: len(at.seats), : at.total] if at.leading else self.data[at.rows, : at.total]
 
     def put(self, seat: int, content: Tensor) -> None:
         """Replaces the first slots of one seat by ``content`` (n, ...)."""
         self._reserve(seat + 1, len(content), content[None])[seat, : len(content)] = content
 
-    def cover(self, rows: int) -> None:
-        """Makes room for seats that have nothing here yet."""
+    def cover(self, at: Placement, slots: int = 0) -> None:
+        """Makes room, in what was written to before, for seats that have nothing here yet and for so many slots."""
         if self.data is not None:
-            self._reserve(rows, self.data.shape[1], self.data)
+            self._reserve(at.rows_in_use, slots, self.data)
 
     def _reserve(self, rows: int, slots: int, like: Tensor) -> Tensor:
         have = (0, 0) if self.data is None else self.data.shape[:2]
@@ -121,7 +124,3 @@ class SeatBuffer:
                 grown[: have[0], : have[1]] = self.data
             self.data = grown
         return self.data
-
-
-def _leading(seats: Sequence[int]) -> bool:
-    return list(seats) == list(range(len(seats)))

@@ -84,6 +84,10 @@ class Policy(Protocol):
 
     def rule(self, batch: int, device: torch.device | None = None) -> Rule: ...
 
+    def reach(self, tokens: int) -> int | None:
+        """Frames that answers of so many tokens can see at most, whatever is drawn; None: any number."""
+        ...
+
 
 class OfflinePolicy:
     """``policy: offline``."""
@@ -91,6 +95,9 @@ class OfflinePolicy:
     def rule(self, batch: int, device: torch.device | None = None) -> Rule:
         """Nothing is random here."""
         return offline
+
+    def reach(self, tokens: int) -> None:
+        """No bound."""
 
 
 @dataclass(frozen=True)
@@ -124,3 +131,7 @@ class WaitKPolicy:
             # One K for all rows, however many of them (beams multiply rows).
             return _WaitKRule(torch.tensor([self.low], device=device), self.step)
         return _WaitKRule(torch.randint(self.low, self.high + 1, (batch,), device=device), self.step)
+
+    def reach(self, tokens: int) -> int:
+        """What the last token sees under the largest K."""
+        return wait_k_frames(tokens - 1, self.high, self.step)

@@ -10,7 +10,7 @@ PACKAGE = "espnet_bestow"
 # The named rooms from the top of the house down: none of them imports one that stands further left.
 HOUSE = (
     *("cli", "bin", "simul", "inference", "task", "espnet_model", "streaming", "evaluate"),
-    *("decoding", "model", "connectors", "encoders", "prompt", "llm", "seats", "visibility", "ops"),
+    *("decoding", "model", "connectors", "encoders", "prompt", "llm", "seats", "visibility", "quantize", "ops"),
     "corpus",
 )
 

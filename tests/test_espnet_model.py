@@ -123,6 +123,21 @@ def test_loss_is_the_mean_over_answer_tokens(llm, smoothing, policy):
 
 
 @torch.no_grad()
+def test_only_frames_that_some_answer_may_see_are_projected(llm, monkeypatch):
+    model = build(llm, WaitKPolicy(k=2, step=1))
+    projected = []
+    start = model.connector.start
+    monkeypatch.setattr(model.connector, "start", lambda speech: projected.append(speech) or start(speech))
+    data = batch()
+    model(**data)
+    everything = model.encode(data["speech"], data["speech_lengths"])
+    longest = max(map(len, ANSWERS))
+    assert projected[0].frames.shape[1] == longest - 1 + 2 < everything.frames.shape[1]
+    assert projected[0].frames.equal(everything.frames[:, : longest + 1])
+    assert projected[0].lengths.tolist() == everything.lengths.clamp(max=longest + 1).tolist()
+
+
+@torch.no_grad()
 def test_losses_per_task(llm):
     model = build(llm)
     _, stats, _ = model(**batch())

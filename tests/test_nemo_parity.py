@@ -1,6 +1,5 @@
 """Parity with NVIDIA NeMo 3.0 on tensors that benchmarks/nemo/make_golden.py wrote with it."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +12,8 @@ from espnet_bestow.encoders import StreamingFastConformerEncoder
 from espnet_bestow.encoders.chunk_step import LEAD
 from espnet_bestow.visibility import WaitKPolicy, offline
 from tests.golden import cases
+from tests.golden.names import nemo_connector_name
 from tests.golden.weights import drawn, fill
-
-CONNECTOR_NAMES = (
-    (r"^blocks\.", "decoder.layers."),
-    (r"\.self_norm\.", ".layer_norm_1."),
-    (r"\.cross_norm\.", ".layer_norm_2."),
-    (r"\.ffn_norm\.", ".layer_norm_3."),
-    (r"\.self_attention\.", ".first_sub_layer."),
-    (r"\.cross_attention\.", ".second_sub_layer."),
-    (r"\.(query|key|value)\.", r".\1_net."),
-    (r"\.out\.", ".out_projection."),
-    (r"\.ffn\.0\.", ".third_sub_layer.dense_in."),
-    (r"\.ffn\.3\.", ".third_sub_layer.dense_out."),
-    (r"^norm\.", "decoder.final_layer_norm."),
-)
-"""From our names to those of the authors' adapter."""
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +76,9 @@ def test_connector(golden, mode):
     connector = CrossAttentionConnector(
         cases.TEXT_DIM, cases.SPEECH_DIM, dim=cases.DIM, num_blocks=2, num_heads=2, dropout=0.0
     ).eval()
-    fill((_authors_name(name), parameter) for name, parameter in connector.named_parameters())
+    fill((nemo_connector_name(name), parameter) for name, parameter in connector.named_parameters())
     text = drawn("text", (2, cases.TEXT, cases.TEXT_DIM))
     speech = Speech(drawn("speech", (2, cases.SPEECH, cases.SPEECH_DIM)), torch.tensor(cases.SPEECH_LENGTHS))
     visible = golden[f"mask_{mode}"].sum(-1).int()
     out = connector(text, torch.ones(2, cases.TEXT, dtype=torch.bool), visible, connector.start(speech))
     torch.testing.assert_close(out.embeddings, golden[f"connector_{mode}"], rtol=0, atol=1e-5)
-
-
-def _authors_name(name: str) -> str:
-    for pattern, replacement in CONNECTOR_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name

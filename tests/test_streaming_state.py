@@ -98,7 +98,7 @@ def test_absorbed_cross_attention_equals_the_projected_one():
     seated = SeatedFrames(6)
     for seat in (0, 1):
         seated.put(seat, frames[seat])
-    seated.sit(Placement(torch.tensor([0, 1]), torch.zeros(2, 3, dtype=torch.long), 3, True))
+    seated.sit(Placement((0, 1), torch.tensor([0, 1]), torch.zeros(2, 3, dtype=torch.long), 3))
     absorbed = AbsorbedSpeech(attention, [bridge, into], seated)
     torch.testing.assert_close(absorbed.attend(q, visible), projected.attend(q, visible), rtol=1e-5, atol=1e-5)
     assert absorbed.attend(q, visible)[0, :, 0].abs().max() == 0.0

@@ -69,3 +69,14 @@ def test_offline_policy_has_nothing_to_draw():
 def test_wrong_numbers_are_named(options):
     with pytest.raises(ValueError, match=r"wait_k: (k|step)="):
         WaitKPolicy(**options)
+
+
+@pytest.mark.parametrize("policy", [WaitKPolicy([1, 5], step=3), WaitKPolicy(4, step=2), OfflinePolicy()])
+def test_reach_bounds_what_any_answer_sees_and_wait_k_meets_it(policy):
+    mask, prompt = layout([3, 1], [8, 6])  # answers of 6 tokens, the last of which is not fed
+    furthest = 0
+    for _ in range(60):
+        visible = policy.rule(2)(answer_index(mask, prompt), mask, torch.tensor([99, 90]))
+        furthest = max(furthest, int(visible.max()))
+    reach = policy.reach(6)
+    assert furthest == (99 if reach is None else reach)

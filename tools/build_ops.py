@@ -43,7 +43,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     ISAS |= {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 
 # Sources compiled once per instruction set.
-KERNELS = ("staircase", "panel_linear")
+KERNELS = ("staircase", "panel_linear", "few_rows")
 
 
 @dataclass

@@ -524,12 +524,12 @@ inline void add_values(const T* v, int64_t row, int64_t n, const float* weights,
 }
 
 template <class T>
-struct FewRows {
+struct FewQueries {
   const Forward& p;
   const int64_t share, ld;
   float *queries, *scores, *sums;
 
-  FewRows(Arena& arena, const Forward& problem)
+  FewQueries(Arena& arena, const Forward& problem)
       : p(problem), share(p.heads / p.kv_heads), ld(round_up(p.frames, most(kLanes, kFewKeys))) {
     queries = arena.take<float>(kFewRows * p.width);
     scores = arena.take<float>(kFewRows * ld);
@@ -592,7 +592,7 @@ template <class T, class Form>
 size_t forward_space(const Forward& p) {
   Arena arena{nullptr};
   if (few(p)) {
-    const FewRows<T> counted(arena, p);
+    const FewQueries<T> counted(arena, p);
   } else {
     const ForwardUnit<T, Form> counted(arena, p);
   }
@@ -605,7 +605,7 @@ void forward_as(const Forward& p, int64_t begin, int64_t end, void* workspace) {
     const Unit at(p, unit);
     Arena arena{static_cast<char*>(workspace)};
     if (few(p)) {
-      FewRows<T>(arena, p).run(at);
+      FewQueries<T>(arena, p).run(at);
     } else {
       ForwardUnit<T, Form>(arena, p).run(at);
     }
@@ -799,7 +799,12 @@ void backward(const Backward& p, int64_t begin, int64_t end, void* workspace) {
 // panel_linear.cpp
 void panel_linear(const PanelLinear& p, int64_t begin, int64_t end);
 
+// few_rows.cpp
+void round_rows(const float* x, int64_t rows, int64_t inputs, int16_t* out, float* steps);
+void few_rows(const FewRows& p, int64_t begin, int64_t end);
+
 extern const Kernels kKernels;
-const Kernels kKernels = {BESTOW_NAME(BESTOW_ISA), forward_bytes, forward, backward_bytes, backward, panel_linear};
+const Kernels kKernels = {
+    BESTOW_NAME(BESTOW_ISA), forward_bytes, forward, backward_bytes, backward, panel_linear, round_rows, few_rows};
 
 }  // namespace bestow::BESTOW_ISA

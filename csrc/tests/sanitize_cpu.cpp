@@ -66,12 +66,30 @@ void one_problem(const bestow::Kernels& isa) {
   isa.backward(backward, 0, backward.units(), space.get());
 }
 
-void one_linear(const bestow::Kernels& isa) {
+void one_panel_linear(const bestow::Kernels& isa) {
   bestow::PanelLinear p{1 + below(30), 1 + below(70), bestow::kPanel * (1 + below(4))};
   const std::vector<float> x(p.rows * p.inputs, 0.5f), panels(p.inputs * p.outputs, 0.25f), bias(p.outputs, 1.0f);
   std::vector<float> out(p.rows * p.outputs);
   p.x = x.data(), p.panels = panels.data(), p.bias = below(2) ? bias.data() : nullptr, p.out = out.data();
   isa.panel_linear(p, 0, p.units());
+}
+
+// A linear layer whose arrays, too, have nothing to spare.
+void one_linear(const bestow::Kernels& isa) {
+  const int64_t rows = 1 + below(9), inputs = 1 + below(100), outputs = 1 + below(30);
+  const bool int8 = below(2) == 0;
+  std::vector<float> x(rows * inputs), scale(outputs, 0.1f), bias(outputs, 1.0f), out(rows * outputs), steps(rows);
+  for (float& number : x) number = static_cast<float>(below(2000)) / 1000 - 1;
+  std::vector<int16_t> rounded(rows * inputs);
+  std::vector<char> weight(outputs * inputs * (int8 ? 1 : 2));
+  for (char& byte : weight) byte = static_cast<char>(below(64));
+  bestow::FewRows p{rows, inputs, outputs, x.data(), nullptr, weight.data(), nullptr, bias.data(), out.data()};
+  if (int8) {
+    isa.round_rows(x.data(), rows, inputs, rounded.data(), steps.data());
+    p.input = rounded.data(), p.input_scale = steps.data(), p.scale = scale.data();
+  }
+  const int64_t middle = below(outputs + 1);
+  isa.few_rows(p, 0, middle), isa.few_rows(p, middle, outputs);
 }
 
 }  // namespace
@@ -82,7 +100,7 @@ int main() {
     std::puts("skipped: BESTOW_CPU_ISA does not run on this CPU");
     return 0;
   }
-  for (int i = 0; i < 400; ++i) one_problem(*isa), one_linear(*isa);
-  std::printf("%s: 800 problems, nothing out of bounds\n", isa->name);
+  for (int i = 0; i < 400; ++i) one_problem(*isa), one_panel_linear(*isa), one_linear(*isa);
+  std::printf("%s: 1200 problems, nothing out of bounds\n", isa->name);
   return 0;
 }

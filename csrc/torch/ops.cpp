@@ -72,6 +72,9 @@ bestow::Staircase problem(const Tensor& q, const Tensor& k, const Tensor& v, con
   return p;
 }
 
+constexpr int64_t kMostInputs = 1 << 20;
+constexpr int64_t kOutputsPerThread = 64;
+
 // Scratch memory of one thread. It is kept between calls: fresh pages cost more than some kernels.
 void* workspace(size_t bytes) {
   struct Scratch {
@@ -159,6 +162,38 @@ Tensor panel_linear(Tensor x, Tensor panels, std::optional<Tensor> bias) {
   return out;
 }
 
+Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> scale, std::optional<Tensor> bias) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && x.scalar_type() == ScalarType::Float, "few_rows_linear: x");
+  STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 2 && weight.size(1) == x.size(1) && weight.is_contiguous() &&
+                      weight.scalar_type() == (scale ? ScalarType::Char : ScalarType::BFloat16),
+                  "few_rows_linear: weight");
+  for (const std::optional<Tensor>* vector : {&scale, &bias}) {
+    STD_TORCH_CHECK(!*vector || ((*vector)->is_cpu() && (*vector)->dim() == 1 && (*vector)->is_contiguous() &&
+                                 (*vector)->size(0) == weight.size(0) && (*vector)->scalar_type() == ScalarType::Float),
+                    "few_rows_linear: scale or bias");
+  }
+  x = torch::stable::contiguous(x);
+  bestow::FewRows p{x.size(0), x.size(1), weight.size(0)};
+  STD_TORCH_CHECK(p.inputs <= kMostInputs, "few_rows_linear: ", p.inputs, " inputs");
+  Tensor out = torch::stable::new_empty(x, {p.rows, p.outputs});
+  const auto floats = [](const std::optional<Tensor>& y) {
+    return y ? static_cast<const float*>(y->data_ptr()) : nullptr;
+  };
+  p.weight = weight.data_ptr(), p.scale = floats(scale), p.bias = floats(bias);
+  p.out = static_cast<float*>(out.data_ptr());
+  const bestow::Kernels& isa = chosen();
+  p.input = x.data_ptr();
+  std::vector<int16_t> rounded(scale ? p.rows * p.inputs : 0);
+  std::vector<float> steps(scale ? p.rows : 0);
+  if (scale) {
+    isa.round_rows(static_cast<const float*>(p.input), p.rows, p.inputs, rounded.data(), steps.data());
+    p.input = rounded.data(), p.input_scale = steps.data();
+  }
+  torch::stable::parallel_for(0, p.outputs, kOutputsPerThread,
+                              [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end); });
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(bestow, m) {
@@ -169,12 +204,15 @@ STABLE_TORCH_LIBRARY(bestow, m) {
       "float scale) -> (Tensor dq, Tensor dk, Tensor dv)");
   // x (..., K), panels (N / 16, K, 16), bias (N), all float32 -> (..., N)
   m.def("panel_linear(Tensor x, Tensor panels, Tensor? bias) -> Tensor");
+  // x (M, K) float32; weight (N, K) bfloat16, or int8 with a scale per row; scale and bias (N) float32 -> (M, N).
+  m.def("few_rows_linear(Tensor x, Tensor weight, Tensor? scale, Tensor? bias) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
   m.impl("staircase_forward", TORCH_BOX(&staircase_forward));
   m.impl("staircase_backward", TORCH_BOX(&staircase_backward));
   m.impl("panel_linear", TORCH_BOX(&panel_linear));
+  m.impl("few_rows_linear", TORCH_BOX(&few_rows_linear));
 }
 
 // Python imports the module for the registrations above and, by cpu_isa(), to learn which kernels run.

@@ -16,6 +16,10 @@ class Speech:
     frames: Tensor  # (B, F, D_enc)
     lengths: Tensor  # (B,) true frames of each utterance; the rest is padding
 
+    def before(self, frame: int | None) -> "Speech":
+        """What comes before a frame (None: all)."""
+        return self if frame is None else Speech(self.frames[:, :frame], self.lengths.clamp(max=frame))
+
     def repeat(self, times: int) -> "Speech":
         """Each utterance ``times`` times in a row (for beams)."""
         return Speech(self.frames.repeat_interleave(times, 0), self.lengths.repeat_interleave(times, 0))

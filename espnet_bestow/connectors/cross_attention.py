@@ -128,7 +128,9 @@ class CrossAttentionConnector(Connector):
         super().__init__()
         if num_blocks < 1:
             raise ValueError(f"connector: num_blocks={num_blocks} must be >= 1")
-        self.bridge = nn.Linear(speech_dim, speech_projection) if speech_projection else nn.Identity()
+        self.bridge: nn.Linear | nn.Identity = nn.Identity()
+        if speech_projection:
+            self.bridge = nn.Linear(speech_dim, speech_projection)
         self.text_in = nn.Linear(text_dim, dim)
         self.speech_in = nn.Linear(speech_projection or speech_dim, dim)
         blocks = [BestowBlock(dim, num_heads, ffn_mult, dropout, self_attention) for _ in range(num_blocks)]
@@ -151,7 +153,7 @@ class CrossAttentionConnector(Connector):
 
     def seated(self) -> SeatedCrossAttentionState:
         """See base class."""
-        linears = [linear for linear in (self.bridge, self.speech_in) if isinstance(linear, nn.Linear)]
+        linears = [linear for linear in (self.bridge, self.speech_in) if not isinstance(linear, nn.Identity)]
         heard = SeatedFrames(linears[0].in_features)
         speech = [AbsorbedSpeech(block.cross_attention, linears, heard) for block in self.blocks]
         return SeatedCrossAttentionState(heard, speech, [SeatedKeysValues() for _ in self.blocks])

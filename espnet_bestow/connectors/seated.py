@@ -10,6 +10,7 @@ One buffer of frames then serves all blocks, and an encoder that recomputes all 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +41,18 @@ class SeatedFrames:
 
     def sit(self, at: Placement) -> None:
         """Gathers the frames of these seats once, for all blocks."""
-        longest = max(self.lengths.get(seat, 0) for seat in at.rows.tolist())
-        if longest == 0:
-            self.now = torch.zeros(len(at.rows), 0, self.width, device=at.rows.device)
+        self._show(at, max(self.lengths.get(seat, 0) for seat in at.seats))
+
+    def sit_with_spare(self, at: Placement) -> None:
+        """The same with all slots that there are, so that the shape stays as long as the buffer does."""
+        self._show(at, 0 if self.buffer.data is None else self.buffer.data.shape[1])
+
+    def _show(self, at: Placement, frames: int) -> None:
+        if frames == 0:
+            self.now = torch.zeros(len(at.seats), 0, self.width, device=at.rows.device)
         else:
-            self.buffer.cover(at.rows_in_use)
-            self.now = self.buffer.read(Placement(at.rows, at.slots, longest, at.leading))
+            self.buffer.cover(at)
+            self.now = self.buffer.read(replace(at, total=frames))
 
     def clear(self) -> None:
         """Forgets all frames."""
@@ -157,9 +164,30 @@ class SeatedCrossAttentionState(_Seated):
     def sit(self, at: Placement) -> None:
         """See SeatedState."""
         self.frames.sit(at)
+        self._seat_text(at)
+
+    def sit_with_spare(self, at: Placement) -> None:
+        """:meth:`sit` with all slots that the buffers have, so that shapes stay as long as the buffers do."""
+        self.frames.sit_with_spare(at)
+        slots = [buffer.data.shape[1] for buffer in self._text_buffers if buffer.data is not None]
+        self._seat_text(replace(at, total=min(slots, default=at.total)))
+
+    def _seat_text(self, at: Placement) -> None:
         for cache in self.text:
             cache.at = at
         self._allowed = at.allowed
+
+    @property
+    def _text_buffers(self) -> list[SeatBuffer]:
+        return [buffer for cache in self.text for buffer in (cache.keys, cache.values)]
+
+    def reserve(self, at: Placement) -> tuple[int, ...]:
+        """Makes room for the new positions; where the memory of all buffers is from now on."""
+        for buffer in self._text_buffers:
+            buffer.cover(at, at.total)
+        self.frames.buffer.cover(at)
+        buffers = self.frames.buffer, *self._text_buffers
+        return tuple(buffer.data.data_ptr() for buffer in buffers if buffer.data is not None)
 
     def clear(self) -> None:
         """See SeatedState."""
@@ -215,12 +243,11 @@ class SeatedRecurrentState(_Seated):
         first = self.start[:, None].expand(-1, len(before), -1)
         if self.history.data is None or int(before.max()) < 0:
             return first.contiguous()
-        self.history.cover(self.at.rows_in_use)
+        self.history.cover(self.at)
         past = self.history.data[self.at.rows, before.clamp(min=0)].transpose(0, 1)
         return torch.where((before >= 0)[None, :, None], past, first).contiguous()
 
     @hidden.setter
     def hidden(self, after: Tensor) -> None:
         assert self.at is not None
-        at = Placement(self.at.rows, self._last[:, None], self.at.total, self.at.leading)
-        self.history.write(at, after.transpose(0, 1)[:, None])
+        self.history.write(replace(self.at, slots=self._last[:, None]), after.transpose(0, 1)[:, None])

@@ -1,4 +1,4 @@
-"""Typed faces of the attention ops; callers never know which implementation runs.
+"""Typed faces of the ops; callers never know which implementation runs.
 
 Every op has a plain PyTorch twin (:mod:`espnet_bestow.ops.reference`). Where a compiled kernel takes the tensors
 (:mod:`espnet_bestow.ops.native`), it runs instead; ``BESTOW_OPS=reference`` in the environment turns that off.
@@ -24,7 +24,7 @@ if not _choice:
     except ImportError as error:
         logging.getLogger(__name__).warning("attention runs on PyTorch alone, without compiled kernels (%s)", error)
 
-__all__ = ["staircase_attention", "staircase_weights"]
+__all__ = ["few_rows_linear", "staircase_attention", "staircase_weights"]
 
 
 def staircase_attention(
@@ -62,6 +62,30 @@ def staircase_weights(
     """
     _check(q, k, k, visible)
     return reference.staircase_weights(q, k, visible, scale)
+
+
+def few_rows_linear(
+    x: Tensor,  # (M, K) float32
+    weight: Tensor,  # (N, K) bfloat16 or int8
+    scale: Tensor | None = None,  # (N) float32, of int8 weights
+    bias: Tensor | None = None,  # (N) float32
+) -> Tensor:  # (M, N) float32
+    """``F.linear`` with small weights and few input rows, for inference.
+
+    Sums are float32. Beside int8 weights the kernel rounds each input row to steps of ``max |x| / 32767``, or to fewer,
+    as many as 32-bit sums over K leave room for (8191 at K = 8192).
+
+    Raises:
+        ValueError: shapes or dtypes that do not belong together.
+    """
+    shapes = f"x {tuple(x.shape)} {x.dtype}, weight {tuple(weight.shape)} {weight.dtype}"
+    if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or x.dtype != torch.float32:
+        raise ValueError(f"few_rows_linear wants x (M, K) float32 and weight (N, K), got {shapes}")
+    if weight.dtype != (torch.bfloat16 if scale is None else torch.int8):
+        raise ValueError(f"few_rows_linear wants int8 weights with a scale, or bfloat16 ones without, got {shapes}")
+    if native is not None and x.device.type == "cpu":
+        return native.few_rows_linear(x, weight, scale, bias)
+    return reference.few_rows_linear(x, weight, scale, bias)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> None:

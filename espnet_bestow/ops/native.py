@@ -57,6 +57,21 @@ def _panel_linear_fake(x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor
     return x.new_empty(*x.shape[:-1], PANEL * panels.shape[0])
 
 
+def few_rows_linear(
+    x: Tensor,  # (M, K) float32
+    weight: Tensor,  # (N, K) bfloat16 or int8
+    scale: Tensor | None = None,  # (N) float32
+    bias: Tensor | None = None,  # (N) float32
+) -> Tensor:  # (M, N) float32
+    """See :func:`espnet_bestow.ops.few_rows_linear`."""
+    return torch.ops.bestow.few_rows_linear(x, weight, scale, bias)
+
+
+@register_fake("bestow::few_rows_linear")
+def _few_rows_linear_fake(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    return x.new_empty(len(x), len(weight))
+
+
 @register_fake(NAME)
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)

@@ -55,3 +55,16 @@ def panel_linear(
 ) -> Tensor:  # (..., N)
     """See :func:`espnet_bestow.ops.native.panel_linear`."""
     return F.linear(x, panels.transpose(1, 2).flatten(0, 1), bias)
+
+
+def few_rows_linear(
+    x: Tensor,  # (M, K) float32
+    weight: Tensor,  # (N, K) bfloat16 or int8
+    scale: Tensor | None = None,  # (N) float32
+    bias: Tensor | None = None,  # (N) float32
+) -> Tensor:  # (M, N) float32
+    """See :func:`espnet_bestow.ops.few_rows_linear`."""
+    out = F.linear(x, weight.to(x.dtype))
+    if scale is not None:
+        out = out * scale
+    return out if bias is None else out + bias

@@ -50,6 +50,17 @@ struct PanelLinear {
   int64_t units() const { return outputs / kPanel; }
 };
 
+// A linear layer for a few rows of input; weights are bfloat16 or, where they have scales, int8.
+struct FewRows {
+  int64_t rows, inputs, outputs;  // M, K, N
+  const void* input;              // (M, K) dense: float, or int16 beside int8 weights
+  const float* input_scale;       // (M), of int16 inputs
+  const void* weight;             // (N, K) dense
+  const float* scale;             // (N), of int8 weights
+  const float* bias;              // (N) or null
+  float* out;                     // (M, N) dense
+};
+
 // One instruction set's kernels. Work is cut in units that may run on any thread; each call needs its own workspace.
 struct Kernels {
   const char* name;
@@ -58,6 +69,9 @@ struct Kernels {
   size_t (*backward_bytes)(const Backward&);
   void (*backward)(const Backward&, int64_t begin, int64_t end, void* workspace);
   void (*panel_linear)(const PanelLinear&, int64_t begin, int64_t end);
+  // x (rows, inputs) as integers times a step size per row; the step is NaN where the row is not finite.
+  void (*round_rows)(const float* x, int64_t rows, int64_t inputs, int16_t* out, float* steps);
+  void (*few_rows)(const FewRows&, int64_t begin, int64_t end);  // a unit is one output
 };
 
 // Up to this many query rows per key head, keys are read once as they lie instead of being packed.

@@ -1,0 +1,168 @@
+// A linear layer for a few rows of input, its weights bfloat16 or int8. Compiled once per instruction set.
+//
+// Reading the weights is all the work: every weight is read once, widened in a register, and meets all input rows
+// there. Eight sums are in flight at a time, of as many outputs as the rows leave room for.
+//
+// With int8 weights the inputs become 16-bit integers, one step size per row, and products are summed exactly. Against
+// the rounding of the weights that of the inputs does not count, and no weight has to become a float.
+
+#include "bestow/cpu.h"
+#include "bestow/simd.h"
+
+namespace bestow::BESTOW_ISA {
+namespace {
+
+constexpr int kSums = 8;
+constexpr int kMostRows = 4;
+
+struct BFloat16Products {
+  using Input = float;
+  using Weight = BFloat16;
+  using Sum = Vec;
+  static constexpr int kStep = kLanes;
+  static inline Sum nothing() { return zero(); }
+  static inline Vec input(const Input* p) { return load(p); }
+  static inline Vec weight(const Weight* p) { return load(p); }
+  static inline Sum add(Sum sum, Vec x, Vec w) { return fma(x, w, sum); }
+  static inline float total(Sum sum) { return bestow::BESTOW_ISA::sum(sum); }
+};
+
+struct Int8Products {
+  using Input = int16_t;
+  using Weight = int8_t;
+#if defined(__AVX512F__)
+  using Sum = __m512i;
+  static constexpr int kStep = 32;
+  static inline Sum nothing() { return _mm512_setzero_si512(); }
+  static inline Sum input(const Input* p) { return _mm512_loadu_si512(p); }
+  static inline Sum weight(const Weight* p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static inline Sum add(Sum sum, Sum x, Sum w) { return _mm512_add_epi32(sum, _mm512_madd_epi16(x, w)); }
+  static inline float total(Sum sum) { return bestow::BESTOW_ISA::sum(_mm512_cvtepi32_ps(sum)); }
+#elif defined(__AVX2__)
+  using Sum = __m256i;
+  static constexpr int kStep = 16;
+  static inline Sum nothing() { return _mm256_setzero_si256(); }
+  static inline Sum input(const Input* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static inline Sum weight(const Weight* p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static inline Sum add(Sum sum, Sum x, Sum w) { return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w)); }
+  static inline float total(Sum sum) { return bestow::BESTOW_ISA::sum(_mm256_cvtepi32_ps(sum)); }
+#else
+  typedef int32_t Sum __attribute__((vector_size(16)));
+  static constexpr int kStep = 4;
+  static inline Sum nothing() { return Sum{0, 0, 0, 0}; }
+  static inline Sum input(const Input* p) { return Sum{p[0], p[1], p[2], p[3]}; }
+  static inline Sum weight(const Weight* p) { return Sum{p[0], p[1], p[2], p[3]}; }
+  static inline Sum add(Sum sum, Sum x, Sum w) { return sum + x * w; }
+  static inline float total(Sum sum) {
+    return (static_cast<float>(sum[0]) + static_cast<float>(sum[2])) +
+           (static_cast<float>(sum[1]) + static_cast<float>(sum[3]));
+  }
+#endif
+};
+
+// The last n < kStep elements, followed by zeros.
+template <class T, int kStep>
+struct Padded {
+  T data[kStep] = {};
+  Padded(const T* p, int64_t n) { std::memcpy(data, p, n * sizeof(T)); }
+};
+
+// Rows m ... m + kRows - 1 of the input, outputs n ... n + kOutputs - 1.
+template <class P, int kRows, int kOutputs>
+inline void tile(const FewRows& p, int64_t m, int64_t n) {
+  using Input = typename P::Input;
+  using Weight = typename P::Weight;
+  const Input* x = static_cast<const Input*>(p.input) + m * p.inputs;
+  const Weight* w = static_cast<const Weight*>(p.weight) + n * p.inputs;
+  typename P::Sum sums[kRows][kOutputs];
+  for (auto& row : sums)
+    for (auto& sum : row) sum = P::nothing();
+  int64_t k = 0;
+  for (; k + P::kStep <= p.inputs; k += P::kStep) {
+    decltype(P::input(x)) inputs[kRows];
+    for (int i = 0; i < kRows; ++i) inputs[i] = P::input(x + i * p.inputs + k);
+    for (int j = 0; j < kOutputs; ++j) {
+      const auto weight = P::weight(w + j * p.inputs + k);
+      for (int i = 0; i < kRows; ++i) sums[i][j] = P::add(sums[i][j], inputs[i], weight);
+    }
+  }
+  if (const int64_t rest = p.inputs - k) {
+    for (int j = 0; j < kOutputs; ++j) {
+      const Padded<Weight, P::kStep> weights(w + j * p.inputs + k, rest);
+      for (int i = 0; i < kRows; ++i) {
+        const Padded<Input, P::kStep> inputs(x + i * p.inputs + k, rest);
+        sums[i][j] = P::add(sums[i][j], P::input(inputs.data), P::weight(weights.data));
+      }
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    const float step = p.input_scale == nullptr ? 1.0f : p.input_scale[m + i];
+    for (int j = 0; j < kOutputs; ++j) {
+      const float scale = p.scale == nullptr ? step : step * p.scale[n + j];
+      const float bias = p.bias == nullptr ? 0.0f : p.bias[n + j];
+      p.out[(m + i) * p.outputs + n + j] = P::total(sums[i][j]) * scale + bias;
+    }
+  }
+}
+
+template <class P, int kRows>
+inline void strip(const FewRows& p, int64_t m, int64_t begin, int64_t end) {
+  constexpr int kOutputs = kSums / kRows;
+  int64_t n = begin;
+  for (; n + kOutputs <= end; n += kOutputs) tile<P, kRows, kOutputs>(p, m, n);
+  for (; n < end; ++n) tile<P, kRows, 1>(p, m, n);
+}
+
+template <class P>
+void multiply(const FewRows& p, int64_t begin, int64_t end) {
+  for (int64_t n = begin; n < end; n += kSums) {
+    const int64_t stop = n + kSums < end ? n + kSums : end;
+    int64_t m = 0;
+    for (; m + kMostRows <= p.rows; m += kMostRows) strip<P, kMostRows>(p, m, n, stop);
+    for (; m + 2 <= p.rows; m += 2) strip<P, 2>(p, m, n, stop);
+    if (m < p.rows) strip<P, 1>(p, m, n, stop);
+  }
+}
+
+// The largest integer that inputs may become: a lane adds up at most every fourth product with a weight, in 32 bits.
+inline int64_t largest_level(int64_t inputs) {
+  const int64_t most = (int64_t{1} << 31) / (128 * ((inputs + 3) / 4)) - 1;
+  return most < 32767 ? most : 32767;
+}
+
+inline float round_row(const float* x, int64_t n, int16_t* out) {
+  const float most = static_cast<float>(largest_level(n));
+  Vec top = zero(), finite = zero();  // 0 times what is not finite is NaN
+  const int64_t even = n / kLanes * kLanes;
+  for (int64_t k = 0; k < n; k += kLanes) {
+    const Vec v = k < even ? load(x + k) : load_first(x + k, n - k);
+    top = max(top, max(v, sub(zero(), v)));
+    finite = fma(v, zero(), finite);
+  }
+  const float largest = greatest(top), poison = sum(finite);
+  const Vec up = splat(largest > 0 && poison == 0 ? most / largest : 0.0f);
+  for (int64_t k = 0; k < n; k += kLanes) {
+    const int64_t count = k < even ? kLanes : n - k;
+    float levels[kLanes] = {};
+    if (poison == 0) store(levels, nearest(mul(k < even ? load(x + k) : load_first(x + k, count), up)));
+    for (int64_t i = 0; i < count; ++i) out[k + i] = static_cast<int16_t>(levels[i]);
+  }
+  return largest / most + poison;
+}
+
+}  // namespace
+
+void round_rows(const float* x, int64_t rows, int64_t inputs, int16_t* out, float* steps) {
+  for (int64_t m = 0; m < rows; ++m) steps[m] = round_row(x + m * inputs, inputs, out + m * inputs);
+}
+
+void few_rows(const FewRows& p, int64_t begin, int64_t end) {
+  if (p.scale == nullptr) return multiply<BFloat16Products>(p, begin, end);
+  multiply<Int8Products>(p, begin, end);
+}
+
+}  // namespace bestow::BESTOW_ISA

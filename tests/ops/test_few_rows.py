@@ -1,0 +1,111 @@
+"""Linear layers with small weights against float64."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from espnet_bestow import ops
+from espnet_bestow.ops import few_rows_linear
+
+ROOT = Path(__file__).parents[2]
+SHAPES = [(1, 1), (7, 5), (33, 9), (64, 33), (515, 17)]  # (K, N): with and without tails
+
+
+def problem(rows, inputs, outputs, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inputs, generator=generator)
+    bias = torch.randn(outputs, generator=generator)
+    if dtype == torch.bfloat16:
+        return x, torch.randn(outputs, inputs, generator=generator).bfloat16(), None, bias
+    weight = torch.randint(-128, 128, (outputs, inputs), generator=generator).to(torch.int8)
+    return x, weight, torch.rand(outputs, generator=generator) + 0.1, bias
+
+
+def errors(x, weight, scale, bias):
+    """Distance from float64, and how far the stated rounding may lead: both (M, N)."""
+    dense = weight.double() * (1 if scale is None else scale.double()[:, None])
+    exact = x.double() @ dense.T + bias
+    size = x.double().abs() @ dense.abs().T + bias.abs()
+    allowed = 1e-6 * size
+    if scale is not None:
+        # Half a step of the input, times the weights it meets.
+        allowed = allowed + x.abs().amax(1, keepdim=True) / 2 / 8191 * dense.abs().sum(1)
+    return (few_rows_linear(x, weight, scale, bias) - exact).abs(), allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=["bf16", "int8"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 9])
+def test_error_is_what_is_stated(dtype, rows):
+    for inputs, outputs in SHAPES:
+        off, allowed = errors(*problem(rows, inputs, outputs, dtype))
+        assert (off <= allowed).all(), (inputs, outputs, off.max())
+
+
+def test_sums_of_many_extreme_products_do_not_overflow():
+    inputs = 8192
+    x, weight = torch.ones(1, inputs), torch.full((2, inputs), -128, dtype=torch.int8)
+    out = few_rows_linear(x, weight, torch.ones(2), torch.zeros(2))
+    torch.testing.assert_close(out, torch.full((1, 2), -128.0 * inputs), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=["bf16", "int8"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_in_its_row(dtype, bad):
+    x, weight, scale, bias = problem(3, 40, 6, dtype)
+    clean = few_rows_linear(x, weight, scale, bias)
+    x[1, 5] = bad
+    out = few_rows_linear(x, weight, scale, bias)
+    assert not out[1].isfinite().any() or dtype == torch.bfloat16
+    assert not out[1].isfinite().all()
+    assert out[[0, 2]].equal(clean[[0, 2]])
+
+
+def test_rows_do_not_depend_on_each_other():
+    for dtype in (torch.bfloat16, torch.int8):
+        x, weight, scale, bias = problem(9, 70, 19, dtype)
+        together = few_rows_linear(x, weight, scale, bias)
+        alone = torch.cat([few_rows_linear(row[None], weight, scale, bias) for row in x])
+        assert together.equal(alone)
+
+
+@pytest.mark.parametrize("isa", ["avx512bf16", "avx512", "avx2", "portable"])
+def test_every_instruction_set(isa):
+    if ops.native is None:
+        pytest.skip("the compiled ops were not built")
+    code = f"""
+import torch
+from espnet_bestow.ops import native
+from tests.ops.test_few_rows import SHAPES, errors, problem
+assert native.cpu_isa() == {isa!r}
+for dtype in (torch.bfloat16, torch.int8):
+    for rows in (1, 2, 5, 8):
+        for shape in SHAPES:
+            off, allowed = errors(*problem(rows, *shape, dtype, seed=rows))
+            assert (off <= allowed).all(), (dtype, rows, shape)
+"""
+    environment = os.environ | {"BESTOW_CPU_ISA": isa, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    if f"BESTOW_CPU_ISA={isa} does not run on this CPU" in done.stderr:
+        pytest.skip(f"this CPU has no {isa}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_torch_accepts_the_op():
+    if ops.native is None:
+        pytest.skip("the compiled ops were not built")
+    for dtype in (torch.bfloat16, torch.int8):
+        torch.library.opcheck(torch.ops.bestow.few_rows_linear, problem(3, 20, 6, dtype))
+
+
+def test_wrong_shapes_and_types_are_errors():
+    x, weight, scale, bias = problem(2, 8, 4, torch.int8)
+    with pytest.raises(ValueError, match=r"x \(2, 7\)"):
+        few_rows_linear(x[:, :7], weight, scale, bias)
+    with pytest.raises(ValueError, match=r"torch\.bfloat16"):
+        few_rows_linear(x.bfloat16(), weight, scale, bias)
+    with pytest.raises(ValueError, match="with a scale"):
+        few_rows_linear(x, weight, None, bias)
