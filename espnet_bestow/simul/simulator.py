@@ -57,6 +57,13 @@ class Stream:
         self.received += len(samples)
         return samples, len(self.chunks) == len(self.segments) - 1
 
+    def send(self) -> None:
+        """Gives the session the next segment, without work on it."""
+        samples, last = self.next_segment()
+        self.session.feed(samples)
+        if last:
+            self.session.end()
+
     def heard(self, words: Sequence[Word], seconds: float) -> None:
         """What came of that segment, and what it took."""
         self.chunks.append(Chunk(self.received / self.rate, seconds, tuple(word.text for word in words)))
@@ -132,16 +139,14 @@ class Together:
         while waiting or active:
             while waiting and len(active) < self.sessions:
                 active.append(open_stream(waiting.pop(), self.streamer, self.sending))
-            for stream in active:
-                segment, last = stream.next_segment()
-                stream.session.feed(segment)
-                if last:
-                    stream.session.end()
-            while self.streamer.pool.step():
-                pass
-            for stream in active:
+                active[-1].send()
+            busy = set(map(id, self.streamer.pool.step()))
+            # Who has made of the audio all that can be made of it gets more; nobody waits for the slowest.
+            for stream in [stream for stream in active if id(stream.session) not in busy]:
                 stream.heard(stream.session.take(), 0.0)
-            for stream in [stream for stream in active if stream.ended]:
+                if not stream.ended:
+                    stream.send()
+                    continue
                 stream.session.close()
                 active.remove(stream)
                 # Rows of a batch pay for each other: nobody's own time is known.
