@@ -42,11 +42,10 @@ class Shape:
 
 
 def staircase(shape: Shape, device: str) -> Tensor:
-    """visible (B, U): a prompt of U / 4 rows that see nothing, then steps over the full range."""
+    """visible (B, U): a prompt of U / 4 rows that see nothing, then steps from a seventh to all keys; density .43."""
     prompt = shape.queries // 4
-    steps = torch.arange(1, shape.queries - prompt + 1, device=device, dtype=torch.float64)
-    answer = (steps * shape.keys / len(steps)).ceil()
-    row = torch.cat([torch.zeros(prompt, device=device, dtype=torch.float64), answer])
+    answer = torch.linspace(shape.keys / 7, shape.keys, shape.queries - prompt, device=device).round()
+    row = torch.cat([torch.zeros(prompt, device=device), answer])
     return row.int().expand(shape.batch, -1).contiguous()
 
 
