@@ -26,7 +26,7 @@ done
     --max_wav_duration 15 \
     --lm_train_text data/lm/train.txt \
     --lm_dev_text data/lm/valid.txt \
-    --nbpe 300 \
+    --nbpe 350 \
     --ctc_config conf/train_ctc.yaml \
     --asr_config conf/train_asr.yaml \
     --bidi_config conf/train_bidi.yaml \

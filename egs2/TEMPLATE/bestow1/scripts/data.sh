@@ -62,12 +62,19 @@ words_of() {
 }
 
 train_tokens() {
-    local text=${tokenizer}/text
+    local text=${tokenizer}/text read=()
     mkdir -p "${text}"
     words_of "${raw}/${train_set}" >"${text}/train.txt"
     words_of "${raw}/${valid_set}" >"${text}/valid.txt"
-    if [ -n "${lm_train_text}" ]; then cp "${lm_train_text}" "${text}/lm_train.txt"; fi
-    py -m espnet_bestow.bin.train_tokenizer --text "${text}/train.txt" \
-        ${lm_train_text:+--text "${lm_train_text}"} --vocab_size "${nbpe}" \
+    # Instructions as often as they are given: each stands before every answer, so it should take few tokens.
+    if [ -f "${raw}/${train_set}/prompt" ]; then
+        sed 's/^[^ ]* *//' "${raw}/${train_set}/prompt" | awk NF >"${text}/prompts.txt"
+        read+=(--text "${text}/prompts.txt")
+    fi
+    if [ -n "${lm_train_text}" ]; then
+        cp "${lm_train_text}" "${text}/lm_train.txt"
+        read+=(--text "${lm_train_text}")
+    fi
+    py -m espnet_bestow.bin.train_tokenizer --text "${text}/train.txt" "${read[@]}" --vocab_size "${nbpe}" \
         --output_dir "${tokenizer}"
 }
