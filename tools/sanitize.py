@@ -7,7 +7,7 @@ from pathlib import Path
 
 from build_ops import COMMON, CSRC, ISAS, ROOT, Step, cpu_steps, run
 
-FLAGS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+FLAGS = ["-O1", "-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 
 
 def main() -> None:

@@ -144,7 +144,8 @@ inline float round_row(const float* x, int64_t n, int16_t* out) {
     finite = fma(v, zero(), finite);
   }
   const float largest = greatest(top), poison = sum(finite);
-  const Vec up = splat(largest > 0 && poison == 0 ? most / largest : 0.0f);
+  // Of a row next to nothing, whose most / largest may be no float any more, zeros are left.
+  const Vec up = splat(largest > 1e-30f && poison == 0 ? most / largest : 0.0f);
   for (int64_t k = 0; k < n; k += kLanes) {
     const int64_t count = k < even ? kLanes : n - k;
     float levels[kLanes] = {};

@@ -79,7 +79,8 @@ void one_linear(const bestow::Kernels& isa) {
   const int64_t rows = 1 + below(9), inputs = 1 + below(100), outputs = 1 + below(30);
   const bool int8 = below(2) == 0;
   std::vector<float> x(rows * inputs), scale(outputs, 0.1f), bias(outputs, 1.0f), out(rows * outputs), steps(rows);
-  for (float& number : x) number = static_cast<float>(below(2000)) / 1000 - 1;
+  const float size = below(4) == 0 ? 1e-38f : 1e-3f;
+  for (float& number : x) number = static_cast<float>(below(2000) - 1000) * size;
   std::vector<int16_t> rounded(rows * inputs);
   std::vector<char> weight(outputs * inputs * (int8 ? 1 : 2));
   for (char& byte : weight) byte = static_cast<char>(below(64));
