@@ -14,9 +14,8 @@ from pathlib import Path
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 LAUNCHERS = tuple(CSRC / "cuda" / f"launch_{what}.cu" for what in ("backward", "forward", "decode"))  # slowest first
 # No instruction newer than sm_80's is used: its PTX is made once, assembled for each architecture, and kept for
-# those that are not named, whose driver assembles it at the first call.
+# those that are not named, whose driver assembles it at the first call. A machine without a GPU leaves all to the driver.
 PTX = "80"
-DEFAULT = ("80", "90")
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CSRC / 'include'}", f"-I{CSRC / 'cuda'}"]
 
 
@@ -60,7 +59,7 @@ def visible_gpus() -> list[str]:
 
 
 def architectures() -> list[str]:
-    """BESTOW_CUDA_ARCHS ("90" or "80 90"), else torch's TORCH_CUDA_ARCH_LIST, else the GPUs here, else the default."""
+    """BESTOW_CUDA_ARCHS ("90" or "80 90"), else torch's TORCH_CUDA_ARCH_LIST, else the GPUs here."""
     if named := os.environ.get("BESTOW_CUDA_ARCHS"):
         return named.replace(",", " ").split()
     if named := os.environ.get("TORCH_CUDA_ARCH_LIST"):  # "7.5;8.0 9.0a+PTX"
@@ -69,7 +68,7 @@ def architectures() -> list[str]:
         if fit := [arch for arch in listed if arch.rstrip("af").isdigit() and int(arch.rstrip("af")) >= int(PTX)]:
             return fit
         raise RuntimeError(f"TORCH_CUDA_ARCH_LIST={named} has nothing from 8.0 on")
-    return visible_gpus() or list(DEFAULT)
+    return visible_gpus()
 
 
 def compiler(nvcc: Path, archs: list[str]) -> list[str]:
@@ -103,5 +102,5 @@ def cuda_part(wish: str) -> CudaPart | None:
         compiler(home / "bin" / "nvcc", archs),
         CSRC / "torch" / "ops_cuda.cpp",
         [f"-L{folders[0]}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
-        " ".join(f"sm_{arch}" for arch in archs) + f" and PTX of sm_{PTX}",
+        "".join(f"sm_{arch} " for arch in archs) + "and " * bool(archs) + f"PTX of sm_{PTX}",
     )

@@ -125,6 +125,9 @@ class TestBuild:
             (tmp_path / name).symlink_to(shutil.which(name) or pytest.skip(f"no {name}"))
         done = build(PATH=str(tmp_path), BESTOW_CUDA_ARCHS="80 90")
         assert done.stdout == "4 CUDA (sm_80 sm_90 and PTX of sm_80)\n", done.stderr
+        # No nvidia-smi either, so no GPU.
+        done = build(PATH=str(tmp_path))
+        assert done.stdout == "4 CUDA (PTX of sm_80)\n", done.stderr
 
     def test_cuda_can_be_left_out(self, build):
         done = build(BESTOW_CUDA="0")
