@@ -48,7 +48,7 @@ def test_hot_kernels_do_not_spill(nvcc, tmp_path):
 @pytest.mark.parametrize(
     ("environment", "gpus", "archs"),
     [
-        ({}, [], ["80", "90"]),
+        ({}, [], []),
         ({}, ["86"], ["86"]),
         ({"TORCH_CUDA_ARCH_LIST": "7.5;8.0 9.0a+PTX"}, ["86"], ["80", "90a"]),
         ({"TORCH_CUDA_ARCH_LIST": "8.0", "BESTOW_CUDA_ARCHS": "90,120"}, ["86"], ["90", "120"]),
