@@ -14,7 +14,7 @@ from pathlib import Path
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 LAUNCHERS = tuple(CSRC / "cuda" / f"launch_{what}.cu" for what in ("backward", "forward", "decode"))  # slowest first
 # No instruction newer than sm_80's is used: its PTX is made once, assembled for each architecture, and kept for
-# those that are not named, whose driver assembles it at the first call. A machine without a GPU leaves all to the driver.
+# those that are not named, whose driver assembles it at the first call. A machine without a GPU leaves them all to it.
 PTX = "80"
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CSRC / 'include'}", f"-I{CSRC / 'cuda'}"]
 
