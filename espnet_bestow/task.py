@@ -7,7 +7,8 @@ YAML that trains an ESPnet ASR model names the same parts here.
 import argparse
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from espnet_bestow.llm.tokenizer import load_tokenizer
 from espnet_bestow.model_dir import locate, read_config
 from espnet_bestow.preprocess import BestowPreprocessor
 from espnet_bestow.prompt import TEMPLATES, PromptTemplate, build_template
+from espnet_bestow.recordings import remember_recordings, share, whole_recordings
 from espnet_bestow.trainer import BestowTrainer
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
 
@@ -164,17 +166,23 @@ class BestowTask(ASRTask):
     def build_sequence_iter_factory(
         cls, args: argparse.Namespace, iter_options: IteratorOptions, mode: str
     ) -> AbsIterFactory:
-        """As in ASRTask, but processes share a batch in blocks of neighbouring rows instead of taking turns.
+        """As in ASRTask, but rows about the same recording stay together: in a batch, and in the share of a process.
 
-        Rows about the same recording are neighbours, and a process encodes each of its recordings once.
+        Only batches that are counted in rows are cut anew: those that are counted in samples may fill the memory.
         """
-        if not iter_options.distributed:
-            return super().build_sequence_iter_factory(args, iter_options, mode)
-        world, rank = dist.get_world_size(), dist.get_rank()
-        whole = argparse.Namespace(**{**vars(args), "min_batch_size": max(args.min_batch_size, world)})
+        world, rank = (dist.get_world_size(), dist.get_rank()) if iter_options.distributed else (1, 0)
         undivided = dataclasses.replace(iter_options, distributed=False)
-        factory = super().build_sequence_iter_factory(whole, undivided, mode)
-        factory.sampler = RawSampler([block(batch, rank, world) for batch in factory.sampler.batches])
+        if iter_options.distributed:
+            args = argparse.Namespace(**{**vars(args), "min_batch_size": max(args.min_batch_size, world)})
+        factory = super().build_sequence_iter_factory(args, undivided, mode)
+        recording_of = remember_recordings(factory.dataset)
+        batches = factory.sampler.batches
+        if iter_options.batch_type == "sorted":
+            # ESPnet sorts all rows as those of a batch, and reverses the batches if they are to go the other way.
+            step = 1 if args.sort_in_batch == args.sort_batch else -1
+            rows = list(itertools.chain(*batches[::step]))
+            batches = whole_recordings(rows, len(batches), recording_of)[::step]
+        factory.sampler = RawSampler([share(batch, rank, world, recording_of) for batch in batches])
         return factory
 
     @classmethod
@@ -275,11 +283,6 @@ class BestowTask(ASRTask):
         if model_file is not None:
             load_checkpoint(model, model_file)
         return model.to(device), args
-
-
-def block(batch: Sequence[str], rank: int, world: int) -> Sequence[str]:
-    """The share of process ``rank``: sizes differ by one at most, and none is empty."""
-    return batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]
 
 
 def load_checkpoint(model: nn.Module, path: Path | str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from espnet_bestow.task import BestowTask, block
+from espnet_bestow.task import BestowTask
 from tests.tiny_training import CONFIG, run_module, train
 
 SMALL = {"output_size": 16, "attention_heads": 2, "linear_units": 32, "num_blocks": 1}
@@ -169,10 +169,3 @@ def test_espnet_encoder_table_is_not_touched():
     from espnet2.tasks import asr
 
     assert "fastconformer" not in asr.encoder_choices.classes
-
-
-def test_processes_share_a_batch_in_blocks():
-    batch = ["a-asr", "a-ast", "a-sqa", "b-asr", "b-ast"]
-    shares = [block(batch, rank, 2) for rank in range(2)]
-    assert shares == [["a-asr", "a-ast"], ["a-sqa", "b-asr", "b-ast"]]
-    assert all(len(block(batch, rank, 5)) == 1 for rank in range(5))

@@ -15,6 +15,7 @@ skip_packing=false  # Leave out stage 14
 skip_upload_hf=false  # Leave out stage 15
 skip_streaming=false  # Leave out stages 16 to 20
 python=python3  # Python command
+warm=true  # Import ESPnet once and fork the Python processes of this machine from there (false: each imports it)
 nj=4  # Parallel processes in data preparation and statistics
 inference_nj=4  # Parallel processes in decoding
 gpu_inference=false  # Decode on GPUs
@@ -103,6 +104,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "${here}/scripts/stages.sh"
 # shellcheck source=scripts/jobs.sh
 . "${here}/scripts/jobs.sh"
+# shellcheck source=scripts/warm.sh
+. "${here}/scripts/warm.sh"
 # shellcheck source=scripts/data.sh
 . "${here}/scripts/data.sh"
 # shellcheck source=scripts/language_model.sh
@@ -126,6 +129,7 @@ fi
 read -r -a python_words <<<"${python}"
 # Threads that wait actively take the processor from the data loader.
 threads=(env "OMP_NUM_THREADS=${num_threads}" OMP_WAIT_POLICY=PASSIVE)
+set_warm_words
 # For local/data.sh.
 export python
 read -r -a tests <<<"${test_sets}"

@@ -29,7 +29,7 @@ filter_set() {
     if [ "${name}" = "${train_set}" ] || [ "${name}" = "${valid_set}" ]; then
         limits=(--min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}")
     fi
-    py -m espnet_bestow.bin.filter_data_dir --data_dir "${raw}/org/${name}" \
+    warm_py -m espnet_bestow.bin.filter_data_dir --data_dir "${raw}/org/${name}" \
         --output_dir "${raw}/${name}" --fs "${fs}" --skip_bad_utts "${skip_bad_utts}" \
         "${limits[@]}" --bestow_config "${bestow_config}" "$@"
 }
@@ -75,6 +75,6 @@ train_tokens() {
         cp "${lm_train_text}" "${text}/lm_train.txt"
         read+=(--text "${lm_train_text}")
     fi
-    py -m espnet_bestow.bin.train_tokenizer --text "${text}/train.txt" "${read[@]}" --vocab_size "${nbpe}" \
+    warm_py -m espnet_bestow.bin.train_tokenizer --text "${text}/train.txt" "${read[@]}" --vocab_size "${nbpe}" \
         --output_dir "${tokenizer}"
 }

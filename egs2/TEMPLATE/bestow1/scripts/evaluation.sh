@@ -12,7 +12,7 @@ decode_set() {
     jobs=$(at_most "${inference_nj}" "${data}/wav.scp")
     split_keys "${data}/wav.scp" "${jobs}" "${logdir}/keys.JOB.scp"
     watched_jobs "$(wc -l <"${data}/wav.scp")" "${logdir}/output.*/1best_recog/text" \
-        "${launcher}" "${jobs}" "${logdir}/inference.JOB.log" "${python_words[@]}" \
+        "${launcher}" "${jobs}" "${logdir}/inference.JOB.log" "${warm_words[@]}" \
         -m espnet_bestow.bin.bestow_inference --config "${inference_config}" \
         --ngpu "${ngpu_decode}" --data_path_and_name_and_type "${data}/wav.scp,speech,sound" \
         --data_path_and_name_and_type "${data}/prompt,prompt,text" \
@@ -29,19 +29,19 @@ decode_set() {
 }
 
 score_set() {
-    py -m espnet_bestow.bin.bestow_score --data_dir "${raw}/$1" \
+    warm_py -m espnet_bestow.bin.bestow_score --data_dir "${raw}/$1" \
         --hyp "${bestow_exp}/${inference_tag}/$1/text" --test_set "$1" --system "${system}" \
         --results "${expdir}/results.json" --command "${command_line}"
 }
 
 pack() {
-    py -m espnet_bestow.bin.bestow_pack --exp "${bestow_exp}" --outpath "${packed}" \
+    warm_py -m espnet_bestow.bin.bestow_pack --exp "${bestow_exp}" --outpath "${packed}" \
         --model_file "${inference_model}.pth"
 }
 
 upload() {
     local results=()
     if [ -f "${expdir}/RESULTS.md" ]; then results=(--results "${expdir}/RESULTS.md"); fi
-    py -m espnet_bestow.bin.bestow_upload --packed "${packed}" --hf_repo "${hf_repo}" \
+    warm_py -m espnet_bestow.bin.bestow_upload --packed "${packed}" --hf_repo "${hf_repo}" \
         "${results[@]}"
 }

@@ -8,7 +8,13 @@ stop_jobs() {
     # shellcheck disable=SC2086  # one word per job
     if [ -n "${pids}" ]; then kill ${pids} 2>/dev/null || true; fi
 }
-trap stop_jobs EXIT
+at_exit=(stop_jobs)
+
+run_at_exit() {
+    local command
+    for command in "${at_exit[@]}"; do "${command}"; done
+}
+trap run_at_exit EXIT
 
 show_failure() {
     echo "error: exit status $1, last lines of $2:" >&2

@@ -25,17 +25,17 @@ set_trainer() {
     local module=espnet_bestow.bin.bestow_train processes=${nproc} backend=gloo
     if [ "${ngpu}" -gt 0 ]; then processes=${ngpu} backend=nccl; fi
     if [ $((processes * num_nodes)) -eq 1 ]; then
-        trainer=("${threads[@]}" "${python_words[@]}" -m "${module}" --ngpu "${ngpu}")
+        trainer=("${threads[@]}" "${warm_words[@]}" -m "${module}" --ngpu "${ngpu}")
         return
     fi
-    trainer=("${threads[@]}" "${python_words[@]}" -m torch.distributed.run --nproc_per_node "${processes}")
+    trainer=("${threads[@]}" "${warm_words[@]}" -m torch.distributed.run --nproc_per_node "${processes}")
     if [ "${num_nodes}" -eq 1 ]; then
         trainer+=(--standalone)
     else
         trainer+=(--nnodes "${num_nodes}" --node_rank "${node_rank}" \
             --master_addr "${master_addr}" --master_port "${master_port}")
     fi
-    trainer+=(-m "${module}" --ngpu $((ngpu > 0)) --dist_backend "${backend}" \
+    trainer+=(--no-python "${warm_words[@]}" -m "${module}" --ngpu $((ngpu > 0)) --dist_backend "${backend}" \
         --multiprocessing_distributed false)
 }
 
@@ -48,13 +48,13 @@ collect_stats() {
     split_keys "${raw}/${train_set}/wav.scp" "${jobs}" "${logdir}/train.JOB.scp"
     split_keys "${raw}/${valid_set}/wav.scp" "${jobs}" "${logdir}/valid.JOB.scp"
     watched_jobs "$(cat "${raw}"/{"${train_set}","${valid_set}"}/wav.scp | wc -l)" \
-        "${logdir}/stats.*/*/speech_shape" "${train_cmd:-}" "${jobs}" "${logdir}/stats.JOB.log" "${python_words[@]}" \
+        "${logdir}/stats.*/*/speech_shape" "${train_cmd:-}" "${jobs}" "${logdir}/stats.JOB.log" "${warm_words[@]}" \
         -m espnet_bestow.bin.bestow_train --collect_stats true --ngpu 0 \
         --config "${bestow_config}" --llm_conf "path=${llm_path}" "${data_options[@]}" \
         --train_shape_file "${logdir}/train.JOB.scp" --valid_shape_file "${logdir}/valid.JOB.scp" \
         --output_dir "${logdir}/stats.JOB" "${bestow_words[@]}"
     for ((job = 1; job <= jobs; job++)); do parts+=(--input_dir "${logdir}/stats.${job}"); done
-    py -m espnet2.bin.aggregate_stats_dirs "${parts[@]}" --output_dir "${stats_dir}" \
+    warm_py -m espnet2.bin.aggregate_stats_dirs "${parts[@]}" --output_dir "${stats_dir}" \
         --log_level WARNING
     log "statistics of $(wc -l <"${stats_dir}/train/speech_shape") training rows: ${stats_dir}"
 }

@@ -71,13 +71,13 @@ simuleval_set() {
         "${logdir}/simuleval.JOB.log" bash -c 'first=$1 last=$2; shift 2
             exec "$@" --start-index $((first)) --end-index $((last))' simuleval_shard \
         "(JOB - 1) * ${lines} / ${jobs}" "JOB * ${lines} / ${jobs}" \
-        "${python_words[@]}" -m simuleval.cli --agent-class espnet_bestow.simul.BestowAgent \
+        "${warm_words[@]}" -m simuleval.cli --agent-class espnet_bestow.simul.BestowAgent \
         --dataloader bestow --dataloader-class espnet_bestow.simul.AudioLoader \
         --source "${lists}/source" --target "${lists}/target" --tgt-lang "${lists}/prompt" \
         --source-segment-size "${segment_size}" --output "${logdir}/shard.JOB" --no-scoring --no-progress-bar \
         --continue-unfinished --bestow-model "${model}" --bestow-policy "${policy}" "${simuleval_words[@]}"
     log "${model}, ${policy}, $3:"
-    py -m espnet_bestow.bin.simuleval_results --shards "${logdir}"/shard.* --lists "${lists}" \
+    warm_py -m espnet_bestow.bin.simuleval_results --shards "${logdir}"/shard.* --lists "${lists}" \
         --policy "${policy}" --output_dir "${dir}"
 }
 
@@ -89,7 +89,7 @@ simulate_set() {
     logdir=${dir}/logdir/${jobs}
     if ! "${same_inputs}"; then empty_but_stamps "${dir}"; fi
     split_keys "${data}/wav.scp" "${jobs}" "${logdir}/keys.JOB.scp"
-    run_jobs "${decode_cmd:-}" "${jobs}" "${logdir}/simulate.JOB.log" "${python_words[@]}" \
+    run_jobs "${decode_cmd:-}" "${jobs}" "${logdir}/simulate.JOB.log" "${warm_words[@]}" \
         -m espnet_bestow.bin.bestow_simulate --model "${model}" --data_dir "${data}" \
         --key_file "${logdir}/keys.JOB.scp" --tasks "${streaming_words[@]}" \
         --segment_ms "${segment_size}" --output_dir "${logdir}/output.JOB" "${simulate_words[@]}" --policies "$@"
@@ -103,7 +103,7 @@ draw_curves() {
         if [ -d "${exp}/$1/$2" ]; then logs+=("$(basename "${exp}")=${exp}/$1/$2"); fi
     done
     rm -f "${expdir}/$1/$2/curves.json"
-    py -m espnet_bestow.bin.bestow_curve --logs "${logs[@]}" --test_set "$2" --output_dir "${expdir}/$1/$2" \
+    warm_py -m espnet_bestow.bin.bestow_curve --logs "${logs[@]}" --test_set "$2" --output_dir "${expdir}/$1/$2" \
         --command_line "${command_line}"
 }
 
@@ -120,6 +120,6 @@ draw_reading() {
     mapfile -t keys < <(awk -v wanted=" ${streaming_tasks} " \
         '{ family = $2; sub(/_.*/, "", family) }
         (index(wanted, " " $2 " ") || index(wanted, " " family " ")) && !seen[$2]++ { print $1 }' "${raw}/$2/utt2task")
-    py -m espnet_bestow.bin.bestow_read_write --model "$1" --data_dir "${raw}/$2" --key "${keys[@]}" --policy "$3" \
+    warm_py -m espnet_bestow.bin.bestow_read_write --model "$1" --data_dir "${raw}/$2" --key "${keys[@]}" --policy "$3" \
         --segment_ms "${segment_size}" --output "${expdir}/simulate/$2"
 }

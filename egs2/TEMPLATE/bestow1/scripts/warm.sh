@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Python that has ESPnet imported already: see espnet_bestow/warm.py. Sourced by bestow.sh.
+# shellcheck disable=SC2154  # the options and names of bestow.sh
+
+warm_dir=
+
+# The command that starts a Python module which imports ESPnet or transformers, in the array `warm_words`. The first
+# use imports, the others fork. Other machines, which a launcher may choose, import for themselves.
+set_warm_words() {
+    warm_words=("${python_words[@]}")
+    if "${warm}" && [ -z "${train_cmd-}${cuda_cmd-}${decode_cmd-}" ]; then
+        warm_dir=$(mktemp -d)
+        warm_words+=(-m espnet_bestow.warm run "${warm_dir}")
+    fi
+}
+
+# Without its folder the server of warm_words ends, as soon as nothing runs.
+end_warm() { if [ -n "${warm_dir}" ]; then rm -rf "${warm_dir}"; fi; }
+at_exit+=(end_warm)
+
+# warm_py -m MODULE ARG...: py, for modules that import ESPnet or transformers.
+warm_py() { "${threads[@]}" "${warm_words[@]}" "$@"; }

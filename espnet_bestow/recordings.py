@@ -1,0 +1,88 @@
+"""Rows that share a recording: read once, kept in one batch, given to one process.
+
+A multitask corpus asks for a transcript, a translation and answers of the same recording. The model encodes a
+recording once for all its rows in a batch, so it pays not to tear them apart.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, groupby, pairwise
+from typing import Any
+
+import numpy as np
+from espnet2.fileio.sound_scp import SoundScpReader
+from espnet2.train.dataset import AdapterForSoundScpReader, ESPnetDataset
+
+RecordingOf = Callable[[str], str]  # id of a row -> what tells its recording from others
+
+# Encoding a recording costs about as much as this many rows cost the connector and the LLM. Only the balance between
+# processes depends on it. Measured on the built-in corpus; for larger LLMs it is less, for longer audio more.
+RECORDING_COST = 1.5
+
+
+class RememberedRecordings(Mapping[str, Any]):
+    """ESPnet's audio loader, except that a recording is decoded once for rows that come one after the other."""
+
+    def __init__(self, loader: AdapterForSoundScpReader):
+        self.loader = loader
+        self.path: str | None = None
+        self.audio: Any = None
+
+    def __getitem__(self, key: str) -> Any:
+        """The samples of row ``key``."""
+        path = self.loader.loader.get_path(key)
+        if path != self.path:
+            self.audio = self.loader[key]
+            self.path = path
+        return self.audio
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.loader.loader
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def remember_recordings(dataset: Any) -> RecordingOf:
+    """Lets a dataset read neighbouring rows of one recording once; returns which recording a row is about.
+
+    Of audio that is not listed file by file (archives, several files per row) every row counts as its own recording.
+    """
+    loaders = dataset.loader_dict if isinstance(dataset, ESPnetDataset) else {}
+    loader = loaders.get("speech")
+    if not isinstance(loader, AdapterForSoundScpReader) or not isinstance(loader.loader, SoundScpReader):
+        return str
+    if loader.loader.multi_columns:
+        return str
+    loaders["speech"] = RememberedRecordings(loader)
+    return loader.loader.get_path
+
+
+def whole_recordings(rows: Sequence[str], count: int, recording_of: RecordingOf) -> list[list[str]]:
+    """About ``count`` batches of rows in this order, cut where a recording ends instead of after equal numbers."""
+    ends = [*accumulate(len(list(group)) for _, group in groupby(rows, recording_of))]
+    size = len(rows) / count
+    cuts = {0, len(rows)}
+    for number in range(1, count):
+        wanted = round(number * size)
+        after = int(np.searchsorted(ends, wanted))
+        nearest = min(ends[max(after - 1, 0) : after + 1], key=lambda end: abs(end - wanted))
+        # A recording with more rows than a batch has is cut all the same.
+        cuts.add(nearest if abs(nearest - wanted) <= size / 2 else wanted)
+    return [list(rows[start:end]) for start, end in pairwise(sorted(cuts))]
+
+
+def share(batch: Sequence[str], rank: int, world: int, recording_of: RecordingOf) -> list[str]:
+    """The rows of process ``rank``: whole recordings, of about the same cost everywhere, and never none.
+
+    A batch that cannot be dealt like this is cut into equal numbers of neighbouring rows.
+    """
+    recordings = [list(group) for _, group in groupby(batch, recording_of)]
+    costs = [RECORDING_COST + len(rows) for rows in recordings]
+    middles = np.cumsum(costs) - np.array(costs) / 2
+    owners = (middles * world / sum(costs)).astype(int)
+    if len(set(owners.tolist())) < world:
+        return list(batch[len(batch) * rank // world : len(batch) * (rank + 1) // world])
+    return [row for rows, owner in zip(recordings, owners, strict=True) if owner == rank for row in rows]
