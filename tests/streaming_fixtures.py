@@ -66,6 +66,16 @@ def listener_of(model: BestowModel, right_context: int = 3) -> RecomputedListene
     return RecomputedListener(model.encode, RATE, HOP, right_context, shortest=HOP)
 
 
+class ByChunks(RecomputedListener):
+    """The same frames, but four at a time, as encoders make them that go chunk by chunk."""
+
+    def together(self, frames: int) -> int:
+        return -(-frames // 4) * 4
+
+    def needed(self, frames: int) -> int:
+        return super().needed(self.together(frames))
+
+
 def talk(seconds: float, seed: int = 0) -> np.ndarray:
     """Noise that changes all the time."""
     rng = np.random.default_rng(seed)

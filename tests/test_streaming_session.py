@@ -19,6 +19,7 @@ from tests.streaming_fixtures import (
     HOP,
     PROMPT,
     RATE,
+    ByChunks,
     listener_of,
     lone,
     loud_model,
@@ -154,6 +155,34 @@ def test_causality(pool):
     before = [word for word in a if word[1] <= 1.0]
     assert before and b[: len(before)] == before
     assert a != b
+
+
+@pytest.fixture(scope="module")
+def chunked(pool):
+    return Pool(pool.model, ByChunks(pool.model.encode, RATE, HOP, 3, shortest=HOP), pool.template)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_all_of_a_chunk_is_seen_at_once_and_however_the_audio_is_cut(chunked, name):
+    found = [plain(run(opened(chunked, name), TALK, size)) for size in CUTS.values()]
+    assert all(words == found[0] for words in found)
+    visible = [(frames, word[6]) for word in found[0] for frames in word[4]]
+    whole = {segment: frames for frames, segment in sorted(visible)}  # after the end of the audio
+    assert len(visible) > 8
+    assert all(frames % 4 == 0 or frames == whole[segment] for frames, segment in visible)
+
+
+def test_what_comes_in_a_chunk_is_seen_without_waiting_longer(pool, chunked):
+    exactly, more = (run(opened(each, "wait_k"), TALK, 400) for each in (pool, chunked))
+    # Until the audio ends token n waits for (n + 2) * 2 frames, and sees what there is with them.
+    counts = [[frames for word in words for frames in word.visible][:10] for words in (exactly, more)]
+    assert counts[1] == [-(-frames // 4) * 4 for frames in counts[0]]
+
+
+def test_a_draft_does_not_agree_with_itself(pool, chunked):
+    """Drafts at 2 and 4 frames would be one and the same, for all four come at once."""
+    visible = [f for word in run(opened(chunked, "local_agreement", n=2, step=2), TALK, 400) for f in word.visible]
+    assert min(visible) >= 8
 
 
 def test_start_lag_of_wait_k_is_exact(pool):

@@ -51,10 +51,14 @@ class CacheAwareListener(Listener):
         """See :class:`Listener`."""
         return CacheAwareEar(self.step, self.features)
 
+    def together(self, frames: int) -> int:
+        """See :class:`Listener`: frames come by the chunk."""
+        return -(-frames // self.step.chunk) * self.step.chunk
+
     def needed(self, frames: int) -> int:
-        """See :class:`Listener`; frames come by the chunk."""
-        chunks = -(-frames // self.step.chunk)
-        return self.features.needed(self.step.features((chunks - 1) * self.step.chunk)[1]) if chunks else 0
+        """See :class:`Listener`."""
+        last = self.together(frames) - self.step.chunk
+        return self.features.needed(self.step.features(last)[1]) if last >= 0 else 0
 
     @torch.inference_mode()
     def hear(self, requests: Sequence[tuple[Ear, int]]) -> list[Tensor]:

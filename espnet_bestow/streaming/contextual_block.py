@@ -61,8 +61,12 @@ class ChunkedListener(Listener):
         """See :class:`Listener`."""
         return BlockEar(self.encoder.output_size(), self.features)
 
+    def together(self, frames: int) -> int:
+        """See :class:`Listener`: frames come by the block."""
+        return self.offset + self._blocks(frames) * self.encoder.hop_size if frames > 0 else 0
+
     def needed(self, frames: int) -> int:
-        """See :class:`Listener`; frames come by the block."""
+        """See :class:`Listener`."""
         return self.features.needed(self._features_for(self._blocks(frames))) if frames > 0 else 0
 
     @torch.inference_mode()

@@ -73,6 +73,13 @@ class Listener(ABC):
         """The ear of a new session."""
         return Ear()
 
+    def together(self, frames: int) -> int:
+        """How many frames there are as soon as there are ``frames``: encoders that go chunk by chunk make more.
+
+        All of them may be shown: a token that waits for the first frame of a chunk has waited for the last one too.
+        """
+        return frames
+
     @abstractmethod
     def needed(self, frames: int) -> int:
         """Samples that must have arrived before the first ``frames`` frames may be shown, while the audio goes on."""

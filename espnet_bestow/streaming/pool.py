@@ -116,8 +116,8 @@ class Pool:
         """What the policy asks for after ``target`` whether it now writes or reads, as far as its audio has come."""
         found: list[int] = []
         for more in range(1, self.listener.ahead + 1):
-            frames = session.policy.frames(len(segment.written) + more, segment.reads)
-            certain = frames == session.policy.frames(len(segment.written), segment.reads + more)
+            frames = self._frames(session, len(segment.written) + more, segment.reads)
+            certain = frames == self._frames(session, len(segment.written), segment.reads + more)
             come = segment.ear.received >= self.listener.needed(frames)
             if target == EVERYTHING or not (certain and come) or self._longer(session, frames):
                 break
@@ -131,7 +131,11 @@ class Pool:
         return most is not None and frames * self.listener.hop > most * self.listener.sample_rate
 
     def _target(self, session: Session, segment: Segment) -> int:
-        return session.policy.frames(len(segment.written), segment.reads)
+        return self._frames(session, len(segment.written), segment.reads)
+
+    def _frames(self, session: Session, written: int, reads: int) -> int:
+        """What the policy waits for, and what comes together with it."""
+        return self.listener.together(session.policy.frames(written, reads))
 
     # Reading and thinking
 
@@ -188,7 +192,7 @@ class Pool:
             if not isinstance(session.policy, TokenPolicy) or session.policy.accepts(view):
                 accepted.append(row)
             else:
-                segment.reads += 1
+                self._wait(session, segment)
         if not accepted:
             return
         if len(accepted) < len(turns):
@@ -210,6 +214,12 @@ class Pool:
         self.state.sit([self._seat(segment) for segment in segments], mask)
         return self.model.read(padded, mask, visible.to(torch.int32), self.state)
 
+    def _wait(self, session: Session, segment: Segment) -> None:
+        """READ, until there is more to see: nothing else can change the answer, nor may a draft agree with itself."""
+        segment.reads += 1
+        while not segment.complete and self._target(session, segment) <= segment.shown:
+            segment.reads += 1
+
     # Writing
 
     def _take(self, session: Session, segment: Segment, token: int, frame: int | None) -> None:
@@ -221,7 +231,7 @@ class Pool:
             elif segment.complete or (token == self.template.end and not session.options.suppress_end):
                 self._finish(session, segment)
             else:
-                segment.reads += 1  # the seat did not advance: the same position is read again, with more to see
+                self._wait(session, segment)  # the seat did not advance: the same position is read again
             return
         self.state.seats.advance(self._seat(segment), len(segment.pending))
         segment.pending = [token]
@@ -250,7 +260,7 @@ class Pool:
         if segment.complete:
             self._finish(session, segment)
             return
-        segment.reads += 1
+        self._wait(session, segment)
         # The next draft reads prompt and text again, with all frames it then sees, as an offline model would.
         self.state.seats.lengths[self._seat(segment)] = 0
         segment.pending = []

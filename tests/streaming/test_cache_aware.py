@@ -126,6 +126,18 @@ def test_needed_is_exactly_what_frames_depend_on(context):
     assert not torch.equal(frames[0], frames[2])
 
 
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_what_comes_together_is_all_there_is(context):
+    listener = CacheAwareListener.of(Model(RunningMVN(), subsampling="conv1d"), context)
+    assert listener.together(0) == 0
+    for frames in (1, context[1] + 1, context[1] + 2, 20):
+        there = listener.together(frames)
+        assert listener.needed(there) == listener.needed(frames) < listener.needed(there + 1)
+        ear = listener.open()
+        ear.push(torch.randn(listener.needed(frames)) * 0.1)
+        assert len(listener.hear([(ear, there)])[0]) == there
+
+
 def test_asking_too_early_is_an_error():
     listener = CacheAwareListener.of(Model(RunningMVN()), (6, 1))
     ear = listener.open()
