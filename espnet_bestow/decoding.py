@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from espnet_bestow.circles import CIRCLES, circling
 from espnet_bestow.connectors import Speech
 from espnet_bestow.model import BestowModel, ModelState
 from espnet_bestow.visibility import Rule, answer_index, offline
@@ -22,7 +23,7 @@ class Hypothesis:
 
     ids: list[int] = field(default_factory=list)  # without the end token
     score: float = 0.0  # sum of log-probabilities, the end token's included
-    ended: bool = False  # whether the end token was written (False: cut at the length limit)
+    ended: bool = False  # whether the end token was written (False: cut at the length limit, or went in circles)
 
 
 class Stepper:
@@ -80,11 +81,18 @@ class Search(Protocol):
 
 
 class Greedy:
-    """The most probable token at every step."""
+    """The most probable token at every step.
+
+    Args:
+        circles: how often one, two, three, ... tokens may follow themselves; beyond that they are said once, and last.
+    """
+
+    def __init__(self, circles: Sequence[int] = CIRCLES):
+        self.circles = circles
 
     def __call__(self, stepper: Stepper, end: int, max_tokens: int) -> list[list[Hypothesis]]:
         """See :class:`Search`."""
-        return _one_by_one(stepper, end, max_tokens, lambda logp: logp.argmax(-1))
+        return _one_by_one(stepper, end, max_tokens, lambda logp: logp.argmax(-1), self.circles)
 
 
 class Sampling:
@@ -95,14 +103,23 @@ class Sampling:
         top_k: draw from the k most probable tokens only; 0 is all.
         top_p: draw from the smallest set of tokens that holds this probability.
         seed: the draw is a function of it.
+        circles: see :class:`Greedy`.
     """
 
-    def __init__(self, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0):
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        circles: Sequence[int] = CIRCLES,
+    ):
         if temperature <= 0.0:
             raise ValueError(f"sampling: temperature={temperature} must be > 0")
         if not 0.0 < top_p <= 1.0:
             raise ValueError(f"sampling: top_p={top_p} must be in (0, 1]")
         self.temperature, self.top_k, self.top_p, self.seed = temperature, top_k, top_p, seed
+        self.circles = circles
 
     def __call__(self, stepper: Stepper, end: int, max_tokens: int) -> list[list[Hypothesis]]:
         """See :class:`Search`."""
@@ -111,7 +128,7 @@ class Sampling:
         def draw(logp: Tensor) -> Tensor:
             return torch.multinomial(self.probabilities(logp), 1, generator=generator)[:, 0]
 
-        return _one_by_one(stepper, end, max_tokens, draw)
+        return _one_by_one(stepper, end, max_tokens, draw, self.circles)
 
     def probabilities(self, logp: Tensor) -> Tensor:
         """logp (B, V) -> (B, V) after temperature, top-k and top-p."""
@@ -188,22 +205,34 @@ class Beam:
         return self.rank(float(scores.max()), longest) < ranks[self.size - 1]
 
 
-def _one_by_one(stepper: Stepper, end: int, max_tokens: int, choose: "Chooser") -> list[list[Hypothesis]]:
+def _one_by_one(
+    stepper: Stepper, end: int, max_tokens: int, choose: "Chooser", circles: Sequence[int]
+) -> list[list[Hypothesis]]:
     hypotheses = [Hypothesis() for _ in range(stepper.logp.shape[0])]
+    writing = list(range(len(hypotheses)))
     for length in range(1, max_tokens + 1):
         tokens = choose(stepper.logp)  # (B,)
         gained = stepper.logp.gather(1, tokens[:, None])[:, 0].tolist()
-        for hypothesis, token, logp in zip(hypotheses, tokens.tolist(), gained, strict=True):
-            if hypothesis.ended:
-                continue
-            hypothesis.score += logp
-            hypothesis.ended = token == end
+        chosen = tokens.tolist()
+        for row in writing:
+            hypothesis = hypotheses[row]
+            hypothesis.score += gained[row]
+            hypothesis.ended = chosen[row] == end
             if not hypothesis.ended:
-                hypothesis.ids.append(token)
-        if length == max_tokens or all(h.ended for h in hypotheses):
+                hypothesis.ids.append(chosen[row])
+        writing = [row for row in writing if not (hypotheses[row].ended or _unwound(hypotheses[row], circles))]
+        if length == max_tokens or not writing:
             break
         stepper.write(tokens)
     return [[hypothesis] for hypothesis in hypotheses]
+
+
+def _unwound(hypothesis: Hypothesis, circles: Sequence[int]) -> bool:
+    """Whether it went in circles; it then says what it repeated once, and no more."""
+    surplus = circling(hypothesis.ids, circles)
+    if surplus:
+        del hypothesis.ids[-surplus:]
+    return surplus > 0
 
 
 class Chooser(Protocol):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from espnet_bestow.audio import read_audio, resample
+from espnet_bestow.circles import CIRCLES
 from espnet_bestow.connectors import Speech
 from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
 from espnet_bestow.espnet_model import ESPnetBestowModel
@@ -19,7 +20,7 @@ from espnet_bestow.prompt import PromptTemplate
 from espnet_bestow.quantize import Precision, quantize
 from espnet_bestow.streaming.cache_aware import CacheAwareListener
 from espnet_bestow.streaming.contextual_block import ChunkedListener
-from espnet_bestow.streaming.features import LogMel
+from espnet_bestow.streaming.features import LogMel, needs_the_whole
 from espnet_bestow.streaming.listener import RIGHT_CONTEXT, Listener, RecomputedListener, samples_per_frame
 from espnet_bestow.streaming.policies import Policy, build_policy
 from espnet_bestow.streaming.pool import Pool
@@ -60,12 +61,14 @@ class DecodingOptions:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    circles: Sequence[int] = CIRCLES
+    """How often one, two, three, ... tokens may follow themselves (greedy and sampling)."""
 
     def search(self) -> Search:
         """The search that these options describe."""
         if self.sampling:
-            return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
-        return Greedy() if self.beam_size == 1 else Beam(self.beam_size, self.length_penalty)
+            return Sampling(self.temperature, self.top_k, self.top_p, self.seed, self.circles)
+        return Greedy(self.circles) if self.beam_size == 1 else Beam(self.beam_size, self.length_penalty)
 
 
 class Speech2Text:
@@ -153,23 +156,26 @@ class Speech2Text:
     def listener(self, right_context: int | None = None, context: Sequence[int] | None = None) -> Listener:
         """How the model hears audio that is still arriving.
 
-        A cache-aware encoder hears chunk by chunk, ESPnet's contextual block encoders block by block; any other is
-        recomputed on the growing audio.
+        A cache-aware encoder hears chunk by chunk, ESPnet's contextual block encoders block by block; any other, and
+        those too behind features that depend on the whole recording (utterance_mvn), is recomputed on the growing
+        audio.
 
         Args:
             right_context: frames that a recomputed encoder hears beyond those that are shown (default: 13); given for
-                a contextual block encoder, it is recomputed, too.
+                an encoder that need not be recomputed, it is all the same.
             context: attention context (left, right) of a cache-aware encoder in frames (default: its own).
         """
         encoder, name = self.model.encoder, type(self.model.encoder).__name__
-        if hasattr(encoder, "chunk_step"):
-            if right_context is not None:
-                raise ValueError(f"right_context={right_context}: {name} is not recomputed, it has a context")
-            return CacheAwareListener.of(self.model, context)
-        if context is not None:
+        cache_aware = hasattr(encoder, "chunk_step")
+        if context is not None and not cache_aware:
             raise ValueError(f"context={tuple(context)}: {name} is not cache-aware, it has a right_context")
-        if hasattr(encoder, "forward_infer") and right_context is None:
-            return ChunkedListener.of(self.model)
+        if context is not None and right_context is not None:
+            raise ValueError(f"context={tuple(context)} and right_context={right_context}: one of them at a time")
+        if right_context is None and (context is not None or not needs_the_whole(self.model.features)):
+            if cache_aware:
+                return CacheAwareListener.of(self.model, context)
+            if hasattr(encoder, "forward_infer"):
+                return ChunkedListener.of(self.model)
         return self._recomputed(RIGHT_CONTEXT if right_context is None else right_context)
 
     def _recomputed(self, right_context: int) -> Listener:

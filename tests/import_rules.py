@@ -19,7 +19,9 @@ ALONE = frozenset({"corpus", "evaluate", "ops", "seats", "visibility"})
 
 # Third-party packages that only these rooms may import.
 GUESTS = {
-    "espnet2": frozenset({"bin", "encoders", "espnet_model", "inference", "preprocess", "task", "trainer"}),
+    "espnet2": frozenset(
+        {"bin", "encoders", "espnet_model", "inference", "preprocess", "recordings", "task", "trainer"}
+    ),
     "transformers": frozenset({"encoders", "llm", "prompt"}),
     "peft": frozenset({"llm"}),
     "simuleval": frozenset({"simul"}),

@@ -41,6 +41,30 @@ def test_greedy_takes_the_best_token_and_reports_its_score(model):
         assert nbest[0].score == pytest.approx(score(model, row, answer), abs=1e-3)
 
 
+class Scripted:
+    """A stepper whose rows say given tokens over and over."""
+
+    def __init__(self, *texts):
+        self.texts = [itertools.cycle(text) for text in texts]
+        self.steps = 0
+        self.write(None)
+
+    def write(self, tokens):
+        self.steps += 1
+        self.logp = torch.full((len(self.texts), 10), -5.0)
+        for row, text in zip(self.logp, self.texts, strict=True):
+            row[next(text)] = 0.0
+
+
+def test_an_answer_in_circles_is_cut_where_they_begin():
+    script = Scripted([3, 4, 5, 6], [7, 8, 9, END], [6])
+    (long,), (ended,), (short,) = Greedy()(script, END, 60)
+    assert (long.ids, long.ended) == ([3, 4, 5, 6], False)
+    assert (ended.ids, ended.ended) == ([7, 8, 9], True)
+    assert (short.ids, short.ended) == ([6], False)
+    assert script.steps == 12  # the third time of the longest circle
+
+
 @torch.no_grad()
 def test_a_beam_of_one_is_greedy(model):
     greedy = Greedy()(stepper(model), END, 6)

@@ -126,7 +126,7 @@ def test_a_prompt_without_answer_room_is_named(s2t, tmp_path):
 
 
 def test_an_answer_ends_where_the_context_does(vivid_experiment):
-    s2t = Speech2Text.from_pretrained(vivid_experiment, DecodingOptions(beam_size=1, max_tokens=1000))
+    s2t = Speech2Text.from_pretrained(vivid_experiment, DecodingOptions(beam_size=1, max_tokens=1000, circles=()))
     s2t.template.end = -1  # never written: only the context can end the answer
     prompt = "red " * 30
     room = s2t.template.max_tokens - len(s2t.template.encode_prompt(prompt))

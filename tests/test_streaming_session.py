@@ -112,7 +112,9 @@ def test_all_audio_first_is_offline_greedy_decoding(any_pool, name, options, rul
     words = run(opened(any_pool, name, **options), TALK, 4000)
     speech = any_pool.model.encode(torch.from_numpy(TALK)[None], torch.tensor([len(TALK)]))
     stepper = Stepper(any_pool.model, speech, [any_pool.template.encode_prompt(PROMPT)], rule)
-    assert [token for word in words for token in word.tokens] == Greedy()(stepper, any_pool.template.end, 16)[0][0].ids
+    assert [token for word in words for token in word.tokens] == Greedy(())(stepper, any_pool.template.end, 16)[0][
+        0
+    ].ids
 
 
 def test_sessions_of_a_pool_say_what_they_say_alone(any_pool):

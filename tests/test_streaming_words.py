@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from espnet_bestow.streaming.circles import goes_in_circles
+from espnet_bestow.circles import circling
 from espnet_bestow.streaming.pauses import Audio, Begin, End, SilenceSegments
 from espnet_bestow.streaming.policies import (
     EVERYTHING,
@@ -91,10 +91,10 @@ def test_a_word_waits_for_the_next_one_a_character_does_not():
 
 
 def test_circles():
-    assert not goes_in_circles([5] * 5) and goes_in_circles([1, 5, 5, 5, 5, 5, 5])
-    assert goes_in_circles([1, 2, 1, 2, 1, 2], most=(9, 2)) and not goes_in_circles([3, 2, 1, 2, 1, 2], most=(9, 2))
-    assert goes_in_circles([7, 1, 2, 3, 1, 2, 3], most=(9, 9, 1))
-    assert not goes_in_circles([1] * 50, most=())
+    assert not circling([5] * 5) and circling([1, 5, 5, 5, 5, 5, 5])
+    assert circling([1, 2, 1, 2, 1, 2], most=(9, 2)) and not circling([3, 2, 1, 2, 1, 2], most=(9, 2))
+    assert circling([7, 1, 2, 3, 1, 2, 3], most=(9, 9, 1))
+    assert not circling([1] * 50, most=())
 
 
 def segments(audio, cuts, silence=0.3):

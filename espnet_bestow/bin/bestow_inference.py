@@ -19,6 +19,7 @@ from espnet2.utils.types import str2bool, str2triple_str, str_or_none
 from tqdm import tqdm
 
 from espnet_bestow.audio import AudioError
+from espnet_bestow.circles import CIRCLES
 from espnet_bestow.datadir.source import AudioSource, read_source
 from espnet_bestow.inference import DecodingOptions, Speech2Text, check_length
 from espnet_bestow.model_dir import ModelDirError
@@ -56,6 +57,13 @@ def get_parser() -> config_argparse.ArgumentParser:
     group.add_argument("--top_k", type=int, default=0)
     group.add_argument("--top_p", type=float, default=1.0)
     group.add_argument("--seed", type=int, default=0)
+    group.add_argument(
+        "--circles",
+        type=int,
+        nargs="*",
+        default=CIRCLES,
+        help="How often one, two, three, ... tokens may follow themselves (greedy and sampling); none: any number",
+    )
     return parser
 
 

@@ -78,6 +78,12 @@ class LogMel:
         return [row[offset : offset + size] for row, offset, size in zip(feats, offsets, sizes, strict=True)]
 
 
+def needs_the_whole(features: nn.Module) -> bool:
+    """Whether the features of the first frame depend on the last one: utterance_mvn."""
+    normalize = getattr(features, "normalize", None)
+    return not (normalize is None or hasattr(normalize, "advance") or type(normalize).__name__ in PER_FRAME)
+
+
 class StreamFeatures(LogMel):
     """The features of a model, span by span.
 
@@ -93,7 +99,7 @@ class StreamFeatures(LogMel):
             raise ValueError(f"preencoder {type(preencoder).__name__} cannot stream chunk by chunk; leave it out")
         normalize: Any = getattr(features, "normalize", None)
         self._running = hasattr(normalize, "advance")
-        if not (normalize is None or self._running or type(normalize).__name__ in PER_FRAME):
+        if needs_the_whole(features):
             raise ValueError(
                 f"normalize {type(normalize).__name__} needs the whole recording; running_mvn and global_mvn can stream"
             )

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
+from espnet_bestow.circles import circling
 from espnet_bestow.connectors import LLMInput
 from espnet_bestow.model import BestowModel, SeatedModelState
 from espnet_bestow.prompt import PromptTemplate
-from espnet_bestow.streaming.circles import goes_in_circles
 from espnet_bestow.streaming.listener import Listener
 from espnet_bestow.streaming.policies import EVERYTHING, DraftPolicy, Policy, TokenPolicy, View, attended
 from espnet_bestow.streaming.session import Segment, Session, SessionOptions, Token
@@ -225,7 +225,7 @@ class Pool:
     def _take(self, session: Session, segment: Segment, token: int, frame: int | None) -> None:
         """What becomes of the token that the LLM prefers."""
         drafting = isinstance(session.policy, DraftPolicy)
-        if token == self.template.end or goes_in_circles([*segment.ids, token], session.options.circles):
+        if token == self.template.end or circling([*segment.ids, token], session.options.circles):
             if drafting:
                 self._end_draft(session, segment)
             elif segment.complete or (token == self.template.end and not session.options.suppress_end):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from espnet_bestow.streaming.circles import CIRCLES
+from espnet_bestow.circles import CIRCLES
 from espnet_bestow.streaming.intake import Intake
 from espnet_bestow.streaming.listener import Ear, Listener
 from espnet_bestow.streaming.pauses import Audio, Begin, Event, OneSegment, SilenceSegments
@@ -47,7 +47,7 @@ class SessionOptions:
     suppress_end: bool = True
     """An end token before the end of the audio means READ; False: the model's end is the end of the segment."""
     circles: Sequence[int] = CIRCLES
-    """How often one, two, three tokens may follow themselves; beyond that READ, and after the audio the end."""
+    """How often one, two, three, ... tokens may follow themselves; beyond that READ, and after the audio the end."""
     segment_silence: float | None = None
     """Seconds without speech that end a segment; None: the whole audio is one."""
     max_seconds: float | None = None

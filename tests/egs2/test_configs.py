@@ -36,7 +36,7 @@ def test_training_configuration_builds(config, llm):
     size = sum(parameter.numel() for parameter in model.encoder.parameters())
     # Of one size class, or a comparison of encoders would compare sizes.
     assert 0.7e6 < size < 4.5e6
-    name = config.stem.removeprefix("train_bestow").strip("_") or "e_branchformer"
+    name = config.stem.removeprefix("train_bestow").strip("_") or "streaming_fastconformer"
     assert args.encoder == name
 
 

@@ -31,8 +31,9 @@ train_bidi() {
 # has_teacher CONFIG: whether a configuration asks for the offline model's frames as a target.
 has_teacher() { grep -q '^ *teacher_weight:' "$1"; }
 
-# train_unid: a new encoder, pre-trained with CTC, and the offline model as its teacher, if --unid_ctc_config says how;
-# the rest from the offline model.
+# train_unid: connector and LLM go on from the offline model. So do the parts in --unid_init, if its encoder is the same; a new
+# encoder is pre-trained with CTC, beginning with those parts and with the offline model as its teacher, if
+# --unid_ctc_config says how.
 train_unid() {
     local init=("${offline_weights}:connector:connector" "${offline_weights}:llm:llm") weights=
     keep_origin "${unid_exp}" "${origin[@]}" "${offline_weights}"
@@ -45,6 +46,8 @@ train_unid() {
             "${ctc_args}" "${unid_init}" "${offline_weights}" -- pretrain_encoder "${unid_exp}/train.yaml" "${unid_ctc_config}" "${unid_exp}_ctc"
         init+=("${weights}:features:features" "${weights}:encoder:encoder")
         if has_ctc_head "${unid_exp}/train.yaml"; then init+=("${weights}:ctc:ctc"); fi
+    elif [ -n "${unid_init}" ]; then
+        init+=("${unid_parts[@]/#/${offline_weights}:}")
     fi
     train_model "${unid_exp}/train.yaml" "${unid_exp}" "${stats_dir}" --policy_conf "step=${step}" \
         --init_param "${init[@]}" "${unid_words[@]}"
