@@ -2,11 +2,13 @@
 
 import os
 import stat
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.egs2.shell import bash
+from tests.egs2.shell import TEMPLATE, bash
 
 ONCE = "work() { echo working; }\nonce out/.done input.txt word -- work"
 
@@ -106,3 +108,32 @@ def test_watched_jobs_count_rows(tmp_path):
     done = bash(tmp_path, script)
     assert done.returncode == 0, done.stderr
     assert "2 of 2 rows" in done.stderr
+
+
+WARM = f"""
+threads=(env) python_words=({sys.executable}) warm=true ngpu=0 gpu_inference=false
+. {TEMPLATE}/scripts/warm.sh
+set_warm_words
+"""
+
+
+def test_warm_processes_have_a_folder_that_goes_with_the_script(tmp_path):
+    script = WARM + 'echo "${warm_dir}"; ls -d "${warm_dir}"; echo "${warm_words[@]: -4}"'
+    first, second, words = bash(tmp_path, script).stdout.splitlines()
+    assert first == second and words.split() == ["-m", "espnet_bestow.warm", "run", first]
+    assert not Path(first).exists()
+
+
+@pytest.mark.parametrize("change", ["decode_cmd=run.pl", "ngpu=1", "gpu_inference=true", "warm=false"])
+def test_launchers_and_gpus_start_python_plainly(tmp_path, change):
+    script = WARM.replace("set_warm_words", f'{change}; set_warm_words; echo "${{warm_words[@]}}"')
+    assert bash(tmp_path, script).stdout.split() == [sys.executable]
+
+
+def test_an_encoder_is_known_by_its_name(tmp_path):
+    (tmp_path / "a.yaml").write_text("encoder: streaming_fastconformer\nencoder_conf:\n    output_size: 8\n")
+    (tmp_path / "b.yaml").write_text("normalize: null\nencoder:   streaming_fastconformer\n")
+    (tmp_path / "c.yaml").write_text("encoder: conformer\n")
+    loop = "for name in b c; do same_encoder a.yaml $name.yaml && echo $name; done; true"
+    script = f". {TEMPLATE}/scripts/streaming.sh\n{loop}"
+    assert bash(tmp_path, script).stdout.split() == ["b"]

@@ -31,7 +31,7 @@ done
     --asr_config conf/train_asr.yaml \
     --bidi_config conf/train_bidi.yaml \
     --unid_config conf/train_unid.yaml \
-    --unid_init "encoder:encoder ctc:ctc" \
+    --unid_ctc_config conf/train_unid_ctc.yaml \
     --streaming_tasks "asr_en ast_de-en ast_en-de" \
     --simuleval_rows 20 \
     --curve_policies "wait_k:k=1/2/4/6/8/12,step=STEP align_att:threshold=2/4/8/12,step=STEP" \

@@ -31,23 +31,27 @@ train_bidi() {
 # has_teacher CONFIG: whether a configuration asks for the offline model's frames as a target.
 has_teacher() { grep -q '^ *teacher_weight:' "$1"; }
 
-# train_unid: connector and LLM go on from the offline model. So do the parts in --unid_init, if its encoder is the same; a new
-# encoder is pre-trained with CTC, beginning with those parts and with the offline model as its teacher, if
-# --unid_ctc_config says how.
+# same_encoder CONFIG CONFIG: whether both name one encoder.
+same_encoder() { [ "$(sed -n 's/^encoder: *//p' "$1")" = "$(sed -n 's/^encoder: *//p' "$2")" ]; }
+
+# train_unid: every part goes on from the offline model if that has the streaming encoder already. Otherwise connector
+# and LLM do; the new encoder is pre-trained with CTC, and with the offline model as its teacher, if --unid_ctc_config says how.
 train_unid() {
-    local init=("${offline_weights}:connector:connector" "${offline_weights}:llm:llm") weights=
+    local init=("${offline_weights}") weights=
     keep_origin "${unid_exp}" "${origin[@]}" "${offline_weights}"
     streaming_config "${unid_config}" "${unid_exp}"
-    if [ -n "${unid_ctc_config}" ]; then
-        weights=${unid_exp}_ctc/valid.loss.best.pth
-        if [ -n "${unid_init}" ]; then ctc_words+=(--init_param "${unid_parts[@]/#/${offline_weights}:}"); fi
-        if has_teacher "${unid_ctc_config}"; then ctc_words+=(--model_conf "teacher=${bestow_exp}"); fi
-        once "${unid_exp}_ctc/.done" "${origin[@]}" "${unid_exp}/train.yaml" "${unid_ctc_config}" \
-            "${ctc_args}" "${unid_init}" "${offline_weights}" -- pretrain_encoder "${unid_exp}/train.yaml" "${unid_ctc_config}" "${unid_exp}_ctc"
-        init+=("${weights}:features:features" "${weights}:encoder:encoder")
-        if has_ctc_head "${unid_exp}/train.yaml"; then init+=("${weights}:ctc:ctc"); fi
-    elif [ -n "${unid_init}" ]; then
-        init+=("${unid_parts[@]/#/${offline_weights}:}")
+    if ! same_encoder "${bestow_config}" "${unid_exp}/train.yaml"; then
+        init=("${offline_weights}:connector:connector" "${offline_weights}:llm:llm")
+        if [ -n "${unid_ctc_config}" ]; then
+            weights=${unid_exp}_ctc/valid.loss.best.pth
+            if [ -n "${unid_init}" ]; then ctc_words+=(--init_param "${unid_parts[@]/#/${offline_weights}:}"); fi
+            if has_teacher "${unid_ctc_config}"; then ctc_words+=(--model_conf "teacher=${bestow_exp}"); fi
+            once "${unid_exp}_ctc/.done" "${origin[@]}" "${unid_exp}/train.yaml" "${unid_ctc_config}" "${ctc_args}" \
+                "${unid_init}" "${offline_weights}" -- pretrain_encoder "${unid_exp}/train.yaml" "${unid_ctc_config}" \
+                "${unid_exp}_ctc"
+            init+=("${weights}:features:features" "${weights}:encoder:encoder")
+            if has_ctc_head "${unid_exp}/train.yaml"; then init+=("${weights}:ctc:ctc"); fi
+        fi
     fi
     train_model "${unid_exp}/train.yaml" "${unid_exp}" "${stats_dir}" --policy_conf "step=${step}" \
         --init_param "${init[@]}" "${unid_words[@]}"

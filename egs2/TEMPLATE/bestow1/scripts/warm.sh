@@ -5,10 +5,12 @@
 warm_dir=
 
 # The command that starts a Python module which imports ESPnet or transformers, in the array `warm_words`. The first
-# use imports, the others fork. Other machines, which a launcher may choose, import for themselves.
+# use imports, the others fork. Other machines, which a launcher may choose, import for themselves; so do processes that
+# use a GPU, because CUDA does not survive a fork and imports may wake it.
 set_warm_words() {
     warm_words=("${python_words[@]}")
-    if "${warm}" && [ -z "${train_cmd-}${cuda_cmd-}${decode_cmd-}" ]; then
+    if "${warm}" && ! "${gpu_inference}" && [ "${ngpu}" -eq 0 ] \
+        && [ -z "${train_cmd-}${cuda_cmd-}${decode_cmd-}" ]; then
         warm_dir=$(mktemp -d)
         warm_words+=(-m espnet_bestow.warm run "${warm_dir}")
     fi
