@@ -110,10 +110,13 @@ def serve(folder: Path) -> Command:
 def _fork(connection: socket.socket) -> Command | int | None:
     """In the fork: its command. In the server: the fork's pid, or None for a caller that went away."""
     connection.settimeout(10)
+    files: list[int] = []
     try:
         size, files, _, _ = socket.recv_fds(connection, 8, 3)
         request = _receive(connection, int.from_bytes(size, "big"))
     except OSError:
+        for file in files:
+            os.close(file)
         connection.close()
         return None
     connection.settimeout(None)
