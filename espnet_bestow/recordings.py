@@ -15,7 +15,7 @@ from espnet2.train.dataset import AdapterForSoundScpReader, ESPnetDataset
 RecordingOf = Callable[[str], str]  # id of a row -> what tells its recording from others
 
 # Encoding a recording costs about as much as this many rows cost the connector and the LLM. Only the balance between
-# processes depends on it. Measured on the built-in corpus; for larger LLMs it is less, for longer audio more.
+# processes depends on it: a rough figure for the mini recipe; for larger LLMs it is less, for longer audio more.
 RECORDING_COST = 1.5
 
 

@@ -83,6 +83,7 @@ bidi_exp=""  # Its directory; default: <bestow_exp>_bidi
 unid_config=""  # What streaming with a streaming encoder (S-unid) changes in bestow_config; empty: none
 unid_ctc_config=""  # What CTC pre-training of that encoder, if it is not the offline model's, changes in it; empty: none
 unid_init=""  # Parts of the offline model that this pre-training begins with, "<part>:<part of the new model> ..."
+unid_teacher_weight=""  # Weight of the offline encoder's frames as a target in it, if both make 80 ms frames; empty: none
 unid_args=""  # More options for its training
 unid_exp=""  # Its directory; default: <bestow_exp>_unid
 streaming_model=valid.acc.best.pth  # Checkpoint in the directories of both
@@ -374,7 +375,7 @@ if begin_stage 17 "train for streaming with a streaming encoder (S-unid)"; then
         set_step
         mapfile -t origin < <(training_origin)
         once "${unid_exp}/.done" "${origin[@]}" "${bestow_config}" "${unid_config}" "${unid_args}" "${step}" \
-            "${unid_init}" "${unid_ctc_config}" "${ctc_args}" "${offline_weights}" -- train_unid
+            "${unid_init} ${unid_teacher_weight}" "${unid_ctc_config}" "${ctc_args}" "${offline_weights}" -- train_unid
     fi
 fi
 

@@ -28,14 +28,12 @@ train_bidi() {
         --init_param "${offline_weights}" "${bidi_words[@]}"
 }
 
-# has_teacher CONFIG: whether a configuration asks for the offline model's frames as a target.
-has_teacher() { grep -q '^ *teacher_weight:' "$1"; }
-
 # same_encoder CONFIG CONFIG: whether both name one encoder.
 same_encoder() { [ "$(sed -n 's/^encoder: *//p' "$1")" = "$(sed -n 's/^encoder: *//p' "$2")" ]; }
 
 # train_unid: every part goes on from the offline model if that has the streaming encoder already. Otherwise connector
-# and LLM do; the new encoder is pre-trained with CTC, and with the offline model as its teacher, if --unid_ctc_config says how.
+# and LLM do; the new encoder is pre-trained with CTC if --unid_ctc_config says how, and with the offline model as its
+# teacher if --unid_teacher_weight says how much.
 train_unid() {
     local init=("${offline_weights}") weights=
     keep_origin "${unid_exp}" "${origin[@]}" "${offline_weights}"
@@ -45,9 +43,11 @@ train_unid() {
         if [ -n "${unid_ctc_config}" ]; then
             weights=${unid_exp}_ctc/valid.loss.best.pth
             if [ -n "${unid_init}" ]; then ctc_words+=(--init_param "${unid_parts[@]/#/${offline_weights}:}"); fi
-            if has_teacher "${unid_ctc_config}"; then ctc_words+=(--model_conf "teacher=${bestow_exp}"); fi
+            if [ -n "${unid_teacher_weight}" ]; then
+                ctc_words+=(--model_conf "teacher=${bestow_exp}" --model_conf "teacher_weight=${unid_teacher_weight}")
+            fi
             once "${unid_exp}_ctc/.done" "${origin[@]}" "${unid_exp}/train.yaml" "${unid_ctc_config}" "${ctc_args}" \
-                "${unid_init}" "${offline_weights}" -- pretrain_encoder "${unid_exp}/train.yaml" "${unid_ctc_config}" \
+                "${unid_init} ${unid_teacher_weight}" "${offline_weights}" -- pretrain_encoder "${unid_exp}/train.yaml" "${unid_ctc_config}" \
                 "${unid_exp}_ctc"
             init+=("${weights}:features:features" "${weights}:encoder:encoder")
             if has_ctc_head "${unid_exp}/train.yaml"; then init+=("${weights}:ctc:ctc"); fi
