@@ -126,7 +126,7 @@ def new_frames(connector: CrossAttentionConnector, batch: int) -> dict[str, Run]
     absorbed = [AbsorbedSpeech(attention, [connector.speech_in], seated) for attention in attentions]
     at = seats.place(places, torch.ones(batch, 1, dtype=torch.bool))
     # Keys and values straight from the encoder's frames: (2 D, D_enc) per block. The bias of keys changes nothing.
-    folded = [torch.cat([block.key.flatten(0, 1), block.value.flatten(0, 1)]) for block in absorbed]
+    folded = [torch.cat([block.key.mT.flatten(0, 1), block.value.flatten(0, 1)]) for block in absorbed]
 
     def ours() -> Tensor:
         for seat in places:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from espnet_bestow.ops import few_rows_linear
+from espnet_bestow.ops import Linear, few_rows_linear
 
 Precision = Literal["bf16", "int8"]
 
@@ -68,7 +68,8 @@ def quantize(module: nn.Module, precision: Precision) -> None:
     if precision not in get_args(Precision):
         raise ValueError(f"precision={precision!r}: weights become {' or '.join(get_args(Precision))}")
     for name, child in module.named_children():
-        if type(child) is not nn.Linear:  # what inherits from it does something else with its weights
+        # What else inherits from nn.Linear does something else with its weights.
+        if not isinstance(child, nn.Linear) or type(child) not in (nn.Linear, Linear):
             quantize(child, precision)
         elif child.weight.device.type != "cpu":
             raise ValueError(f"{precision} weights are for CPUs; {name} is on {child.weight.device}")

@@ -22,6 +22,7 @@ class Placement:
     rows: Tensor  # (B,) the same
     slots: Tensor  # (B, U) slot of each new position; padding stands behind the real ones and is overwritten later
     total: int  # N, slots in use afterwards
+    single: int | None = None  # the slot of the only new position of the only seat: the step that is taken most often
 
     @property
     def leading(self) -> bool:
@@ -39,8 +40,10 @@ class Placement:
         return max(self.seats) + 1
 
     @cached_property
-    def allowed(self) -> Tensor:
-        """(B, U, N) bool: each position sees itself and what is before it."""
+    def allowed(self) -> Tensor | None:
+        """(B, U, N) bool: each position sees itself and what is before it. None: that is everything."""
+        if self.single is not None:
+            return None
         return torch.arange(self.total, device=self.slots.device) <= self.slots[..., None]
 
     def select(self, keep: Sequence[int]) -> "Placement":
@@ -76,12 +79,16 @@ class Seats:
             seats: B seats.
             mask: (B, U) bool, true at real positions.
         """
+        rows = torch.tensor(list(seats), device=mask.device)
+        if mask.shape == (1, 1):
+            slot = self.lengths[seats[0]]
+            return Placement(tuple(seats), rows, torch.tensor([[slot]], device=mask.device), slot + 1, slot)
         lengths = torch.tensor([self.lengths[seat] for seat in seats], device=mask.device)
         real = mask.cumsum(1)
         padding = real[:, -1:] + mask.logical_not().cumsum(1)
         slots = lengths[:, None] + torch.where(mask, real, padding) - 1
         total = max(self.lengths[seat] for seat in seats) + mask.shape[1]
-        return Placement(tuple(seats), torch.tensor(list(seats), device=mask.device), slots, total)
+        return Placement(tuple(seats), rows, slots, total)
 
     def advance(self, seat: int, positions: int) -> None:
         """The last ``positions`` placed positions of a seat now count."""
@@ -97,13 +104,22 @@ class SeatBuffer:
     def write(self, at: Placement, new: Tensor) -> Tensor:
         """Puts ``new`` (B, U, ...) in its slots; returns all of these seats, (B, N, ...)."""
         data = self._reserve(at.rows_in_use, at.total, new)
-        data[at.index] = new.to(data.dtype)
+        if at.single is not None:
+            data[at.seats[0], at.single] = new[0, 0]
+        else:
+            data[at.index] = new.to(data.dtype)
         return self.read(at)
 
     def read(self, at: Placement) -> Tensor:
         """(B, N, ...), a view where it can be."""
         assert self.data is not None
+        if len(at.seats) == 1:
+            return self.data[at.seats[0] : at.seats[0] + 1, : at.total]
         return self.data[: len(at.seats), : at.total] if at.leading else self.data[at.rows, : at.total]
+
+    def room(self, at: Placement, like: Tensor) -> Tensor:
+        """All of the memory, (R, N, ...), with room for the new positions; ``like`` (..., ..., ...) is what goes in."""
+        return self._reserve(at.rows_in_use, at.total, like if self.data is None else self.data)
 
     def put(self, seat: int, content: Tensor) -> None:
         """Replaces the first slots of one seat by ``content`` (n, ...)."""

@@ -135,3 +135,21 @@ class WaitKPolicy:
     def reach(self, tokens: int) -> int:
         """What the last token sees under the largest K."""
         return wait_k_frames(tokens - 1, self.high, self.step)
+
+
+def causal_mask(mask: Tensor, new: int) -> Tensor:
+    """Which of N positions may each of the ``new`` last ones attend to?
+
+    Padding rows attend to themselves only, so that no row is empty (an empty softmax is NaN).
+
+    Args:
+        mask: (B, N) bool, true at real positions, old and new.
+        new: U, how many of them are new.
+
+    Returns:
+        (B, U, N) bool.
+    """
+    total = mask.shape[1]
+    column = torch.arange(total, device=mask.device)
+    row = column[total - new :, None]
+    return ((column < row) & mask[:, None, :]) | (column == row)

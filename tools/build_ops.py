@@ -158,7 +158,9 @@ class BuildOps(build_ext):
             raise CompileError("no C++ compiler: attention runs on PyTorch alone")
         into = Path(self.build_temp).resolve() / "ops"
         include = [f"-isystem{torch / 'include'}", *(f"-isystem{folder}" for folder in self.include_dirs)]
-        steps = [*cpu_steps(compiler, into, []), torch_step(compiler, into, CSRC / "torch" / "ops.cpp", include)]
+        registrations = [CSRC / "torch" / name for name in ("ops.cpp", "token_step.cpp")]
+        steps = cpu_steps(compiler, into, [])
+        steps += [torch_step(compiler, into, source, include) for source in registrations]
         try:
             run(steps, into)
             cuda = cuda_objects(compiler, into / "cuda", include)

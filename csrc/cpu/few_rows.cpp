@@ -1,4 +1,4 @@
-// A linear layer for a few rows of input, its weights bfloat16 or int8. Compiled once per instruction set.
+// A linear layer for a few rows of input, its weights float, bfloat16 or int8. Compiled once per instruction set.
 //
 // Reading the weights is all the work: every weight is read once, widened in a register, and meets all input rows
 // there. Eight sums are in flight at a time, of as many outputs as the rows leave room for.
@@ -15,9 +15,10 @@ namespace {
 constexpr int kSums = 8;
 constexpr int kMostRows = 4;
 
-struct BFloat16Products {
+template <class T>  // float or BFloat16
+struct FloatProducts {
   using Input = float;
-  using Weight = BFloat16;
+  using Weight = T;
   using Sum = Vec;
   static constexpr int kStep = kLanes;
   static inline Sum nothing() { return zero(); }
@@ -162,8 +163,9 @@ void round_rows(const float* x, int64_t rows, int64_t inputs, int16_t* out, floa
 }
 
 void few_rows(const FewRows& p, int64_t begin, int64_t end) {
-  if (p.scale == nullptr) return multiply<BFloat16Products>(p, begin, end);
-  multiply<Int8Products>(p, begin, end);
+  if (p.scale != nullptr) return multiply<Int8Products>(p, begin, end);
+  if (p.scalar == Scalar::kFloat) return multiply<FloatProducts<float>>(p, begin, end);
+  multiply<FloatProducts<BFloat16>>(p, begin, end);
 }
 
 }  // namespace bestow::BESTOW_ISA

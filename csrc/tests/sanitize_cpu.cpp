@@ -77,15 +77,16 @@ void one_panel_linear(const bestow::Kernels& isa) {
 // A linear layer whose arrays, too, have nothing to spare.
 void one_linear(const bestow::Kernels& isa) {
   const int64_t rows = 1 + below(9), inputs = 1 + below(100), outputs = 1 + below(30);
-  const bool int8 = below(2) == 0;
+  const int bytes = 1 << below(3);  // int8, bfloat16, float
+  const bestow::Scalar scalar = bytes == 4 ? bestow::Scalar::kFloat : bestow::Scalar::kBFloat16;
   std::vector<float> x(rows * inputs), scale(outputs, 0.1f), bias(outputs, 1.0f), out(rows * outputs), steps(rows);
   const float size = below(4) == 0 ? 1e-38f : 1e-3f;
   for (float& number : x) number = static_cast<float>(below(2000) - 1000) * size;
   std::vector<int16_t> rounded(rows * inputs);
-  std::vector<char> weight(outputs * inputs * (int8 ? 1 : 2));
+  std::vector<char> weight(outputs * inputs * bytes);
   for (char& byte : weight) byte = static_cast<char>(below(64));
-  bestow::FewRows p{rows, inputs, outputs, x.data(), nullptr, weight.data(), nullptr, bias.data(), out.data()};
-  if (int8) {
+  bestow::FewRows p{scalar, rows, inputs, outputs, x.data(), nullptr, weight.data(), nullptr, bias.data(), out.data()};
+  if (bytes == 1) {
     isa.round_rows(x.data(), rows, inputs, rounded.data(), steps.data());
     p.input = rounded.data(), p.input_scale = steps.data(), p.scale = scale.data();
   }

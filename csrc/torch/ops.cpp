@@ -10,15 +10,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <new>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "bestow/cpu.h"
+#include "cpu_calls.h"
 
 namespace {
 
+using bestow::chosen;
+using bestow::workspace;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -41,12 +43,6 @@ Tensor dense_rows(const Tensor& x) {
 }
 
 bestow::Rows rows(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
-
-const bestow::Kernels& chosen() {
-  const bestow::Kernels* found = bestow::kernels();
-  STD_TORCH_CHECK(found != nullptr, "BESTOW_CPU_ISA=", std::getenv("BESTOW_CPU_ISA"), " does not run on this CPU");
-  return *found;
-}
 
 // What must hold before a pointer is followed; errors that users meet are raised in Python with fuller words.
 bestow::Staircase problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible, double scale) {
@@ -73,27 +69,7 @@ bestow::Staircase problem(const Tensor& q, const Tensor& k, const Tensor& v, con
 }
 
 constexpr int64_t kMostInputs = 1 << 20;
-constexpr int64_t kOutputsPerThread = 64;
-
-// Scratch memory of one thread. It is kept between calls: fresh pages cost more than some kernels.
-void* workspace(size_t bytes) {
-  struct Scratch {
-    void* data = nullptr;
-    size_t bytes = 0;
-    ~Scratch() { std::free(data); }
-  };
-  thread_local Scratch scratch;
-  if (scratch.bytes < bytes) {
-    std::free(scratch.data);
-    scratch.bytes = (bytes + 4095) / 4096 * 4096;
-    scratch.data = std::aligned_alloc(64, scratch.bytes);
-    if (scratch.data == nullptr) {
-      scratch.bytes = 0;
-      throw std::bad_alloc();
-    }
-  }
-  return scratch.data;
-}
+constexpr int64_t kWeightsPerThread = 1 << 16;  // fewer are not worth a thread
 
 std::tuple<Tensor, Tensor> staircase_forward(Tensor q, Tensor k, Tensor v, Tensor visible, double scale) {
   q = dense_rows(q), k = dense_rows(k), v = dense_rows(v);
@@ -164,8 +140,9 @@ Tensor panel_linear(Tensor x, Tensor panels, std::optional<Tensor> bias) {
 
 Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> scale, std::optional<Tensor> bias) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && x.scalar_type() == ScalarType::Float, "few_rows_linear: x");
+  const ScalarType type = weight.scalar_type();
   STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 2 && weight.size(1) == x.size(1) && weight.is_contiguous() &&
-                      weight.scalar_type() == (scale ? ScalarType::Char : ScalarType::BFloat16),
+                      (scale ? type == ScalarType::Char : type == ScalarType::BFloat16 || type == ScalarType::Float),
                   "few_rows_linear: weight");
   for (const std::optional<Tensor>* vector : {&scale, &bias}) {
     STD_TORCH_CHECK(!*vector || ((*vector)->is_cpu() && (*vector)->dim() == 1 && (*vector)->is_contiguous() &&
@@ -173,7 +150,8 @@ Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> scale, std
                     "few_rows_linear: scale or bias");
   }
   x = torch::stable::contiguous(x);
-  bestow::FewRows p{x.size(0), x.size(1), weight.size(0)};
+  const bestow::Scalar scalar = type == ScalarType::Float ? bestow::Scalar::kFloat : bestow::Scalar::kBFloat16;
+  bestow::FewRows p{scalar, x.size(0), x.size(1), weight.size(0)};
   STD_TORCH_CHECK(p.inputs <= kMostInputs, "few_rows_linear: ", p.inputs, " inputs");
   Tensor out = torch::stable::new_empty(x, {p.rows, p.outputs});
   const auto floats = [](const std::optional<Tensor>& y) {
@@ -189,7 +167,7 @@ Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> scale, std
     isa.round_rows(static_cast<const float*>(p.input), p.rows, p.inputs, rounded.data(), steps.data());
     p.input = rounded.data(), p.input_scale = steps.data();
   }
-  torch::stable::parallel_for(0, p.outputs, kOutputsPerThread,
+  torch::stable::parallel_for(0, p.outputs, 1 + kWeightsPerThread / (p.inputs + 1),
                               [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end); });
   return out;
 }
@@ -204,7 +182,8 @@ STABLE_TORCH_LIBRARY(bestow, m) {
       "float scale) -> (Tensor dq, Tensor dk, Tensor dv)");
   // x (..., K), panels (N / 16, K, 16), bias (N), all float32 -> (..., N)
   m.def("panel_linear(Tensor x, Tensor panels, Tensor? bias) -> Tensor");
-  // x (M, K) float32; weight (N, K) bfloat16, or int8 with a scale per row; scale and bias (N) float32 -> (M, N).
+  // x (M, K) float32; weight (N, K) float32 or bfloat16, or int8 with a scale per row; scale and bias (N) float32
+  // -> (M, N) float32.
   m.def("few_rows_linear(Tensor x, Tensor weight, Tensor? scale, Tensor? bias) -> Tensor");
 }
 

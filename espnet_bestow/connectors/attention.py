@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espnet_bestow.ops import staircase_attention, staircase_weights
+from espnet_bestow.ops import Linear, staircase_attention, staircase_weights
 
 
 class TextCache(Protocol):
@@ -96,10 +96,10 @@ class MultiHeadProjections(nn.Module):
         if dim % num_heads:
             raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(memory_dim or dim, dim)
-        self.value = nn.Linear(memory_dim or dim, dim)
-        self.out = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)
+        self.key = Linear(memory_dim or dim, dim)
+        self.value = Linear(memory_dim or dim, dim)
+        self.out = Linear(dim, dim)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, H*D) -> (B, H, N, D)."""
@@ -128,13 +128,13 @@ def initialize(module: nn.Module) -> None:
 class CausalSelfAttention(MultiHeadProjections):
     """Each text position sees itself and the real positions before it. No position information, as in the paper."""
 
-    def forward(self, x: Tensor, past: TextCache, allowed: Tensor) -> tuple[Tensor, KeysValues]:
+    def forward(self, x: Tensor, past: TextCache, allowed: Tensor | None) -> tuple[Tensor, KeysValues]:
         """Attends from U new positions to all N positions so far.
 
         Args:
             x: (B, U, D) normalised input.
             past: keys and values of the N - U earlier positions.
-            allowed: (B, U, N) bool from :func:`causal_mask`.
+            allowed: (B, U, N) bool, which of them each new position sees; None: all.
 
         Returns:
             (B, U, D), and the cache with the new positions appended.
@@ -142,26 +142,9 @@ class CausalSelfAttention(MultiHeadProjections):
         now = self.keys_values(x)
         cache = past.extend(now.keys, now.values)
         q = self.split(self.query(x))
-        out = F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=allowed.unsqueeze(1))
+        mask = None if allowed is None else allowed[:, None]
+        out = F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=mask)
         return self.out(self.merge(out)), cache
-
-
-def causal_mask(mask: Tensor, new: int) -> Tensor:
-    """Which of N positions may each of the ``new`` last ones attend to?
-
-    Padding rows attend to themselves only, so that no row is empty (an empty softmax is NaN).
-
-    Args:
-        mask: (B, N) bool, true at real positions, old and new.
-        new: U, how many of them are new.
-
-    Returns:
-        (B, U, N) bool.
-    """
-    total = mask.shape[1]
-    column = torch.arange(total, device=mask.device)
-    row = column[total - new :, None]
-    return ((column < row) & mask[:, None, :]) | (column == row)
 
 
 class CrossAttention(MultiHeadProjections):

@@ -16,11 +16,13 @@ from espnet_bestow.connectors.attention import (
     SpeechMemory,
     TextCache,
     WatchedSpeech,
-    causal_mask,
     initialize,
 )
 from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, SeatedState, Speech
 from espnet_bestow.connectors.seated import AbsorbedSpeech, SeatedCrossAttentionState, SeatedFrames, SeatedKeysValues
+from espnet_bestow.connectors.token_step import ConnectorToken
+from espnet_bestow.ops import Linear
+from espnet_bestow.visibility import causal_mask
 
 
 class BestowBlock(nn.Module):
@@ -42,7 +44,7 @@ class BestowBlock(nn.Module):
         self.cross_attention = CrossAttention(dim, num_heads)
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn = nn.Sequential(
-            nn.Linear(dim, ffn_mult * dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(ffn_mult * dim, dim)
+            Linear(dim, ffn_mult * dim), nn.ReLU(), nn.Dropout(dropout), Linear(ffn_mult * dim, dim)
         )
         self.dropout = nn.Dropout(dropout)
 
@@ -51,9 +53,9 @@ class BestowBlock(nn.Module):
         return self.cross_attention.keys_values(frames)
 
     def forward(
-        self, x: Tensor, speech: SpeechMemory, visible: Tensor, past: TextCache, allowed: Tensor
+        self, x: Tensor, speech: SpeechMemory, visible: Tensor, past: TextCache, allowed: Tensor | None
     ) -> tuple[Tensor, TextCache]:
-        """x (B, U, D), visible (B, U), allowed (B, U, N) -> (B, U, D) and the grown self-attention cache."""
+        """x (B, U, D), visible (B, U), allowed (B, U, N) or None -> (B, U, D) and the grown self-attention cache."""
         if self.self_attention is not None and self.self_norm is not None:
             update, past = self.self_attention(self.self_norm(x), past, allowed)
             x = x + self.dropout(update)
@@ -130,13 +132,13 @@ class CrossAttentionConnector(Connector):
             raise ValueError(f"connector: num_blocks={num_blocks} must be >= 1")
         self.bridge: nn.Linear | nn.Identity = nn.Identity()
         if speech_projection:
-            self.bridge = nn.Linear(speech_dim, speech_projection)
-        self.text_in = nn.Linear(text_dim, dim)
-        self.speech_in = nn.Linear(speech_projection or speech_dim, dim)
+            self.bridge = Linear(speech_dim, speech_projection)
+        self.text_in = Linear(text_dim, dim)
+        self.speech_in = Linear(speech_projection or speech_dim, dim)
         blocks = [BestowBlock(dim, num_heads, ffn_mult, dropout, self_attention) for _ in range(num_blocks)]
         self.blocks: Sequence[BestowBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.norm = nn.LayerNorm(dim)
-        self.text_out = nn.Linear(dim, text_dim)
+        self.text_out = Linear(dim, text_dim)
         initialize(self)
         if zero_init:
             nn.init.zeros_(self.text_out.weight)
@@ -156,11 +158,14 @@ class CrossAttentionConnector(Connector):
         linears = [linear for linear in (self.bridge, self.speech_in) if not isinstance(linear, nn.Identity)]
         heard = SeatedFrames(linears[0].in_features)
         speech = [AbsorbedSpeech(block.cross_attention, linears, heard) for block in self.blocks]
-        return SeatedCrossAttentionState(heard, speech, [SeatedKeysValues() for _ in self.blocks])
+        token = ConnectorToken(self, speech) if ConnectorToken.suits(self) else None
+        return SeatedCrossAttentionState(heard, speech, [SeatedKeysValues() for _ in self.blocks], token)
 
     def forward(self, text: Tensor, mask: Tensor, visible: Tensor, state: ConnectorState | SeatedState) -> LLMInput:
         """text (B, U, D_llm), mask (B, U), visible (B, U) -> text embeddings that have read the speech."""
         assert isinstance(state, CrossAttentionState | SeatedCrossAttentionState)
+        if isinstance(state, SeatedCrossAttentionState) and state.token is not None and state.token.takes(text):
+            return LLMInput(text + state.token(text, visible, state), mask)
         allowed = state.enter(mask)
         x = self.text_in(text)
         for number, block in enumerate(self.blocks):

@@ -63,7 +63,7 @@ class GraphedStep:
         return step.run()
 
     def _record(self, text: Tensor, visible: Tensor, at: Placement, memory: tuple[int, ...]) -> _Recorded:
-        at = replace(at, slots=at.slots.clone())
+        at = replace(at, slots=at.slots.clone(), single=None)
         text, visible, mask = text.clone(), visible.clone(), torch.ones_like(visible, dtype=torch.bool)
 
         def run() -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from espnet_bestow.connectors.attention import CrossAttention, KeysValues, initialize
 from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, SeatedState, Speech
 from espnet_bestow.connectors.seated import AbsorbedSpeech, SeatedFrames, SeatedRecurrentState
+from espnet_bestow.ops import Linear
 
 
 @dataclass
@@ -53,13 +54,13 @@ class RecurrentConnector(Connector):
         dropout: float = 0.1,
     ):
         super().__init__()
-        self.speech_in = nn.Linear(speech_dim, text_dim)
+        self.speech_in = Linear(speech_dim, text_dim)
         self.rnn = nn.GRU(text_dim, hidden, num_layers, batch_first=True, dropout=dropout if num_layers > 1 else 0.0)
-        self.rnn_out = nn.Linear(hidden, text_dim)
+        self.rnn_out = Linear(hidden, text_dim)
         self.cross_attention = CrossAttention(text_dim, num_heads)
-        self.gate = nn.Linear(text_dim, 1)
+        self.gate = Linear(text_dim, 1)
         self.ffn = nn.Sequential(
-            nn.Linear(text_dim, ffn_mult * text_dim), nn.ReLU(), nn.Linear(ffn_mult * text_dim, text_dim)
+            Linear(text_dim, ffn_mult * text_dim), nn.ReLU(), Linear(ffn_mult * text_dim, text_dim)
         )
         self.dropout = nn.Dropout(dropout)
         initialize(self)

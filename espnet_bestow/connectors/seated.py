@@ -11,6 +11,7 @@ One buffer of frames then serves all blocks, and an encoder that recomputes all 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from espnet_bestow.connectors.attention import CrossAttention, KeysValues
 from espnet_bestow.ops import staircase_attention, staircase_weights
 from espnet_bestow.seats import Placement, SeatBuffer
+
+if TYPE_CHECKING:
+    from espnet_bestow.connectors.token_step import ConnectorToken
 
 
 class SeatedFrames:
@@ -73,27 +77,28 @@ class AbsorbedSpeech:
         for linear in inputs[1:]:
             weight, bias = linear.weight @ weight, linear(bias)
         heads = (attention.num_heads, -1)
-        self.key = (attention.key.weight @ weight).unflatten(0, heads).detach()  # (H, D, D_enc)
-        self.value = (attention.value.weight @ weight).unflatten(0, heads).detach()  # (H, D, D_enc)
+        self.key = (attention.key.weight @ weight).unflatten(0, heads).mT.contiguous().detach()  # (H, D_enc, D)
+        self.value = (attention.value.weight @ weight).unflatten(0, heads).contiguous().detach()  # (H, D, D_enc)
         self.value_bias = attention.value(bias).unflatten(0, heads).detach()  # (H, D)
         self.frames = frames
-        self.query = self.key.new_zeros(0, len(self.key), 0, frames.width)  # (B, H, U, D_enc), of the present call
+        # Of the present call:
+        self.query = self.key.new_zeros(0, len(self.key), 0, frames.width)  # (B, H, U, D_enc)
         self.visible = torch.zeros(0, 0, dtype=torch.int32)  # (B, U)
 
     @property
     def scale(self) -> float:
         """As of the attention over projected keys: that of the head's width D."""
-        return float(self.key.shape[1] ** -0.5)
+        return float(self.key.shape[2] ** -0.5)
 
     def attend(self, q: Tensor, visible: Tensor) -> Tensor:
         """q (B, H, U, D), visible (B, U) -> (B, H, U, D)."""
-        self.query, self.visible = torch.einsum("bhud,hde->bhue", q, self.key), visible
+        self.query, self.visible = q @ self.key.mT, visible
         heads = q.shape[1]
         memory = self.frames.now[:, None]  # (B, 1, F, D_enc)
         # Heads become rows, so that no head needs its own copy of the frames.
         rows = self.query.flatten(1, 2)[:, None].to(memory.dtype)  # (B, 1, H*U, D_enc)
         mean = staircase_attention(rows, memory, memory, visible.repeat(1, heads), self.scale)
-        out = torch.einsum("bhue,hde->bhud", mean[:, 0].unflatten(1, (heads, -1)), self.value)
+        out = mean[:, 0].unflatten(1, (heads, -1)) @ self.value.mT
         # Who sees nothing stays at exactly 0, without the bias.
         return out + self.value_bias[:, None] * (visible > 0)[:, None, :, None]
 
@@ -154,12 +159,20 @@ class SeatedCrossAttentionState(_Seated):
         frames: what is heard.
         speech: each block's view of it.
         text: each block's self-attention cache.
+        token: the step of one token in one call, where it can be had.
     """
 
-    def __init__(self, frames: SeatedFrames, speech: Sequence[AbsorbedSpeech], text: Sequence[SeatedKeysValues]):
+    def __init__(
+        self,
+        frames: SeatedFrames,
+        speech: Sequence[AbsorbedSpeech],
+        text: Sequence[SeatedKeysValues],
+        token: "ConnectorToken | None" = None,
+    ):
         super().__init__(frames, speech)
-        self.speech, self.text = speech, text
-        self._allowed = torch.zeros(0, 0, 0, dtype=torch.bool)
+        self.speech, self.text, self.token = speech, text, token
+        self._allowed: Tensor | None = None
+        self.at: Placement | None = None
 
     def sit(self, at: Placement) -> None:
         """See SeatedState."""
@@ -169,24 +182,25 @@ class SeatedCrossAttentionState(_Seated):
     def sit_with_spare(self, at: Placement) -> None:
         """:meth:`sit` with all slots that the buffers have, so that shapes stay as long as the buffers do."""
         self.frames.sit_with_spare(at)
-        slots = [buffer.data.shape[1] for buffer in self._text_buffers if buffer.data is not None]
-        self._seat_text(replace(at, total=min(slots, default=at.total)))
+        slots = [buffer.data.shape[1] for buffer in self.text_buffers if buffer.data is not None]
+        self._seat_text(replace(at, total=min(slots, default=at.total), single=None))
 
     def _seat_text(self, at: Placement) -> None:
         for cache in self.text:
             cache.at = at
-        self._allowed = at.allowed
+        self.at, self._allowed = at, at.allowed
 
     @property
-    def _text_buffers(self) -> list[SeatBuffer]:
+    def text_buffers(self) -> list[SeatBuffer]:
+        """Keys and values of each block."""
         return [buffer for cache in self.text for buffer in (cache.keys, cache.values)]
 
     def reserve(self, at: Placement) -> tuple[int, ...]:
         """Makes room for the new positions; where the memory of all buffers is from now on."""
-        for buffer in self._text_buffers:
+        for buffer in self.text_buffers:
             buffer.cover(at, at.total)
         self.frames.buffer.cover(at)
-        buffers = self.frames.buffer, *self._text_buffers
+        buffers = self.frames.buffer, *self.text_buffers
         return tuple(buffer.data.data_ptr() for buffer in buffers if buffer.data is not None)
 
     def clear(self) -> None:
@@ -195,8 +209,8 @@ class SeatedCrossAttentionState(_Seated):
         for cache in self.text:
             cache.clear()
 
-    def enter(self, mask: Tensor) -> Tensor:
-        """Which slots the new positions, mask (B, U), may attend to: (B, U, N) bool."""
+    def enter(self, mask: Tensor) -> Tensor | None:
+        """Which slots the new positions, mask (B, U), may attend to: (B, U, N) bool, or None for all."""
         return self._allowed
 
     def keep(self, block: int, grown: object) -> None:

@@ -3,7 +3,7 @@
 Three classes, chosen by name in the YAML (``llm: full | frozen | lora``; the third lives in :mod:`.lora`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from espnet_bestow.llm.llama_step import llama_step, suits
+from espnet_bestow.llm.llama_token import LlamaToken
 from espnet_bestow.llm.seated import SeatedLLMState
 from espnet_bestow.llm.tokenizer import not_found
+from espnet_bestow.visibility import causal_mask
 
 
 @dataclass
@@ -33,14 +36,22 @@ class LLMState:
         self.cache.reorder_cache(rows.long())  # type: ignore[arg-type]
         return LLMState(self.cache, self.mask.index_select(0, rows))
 
-    def enter(self, mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """What the LLM is told of new positions, mask (B, N): its attention mask, and positions (B, N)."""
+    def enter(self, mask: Tensor) -> tuple[Tensor | None, Tensor]:
+        """New positions, mask (B, U): which of all N they may see, (B, U, N), None for all; their numbers (B, U)."""
         self.mask = torch.cat([self.mask, mask], 1)
-        return self.mask.long(), _positions(self.mask)[:, -mask.shape[1] :]
+        return causal_mask(self.mask, new=mask.shape[1]), _positions(self.mask)[:, -mask.shape[1] :]
 
 
 def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def _added(allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The mask (B, U, N) as what transformers adds to scores, (B, 1, U, N)."""
+    if allowed is None:
+        return None
+    bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return bias.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def load_causal_lm(path: str, dtype: str | None = None) -> PreTrainedModel:
@@ -65,6 +76,9 @@ class CausalLM(nn.Module):
         super().__init__()
         self.path = path
         self.model = self.prepare(load_causal_lm(path, dtype))
+        self._short_step = suits(self.model)
+        # Not whatever is frozen later (ESPnet's --freeze_param): those weights may differ from the ones at the path.
+        self._at_path = {name for name, p in _by_all_names(self) if not p.requires_grad}
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_pre_hook(_fill_frozen)
 
@@ -98,7 +112,7 @@ class CausalLM(nn.Module):
 
     def seated(self) -> SeatedLLMState:
         """An empty cache with seats for streaming sessions."""
-        return SeatedLLMState(self.model.config)
+        return SeatedLLMState(self.model.config, LlamaToken(self.model) if LlamaToken.fits(self.model) else None)
 
     def forward(
         self, embeddings: Tensor, mask: Tensor, state: LLMState | SeatedLLMState | None = None, keep: Tensor | int = 0
@@ -115,16 +129,18 @@ class CausalLM(nn.Module):
         Returns:
             logits (B, kept, V) in float32.
         """
-        attention, positions = (mask.long(), _positions(mask)) if state is None else state.enter(mask, self.model.dtype)
-        out = self.model(
-            inputs_embeds=embeddings.to(self.model.dtype),
-            attention_mask=attention,
-            position_ids=positions,
-            past_key_values=None if state is None else state.cache,
-            use_cache=state is not None,
-            logits_to_keep=keep,
-        )
-        return out.logits.float()
+        x = embeddings.to(self.model.dtype)
+        if state is None:
+            options = {"attention_mask": mask.long(), "position_ids": _positions(mask), "use_cache": False}
+            return self.model(inputs_embeds=x, logits_to_keep=keep, **options).logits.float()
+        if isinstance(state, SeatedLLMState) and (logits := state.one_token(x)) is not None:
+            return logits
+        allowed, positions = state.enter(mask)
+        if self._short_step:
+            return llama_step(self.model, x, allowed, positions, state.cache, keep).float()
+        options = {"attention_mask": _added(allowed, x.dtype), "position_ids": positions}
+        options |= {"past_key_values": state.cache, "use_cache": True}
+        return self.model(inputs_embeds=x, logits_to_keep=keep, **options).logits.float()
 
     def merged(self) -> PreTrainedModel:
         """The LLM as plain transformers weights, adapters folded in."""
@@ -164,10 +180,13 @@ class FrozenCausalLM(CausalLM):
         return super().train(False)
 
 
+def _by_all_names(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Tied weights appear under every one of their names, as they do in a state dict."""
+    return module.named_parameters(remove_duplicate=False)
+
+
 def _frozen(module: CausalLM) -> dict[str, Tensor]:
-    # Tied weights appear under every one of their names, as they do in a state dict.
-    named = module.named_parameters(remove_duplicate=False)
-    return {name: parameter for name, parameter in named if not parameter.requires_grad}
+    return {name: parameter for name, parameter in _by_all_names(module) if name in module._at_path}
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from espnet_bestow.llm.llama_token import LlamaToken
 from espnet_bestow.seats import Placement, SeatBuffer
 
 _PLAIN = {None, "full_attention"}
@@ -50,6 +50,11 @@ class _SeatedLayer(CacheLayerMixin):
         """No limit."""
         return -1
 
+    @property
+    def buffers(self) -> tuple[SeatBuffer, SeatBuffer]:
+        """Keys and values, each (R, N, H, D)."""
+        return self._buffers
+
 
 class SeatedCache(Cache):
     """A transformers cache over seats; ``at`` says whose turn it is."""
@@ -64,14 +69,16 @@ class SeatedLLMState:
 
     Args:
         config: of the LLM.
+        token: the step of one token in one call, where it can be had.
     """
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig, token: LlamaToken | None = None):
         text = config.get_text_config()
         kinds = set(getattr(text, "layer_types", None) or [None])
         if not kinds <= _PLAIN:
             raise ValueError(f"this LLM cannot stream: it has layers of types {sorted(map(str, kinds - _PLAIN))}")
         self.cache = SeatedCache(text.num_hidden_layers)
+        self.token = token
 
     def sit(self, at: Placement) -> None:
         """The next call is for these seats."""
@@ -88,9 +95,16 @@ class SeatedLLMState:
             assert isinstance(layer, _SeatedLayer)
             layer.clear()
 
-    def enter(self, mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """What the LLM is told of new positions: a mask (B, 1, U, N) added to scores, and positions (B, U)."""
+    def enter(self, mask: Tensor) -> tuple[Tensor | None, Tensor]:
+        """New positions, mask (B, U): which of all N they may see, (B, U, N), None for all; their numbers (B, U)."""
         at = self.cache.at
         assert at is not None
-        bias = torch.zeros(at.allowed.shape, dtype=dtype, device=mask.device)
-        return bias.masked_fill(~at.allowed, torch.finfo(dtype).min)[:, None], at.slots
+        return at.allowed, at.slots
+
+    def one_token(self, x: Tensor) -> Tensor | None:
+        """Logits (B, 1, V) of x (B, U, D) where :class:`LlamaToken` takes it, else None."""
+        if self.token is None or not self.token.takes(x):
+            return None
+        assert self.cache.at is not None
+        layers = [layer for layer in self.cache.layers if isinstance(layer, _SeatedLayer)]
+        return self.token(x, self.cache.at, [buffer for layer in layers for buffer in layer.buffers])

@@ -10,7 +10,8 @@ import os
 from types import ModuleType
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from espnet_bestow.ops import reference
 
@@ -24,7 +25,7 @@ if not _choice:
     except ImportError as error:
         logging.getLogger(__name__).warning("attention runs on PyTorch alone, without compiled kernels (%s)", error)
 
-__all__ = ["few_rows_linear", "staircase_attention", "staircase_weights"]
+__all__ = ["Linear", "few_rows_linear", "linear", "staircase_attention", "staircase_weights"]
 
 
 def staircase_attention(
@@ -66,11 +67,11 @@ def staircase_weights(
 
 def few_rows_linear(
     x: Tensor,  # (M, K) float32
-    weight: Tensor,  # (N, K) bfloat16 or int8
+    weight: Tensor,  # (N, K) float32, bfloat16 or int8
     scale: Tensor | None = None,  # (N) float32, of int8 weights
     bias: Tensor | None = None,  # (N) float32
 ) -> Tensor:  # (M, N) float32
-    """``F.linear`` with small weights and few input rows, for inference.
+    """``F.linear`` with few input rows, for inference: what it costs is to read the weights once.
 
     Sums are float32. Beside int8 weights the kernel rounds each input row to steps of ``max |x| / 32767``, or to fewer,
     as many as 32-bit sums over K leave room for (8191 at K = 8192).
@@ -81,11 +82,38 @@ def few_rows_linear(
     shapes = f"x {tuple(x.shape)} {x.dtype}, weight {tuple(weight.shape)} {weight.dtype}"
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or x.dtype != torch.float32:
         raise ValueError(f"few_rows_linear wants x (M, K) float32 and weight (N, K), got {shapes}")
-    if weight.dtype != (torch.bfloat16 if scale is None else torch.int8):
-        raise ValueError(f"few_rows_linear wants int8 weights with a scale, or bfloat16 ones without, got {shapes}")
+    if weight.dtype not in ((torch.float32, torch.bfloat16) if scale is None else (torch.int8,)):
+        raise ValueError(f"few_rows_linear wants int8 weights with a scale, or float ones without, got {shapes}")
     if native is not None and x.device.type == "cpu":
         return native.few_rows_linear(x, weight, scale, bias)
     return reference.few_rows_linear(x, weight, scale, bias)
+
+
+FEW_ROWS = 8
+"""Up to so many rows, reading the weights costs more than multiplying with them."""
+MANY_WEIGHTS = 1 << 17
+"""Fewer are read in less time than it takes to call an op of ours."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear``; without gradient, and for a few rows of float32 on a CPU, by :func:`few_rows_linear`.
+
+    PyTorch's own product has one thread for one row, and for two to eight rows reads the weights several times.
+    """
+    few = x.numel() <= FEW_ROWS * x.shape[-1] and weight.numel() >= MANY_WEIGHTS and x.device.type == "cpu"
+    if not few or native is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    if not x.dtype == weight.dtype == torch.float32 or not weight.is_contiguous():
+        return F.linear(x, weight, bias)
+    return native.few_rows_linear(x.reshape(-1, x.shape[-1]), weight, None, bias).view(*x.shape[:-1], len(weight))
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` that computes by :func:`linear`: for layers that text goes through token by token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., N)."""
+        return linear(x, self.weight, self.bias)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> None:

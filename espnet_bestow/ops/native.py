@@ -59,7 +59,7 @@ def _panel_linear_fake(x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor
 
 def few_rows_linear(
     x: Tensor,  # (M, K) float32
-    weight: Tensor,  # (N, K) bfloat16 or int8
+    weight: Tensor,  # (N, K) float32, bfloat16 or int8
     scale: Tensor | None = None,  # (N) float32
     bias: Tensor | None = None,  # (N) float32
 ) -> Tensor:  # (M, N) float32
@@ -70,6 +70,57 @@ def few_rows_linear(
 @register_fake("bestow::few_rows_linear")
 def _few_rows_linear_fake(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     return x.new_empty(len(x), len(weight))
+
+
+def llama_token(
+    x: Tensor,  # (B, D)
+    weights: list[Tensor],
+    caches: list[Tensor],  # per layer keys and values, (R, N, H, D) each
+    rows: Tensor,  # (B,) int64
+    slots: Tensor,  # (B,) int64
+    turn: Tensor,  # (2, B, D) cosines and sines
+    eps: float,
+    scale: float,
+) -> Tensor:  # (B, D)
+    """One new token of each row through all layers of an LLM, in float32, without gradient."""
+    return torch.ops.bestow.llama_token(x, weights, caches, rows, slots, turn, eps, scale)
+
+
+def connector_token(  # noqa: PLR0913 (the op's arguments)
+    text: Tensor,  # (B, D_llm)
+    weights: list[Tensor],
+    caches: list[Tensor],  # per block keys and values, (R, N, H, D) each; none without self-attention
+    frames: Tensor,  # (B, F, E)
+    visible: Tensor,  # (B,) int32
+    rows: Tensor,  # (B,) int64
+    slots: Tensor,  # (B,) int64
+    blocks: int,
+    heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # (B, D_llm), (X, B, H, E)
+    """One new token of each row through all blocks of a connector, in float32, without gradient."""
+    return torch.ops.bestow.connector_token(text, weights, caches, frames, visible, rows, slots, blocks, heads, eps)
+
+
+@register_fake("bestow::llama_token")
+def _llama_token_fake(x: Tensor, *_: object) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@register_fake("bestow::connector_token")
+def _connector_token_fake(  # noqa: PLR0913 (the op's arguments)
+    text: Tensor,
+    weights: list[Tensor],
+    caches: list[Tensor],
+    frames: Tensor,
+    visible: Tensor,
+    rows: Tensor,
+    slots: Tensor,
+    blocks: int,
+    heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    return text.new_empty(text.shape), text.new_empty(blocks, len(text), heads, frames.shape[2])
 
 
 @register_fake(NAME)

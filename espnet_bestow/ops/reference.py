@@ -32,7 +32,7 @@ def staircase_weights(
     scale: float | None = None,
 ) -> Tensor:  # (B, H, U, F)
     """See :func:`espnet_bestow.ops.staircase_weights`."""
-    keys = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    keys = k if k.shape[1] == q.shape[1] else k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores = q @ keys.transpose(2, 3) * (q.shape[3] ** -0.5 if scale is None else scale)
     unseen = torch.arange(k.shape[2], device=q.device) >= visible[:, None, :, None]  # (B, 1, U, F)
     # Where nothing is seen, the softmax is over equal scores and its result is then overwritten.
@@ -59,7 +59,7 @@ def panel_linear(
 
 def few_rows_linear(
     x: Tensor,  # (M, K) float32
-    weight: Tensor,  # (N, K) bfloat16 or int8
+    weight: Tensor,  # (N, K) float32, bfloat16 or int8
     scale: Tensor | None = None,  # (N) float32
     bias: Tensor | None = None,  # (N) float32
 ) -> Tensor:  # (M, N) float32

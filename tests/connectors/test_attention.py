@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from espnet_bestow.connectors.attention import CausalSelfAttention, CrossAttention, KeysValues, causal_mask
+from espnet_bestow.connectors.attention import CausalSelfAttention, CrossAttention, KeysValues
+from espnet_bestow.visibility import causal_mask
 
 
 def test_causal_mask_by_hand():

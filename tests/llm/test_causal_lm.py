@@ -55,6 +55,17 @@ def test_frozen_weights_are_neither_saved_nor_missed(paths, family, build):
     llm.load_state_dict(state, strict=True)
 
 
+def test_what_is_frozen_later_is_saved_all_the_same(paths):
+    """ESPnet's --freeze_param on an LLM that other stages have trained: only the checkpoint has its weights."""
+    llm, other = CausalLM(paths["llama"]), CausalLM(paths["llama"])
+    with torch.no_grad():
+        for parameter in llm.requires_grad_(False).parameters():
+            parameter.add_(1.0)
+    other.load_state_dict(llm.state_dict(), strict=True)
+    for a, b in zip(llm.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_strict_loading_still_notices_a_missing_adapter(paths):
     llm = lora(paths["llama"])
     state = llm.state_dict()

@@ -50,8 +50,9 @@ struct PanelLinear {
   int64_t units() const { return outputs / kPanel; }
 };
 
-// A linear layer for a few rows of input; weights are bfloat16 or, where they have scales, int8.
+// A linear layer for a few rows of input.
 struct FewRows {
+  Scalar scalar;                  // of the weights: float or bfloat16; they are int8 where they have scales
   int64_t rows, inputs, outputs;  // M, K, N
   const void* input;              // (M, K) dense: float, or int16 beside int8 weights
   const float* input_scale;       // (M), of int16 inputs

@@ -1,0 +1,384 @@
+// One more token of each of a few rows, through all layers of a connector or of an LLM in a single call.
+//
+// With small models the arithmetic of a token takes less time than it takes to ask for it, layer by layer, from Python.
+// The products and the attention are the kernels that the layers call one by one; what lies between them (norms,
+// rotations, gates) is a few hundred numbers and needs no kernels of its own.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cmath>
+#include <cstring>
+#include <tuple>
+#include <vector>
+
+#include "bestow/cpu.h"
+#include "cpu_calls.h"
+
+namespace {
+
+using bestow::chosen;
+using bestow::workspace;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kWeightsPerThread = 1 << 16;  // fewer are not worth a thread
+
+const float* floats(const Tensor& x) { return static_cast<const float*>(x.data_ptr()); }
+
+// Weights in the order in which Python lists them; where a model has none, an empty tensor stands.
+class Weights {
+ public:
+  explicit Weights(const std::vector<Tensor>& all) : all_(all) {}
+
+  const Tensor& next() {
+    STD_TORCH_CHECK(at_ < all_.size(), "token step: ", all_.size(), " weights are too few");
+    const Tensor& found = all_[at_++];
+    STD_TORCH_CHECK(found.is_cpu() && found.scalar_type() == ScalarType::Float && found.is_contiguous(),
+                    "token step: weights must be contiguous float32 on CPU");
+    return found;
+  }
+  // (n), or null where it may be missing and is.
+  const float* vector(int64_t n, bool may_miss = false) {
+    const Tensor& found = next();
+    if (may_miss && found.numel() == 0) return nullptr;
+    STD_TORCH_CHECK(found.numel() == n, "token step: a vector of ", found.numel(), " where ", n, " belong");
+    return floats(found);
+  }
+  bool done() const { return at_ == all_.size(); }
+
+ private:
+  const std::vector<Tensor>& all_;
+  size_t at_ = 0;
+};
+
+struct Linear {
+  const float* weight;  // (outputs, inputs), null where there is no such layer
+  const float* bias;    // (outputs) or null
+  int64_t inputs, outputs;
+
+  Linear(Weights& from, int64_t inputs_) : inputs(inputs_) {
+    const Tensor& w = from.next();
+    weight = w.numel() == 0 ? nullptr : floats(w);
+    outputs = weight == nullptr ? 0 : w.size(0);
+    STD_TORCH_CHECK(weight == nullptr || (w.dim() == 2 && w.size(1) == inputs), "token step: a layer of ", w.size(-1),
+                    " inputs where ", inputs, " belong");
+    bias = from.vector(outputs, true);
+  }
+
+  void operator()(const float* x, int64_t rows, float* out) const {
+    bestow::FewRows p{bestow::Scalar::kFloat, rows, inputs, outputs};
+    p.input = x, p.input_scale = nullptr, p.weight = weight, p.scale = nullptr, p.bias = bias, p.out = out;
+    const bestow::Kernels& isa = chosen();
+    torch::stable::parallel_for(0, outputs, 1 + kWeightsPerThread / (inputs + 1),
+                                [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end); });
+  }
+};
+
+struct Norm {
+  const float *weight, *bias;  // a bias makes it a layer norm; without one it is the root mean square that is taken out
+  int64_t width;
+  double eps;
+
+  Norm(Weights& from, int64_t width_, double eps_)
+      : weight(from.vector(width_, true)), bias(from.vector(width_, true)), width(width_), eps(eps_) {}
+
+  void operator()(const float* x, int64_t rows, float* out) const {
+    for (int64_t r = 0; r < rows; ++r, x += width, out += width) {
+      double mean = 0, square = 0;
+      if (bias != nullptr) {
+        for (int64_t i = 0; i < width; ++i) mean += x[i];
+        mean /= width;
+      }
+      for (int64_t i = 0; i < width; ++i) square += (x[i] - mean) * (x[i] - mean);
+      const float centre = static_cast<float>(mean), scale = static_cast<float>(1 / std::sqrt(square / width + eps));
+      for (int64_t i = 0; i < width; ++i)
+        out[i] = (x[i] - centre) * scale * weight[i] + (bias == nullptr ? 0.0f : bias[i]);
+    }
+  }
+};
+
+void add_to(float* x, const float* more, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] += more[i];
+}
+
+// One query row over the first `visible` of some keys; everything dense in its last dimension.
+void attend(bestow::Rows q, bestow::Rows k, bestow::Rows v, int64_t heads, int64_t kv_heads, int64_t width,
+            int64_t visible, double scale, bestow::Rows out, std::vector<float>& lse) {
+  const int32_t seen = static_cast<int32_t>(visible);
+  bestow::Forward p{};
+  p.scalar = bestow::Scalar::kFloat;
+  p.batch = 1, p.heads = heads, p.kv_heads = kv_heads, p.positions = 1, p.frames = visible, p.width = width;
+  p.scale = static_cast<float>(scale);
+  p.q = q, p.k = k, p.v = v, p.out = out;
+  p.visible = &seen, p.visible_batch = p.visible_row = 0;
+  lse.resize(heads);
+  p.lse = lse.data();
+  const bestow::Kernels& isa = chosen();
+  isa.forward(p, 0, p.units(), workspace(isa.forward_bytes(p)));
+}
+
+// Where the rows of a batch sit in the caches: (R, N, H, D), a row per seat and a slot per position.
+struct Seats {
+  const int64_t *rows, *slots;
+  int64_t count;
+
+  Seats(const Tensor& rows_, const Tensor& slots_, int64_t batch) : count(batch) {
+    for (const Tensor* each : {&rows_, &slots_}) {
+      STD_TORCH_CHECK(
+          each->is_cpu() && each->scalar_type() == ScalarType::Long && each->is_contiguous() && each->numel() == batch,
+          "token step: rows and slots must be int64 (", batch, ")");
+    }
+    rows = static_cast<const int64_t*>(rows_.data_ptr()), slots = static_cast<const int64_t*>(slots_.data_ptr());
+  }
+};
+
+class Cache {
+ public:
+  Cache(const std::vector<Tensor>& caches, size_t number, const Seats& seats, int64_t heads, int64_t width)
+      : seats_(seats), heads_(heads), width_(width) {
+    STD_TORCH_CHECK(number < caches.size(), "token step: ", caches.size(), " caches are too few");
+    const Tensor& x = caches[number];
+    STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 4 && x.size(2) == heads &&
+                        x.size(3) == width && x.is_contiguous(),
+                    "token step: a cache must be contiguous float32 (R, N, ", heads, ", ", width, ")");
+    for (int64_t b = 0; b < seats.count; ++b) {
+      STD_TORCH_CHECK(
+          0 <= seats.rows[b] && seats.rows[b] < x.size(0) && 0 <= seats.slots[b] && seats.slots[b] < x.size(1),
+          "token step: no seat ", seats.rows[b], " or slot ", seats.slots[b]);
+    }
+    data_ = static_cast<float*>(x.data_ptr()), row_ = x.size(1) * heads * width;
+  }
+
+  void write(const float* fresh) {  // (B, H * D)
+    for (int64_t b = 0; b < seats_.count; ++b, fresh += heads_ * width_)
+      std::memcpy(data_ + seats_.rows[b] * row_ + seats_.slots[b] * heads_ * width_, fresh,
+                  heads_ * width_ * sizeof(float));
+  }
+  bestow::Rows of(int64_t b) const { return {data_ + seats_.rows[b] * row_, 0, width_, heads_ * width_}; }
+
+ private:
+  const Seats& seats_;
+  float* data_;
+  int64_t heads_, width_, row_;
+};
+
+struct SelfAttention {
+  Linear query, key, value, out;
+  SelfAttention(Weights& from, int64_t width)
+      : query(from, width), key(from, width), value(from, width), out(from, query.outputs) {}
+};
+
+// Halves (a, b) of a head become (a cos - b sin, b cos + a sin).
+void rotate(float* x, int64_t heads, int64_t width, const float* cos, const float* sin) {
+  const int64_t half = width / 2;
+  for (int64_t h = 0; h < heads; ++h, x += width) {
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = x[i], b = x[i + half];
+      x[i] = a * cos[i] - b * sin[i], x[i + half] = b * cos[i + half] + a * sin[i + half];
+    }
+  }
+}
+
+// Per layer: two norms, those of query and key heads if any, query, key, value, output, gate, up and down; at the end
+// the last norm. Biases follow their weights; norms have an empty one.
+Tensor llama_token(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> caches, Tensor rows, Tensor slots,
+                   Tensor turn, double eps, double scale) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && x.scalar_type() == ScalarType::Float, "llama_token: x");
+  x = torch::stable::contiguous(x);
+  const int64_t batch = x.size(0), width = x.size(1), head = turn.size(-1);
+  STD_TORCH_CHECK(turn.is_cpu() && turn.dim() == 3 && turn.size(0) == 2 && turn.size(1) == batch && head % 2 == 0 &&
+                      turn.is_contiguous() && turn.scalar_type() == ScalarType::Float,
+                  "llama_token: turn must be float32 (2, ", batch, ", D)");
+  const Seats seats(rows, slots, batch);
+  const float *cos = floats(turn), *sin = cos + batch * head;
+  Tensor out = torch::stable::new_empty(x, {batch, width});
+  float* y = static_cast<float*>(out.data_ptr());
+  std::memcpy(y, x.data_ptr(), batch * width * sizeof(float));
+  std::vector<float> normed(batch * width), update(batch * width), q, k, v, attended, gate, up, lse;
+  Weights from(weights);
+  for (size_t layer = 0; 2 * layer < caches.size(); ++layer) {
+    const Norm before(from, width, eps), after(from, width, eps), of_query(from, head, eps), of_key(from, head, eps);
+    const SelfAttention self(from, width);
+    const int64_t heads = self.query.outputs / head, kv_heads = self.key.outputs / head;
+    STD_TORCH_CHECK(before.weight != nullptr && after.weight != nullptr && kv_heads > 0 && heads % kv_heads == 0 &&
+                        self.query.outputs == heads * head && self.key.outputs == kv_heads * head &&
+                        self.value.outputs == self.key.outputs && self.out.outputs == width,
+                    "llama_token: the attention of layer ", layer);
+    Cache keys(caches, 2 * layer, seats, kv_heads, head), values(caches, 2 * layer + 1, seats, kv_heads, head);
+    q.resize(batch * heads * head), k.resize(batch * kv_heads * head), v.resize(k.size()), attended.resize(q.size());
+    before(y, batch, normed.data());
+    self.query(normed.data(), batch, q.data());
+    self.key(normed.data(), batch, k.data());
+    self.value(normed.data(), batch, v.data());
+    if (of_query.weight != nullptr) of_query(q.data(), batch * heads, q.data());
+    if (of_key.weight != nullptr) of_key(k.data(), batch * kv_heads, k.data());
+    for (int64_t b = 0; b < batch; ++b) {
+      rotate(&q[b * heads * head], heads, head, cos + b * head, sin + b * head);
+      rotate(&k[b * kv_heads * head], kv_heads, head, cos + b * head, sin + b * head);
+    }
+    keys.write(k.data()), values.write(v.data());
+    for (int64_t b = 0; b < batch; ++b)
+      attend({&q[b * heads * head], 0, head, head}, keys.of(b), values.of(b), heads, kv_heads, head, seats.slots[b] + 1,
+             scale, {&attended[b * heads * head], 0, head, head}, lse);
+    self.out(attended.data(), batch, update.data());
+    add_to(y, update.data(), batch * width);
+    const Linear gated(from, width), raised(from, width), down(from, gated.outputs);
+    STD_TORCH_CHECK(gated.outputs == raised.outputs && down.outputs == width, "llama_token: the MLP of layer ", layer);
+    gate.resize(batch * gated.outputs), up.resize(gate.size());
+    after(y, batch, normed.data());
+    gated(normed.data(), batch, gate.data());
+    raised(normed.data(), batch, up.data());
+    for (size_t i = 0; i < gate.size(); ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+    down(gate.data(), batch, update.data());
+    add_to(y, update.data(), batch * width);
+  }
+  const Norm last(from, width, eps);
+  STD_TORCH_CHECK(last.weight != nullptr && from.done(), "llama_token: weights are left over");
+  last(y, batch, y);
+  return out;
+}
+
+// A cross-attention over encoder frames, its projections of them absorbed (see connectors/seated.py).
+struct AbsorbedKeys {
+  const float* data;  // (H, E, D)
+  int64_t heads, frame, head;
+
+  explicit AbsorbedKeys(const Tensor& x) : data(floats(x)), heads(0), frame(0), head(0) {
+    STD_TORCH_CHECK(x.dim() == 3, "connector_token: absorbed keys must be (H, E, D)");
+    heads = x.size(0), frame = x.size(1), head = x.size(2);
+  }
+};
+
+struct AbsorbedAttention {
+  Linear query;
+  AbsorbedKeys key;
+  const float *value, *bias;  // (H, D, E), (H, D)
+  Linear out;
+
+  AbsorbedAttention(Weights& from, int64_t width)
+      : query(from, width),
+        key(from.next()),
+        value(from.vector(key.heads * key.head * key.frame)),
+        bias(from.vector(key.heads * key.head)),
+        out(from, key.heads * key.head) {}
+};
+
+// First the layer into the connector; per block norm and self-attention (or empty tensors), norm and cross-attention,
+// norm and feed-forward; at the end a norm and the layer out of it. Returns what is added to the text, and the queries
+// (X, B, H, E) over frames, which tell where it looked.
+std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weights, std::vector<Tensor> caches,
+                                           Tensor frames, Tensor visible, Tensor rows, Tensor slots, int64_t blocks,
+                                           int64_t heads, double eps) {
+  STD_TORCH_CHECK(text.is_cpu() && text.dim() == 2 && text.scalar_type() == ScalarType::Float, "connector_token: text");
+  text = torch::stable::contiguous(text);
+  const int64_t batch = text.size(0), frame = frames.size(-1);
+  STD_TORCH_CHECK(frames.is_cpu() && frames.dim() == 3 && frames.size(0) == batch && frames.stride(2) == 1 &&
+                      frames.scalar_type() == ScalarType::Float,
+                  "connector_token: frames must be float32 (", batch, ", F, E)");
+  STD_TORCH_CHECK(visible.is_cpu() && visible.scalar_type() == ScalarType::Int && visible.numel() == batch &&
+                      visible.is_contiguous(),
+                  "connector_token: visible must be int32 (", batch, ")");
+  const int32_t* seen = static_cast<const int32_t*>(visible.data_ptr());
+  const Seats seats(rows, slots, batch);
+  Weights from(weights);
+  const Linear in(from, text.size(1));
+  const int64_t width = in.outputs, head = width / heads;
+  STD_TORCH_CHECK(head * heads == width, "connector_token: ", heads, " heads of ", width);
+  Tensor queries = torch::stable::new_empty(text, {blocks, batch, heads, frame});
+  float* asked = static_cast<float*>(queries.data_ptr());
+  const size_t size = batch * width;
+  std::vector<float> x(size), normed(size), update(size), q(size), k(size), v(size), attended(size), inner, lse;
+  std::vector<float> mean(heads * frame);
+  in(floats(text), batch, x.data());
+  for (int64_t block = 0; block < blocks; ++block) {
+    const Norm self_norm(from, width, eps);
+    const SelfAttention self(from, width);
+    if (self_norm.weight != nullptr) {
+      STD_TORCH_CHECK(self.query.outputs == width && self.key.outputs == width && self.value.outputs == width &&
+                          self.out.outputs == width,
+                      "connector_token: the self-attention of block ", block);
+      Cache keys(caches, 2 * block, seats, heads, head), values(caches, 2 * block + 1, seats, heads, head);
+      self_norm(x.data(), batch, normed.data());
+      self.query(normed.data(), batch, q.data());
+      self.key(normed.data(), batch, k.data());
+      self.value(normed.data(), batch, v.data());
+      keys.write(k.data()), values.write(v.data());
+      for (int64_t b = 0; b < batch; ++b)
+        attend({&q[b * width], 0, head, head}, keys.of(b), values.of(b), heads, heads, head, seats.slots[b] + 1,
+               1 / std::sqrt(static_cast<double>(head)), {&attended[b * width], 0, head, head}, lse);
+      self.out(attended.data(), batch, update.data());
+      add_to(x.data(), update.data(), size);
+    }
+    const Norm cross_norm(from, width, eps);
+    const AbsorbedAttention cross(from, width);
+    STD_TORCH_CHECK(cross.query.outputs == width && cross.key.heads == heads && cross.key.head == head &&
+                        cross.key.frame == frame && cross.out.outputs == width,
+                    "connector_token: the cross-attention of block ", block);
+    cross_norm(x.data(), batch, normed.data());
+    cross.query(normed.data(), batch, q.data());
+    const bestow::Kernels& isa = chosen();
+    for (int64_t b = 0; b < batch; ++b, asked += heads * frame) {
+      const int64_t count = seen[b] < 0 ? 0 : seen[b] < frames.size(1) ? seen[b] : frames.size(1);
+      bestow::FewRows p{bestow::Scalar::kFloat, 1};
+      p.input_scale = p.scale = nullptr;
+      for (int64_t h = 0; h < heads; ++h) {
+        p.inputs = head, p.outputs = frame, p.input = &q[b * width + h * head], p.bias = nullptr;
+        p.weight = cross.key.data + h * frame * head, p.out = asked + h * frame;
+        isa.few_rows(p, 0, frame);
+      }
+      float* answer = &attended[b * width];
+      if (count == 0) {
+        std::memset(answer, 0, width * sizeof(float));
+        continue;
+      }
+      float* memory = static_cast<float*>(frames.data_ptr()) + b * frames.stride(0);
+      const bestow::Rows heard{memory, 0, 0, frames.stride(1)};
+      attend({asked, 0, frame, frame}, heard, heard, heads, 1, frame, count, 1 / std::sqrt(static_cast<double>(head)),
+             {mean.data(), 0, frame, frame}, lse);
+      for (int64_t h = 0; h < heads; ++h) {
+        p.inputs = frame, p.outputs = head, p.input = &mean[h * frame], p.bias = cross.bias + h * head;
+        p.weight = cross.value + h * frame * head, p.out = answer + h * head;
+        isa.few_rows(p, 0, head);
+      }
+    }
+    cross.out(attended.data(), batch, update.data());
+    add_to(x.data(), update.data(), size);
+    const Norm ffn_norm(from, width, eps);
+    const Linear first(from, width), second(from, first.outputs);
+    STD_TORCH_CHECK(second.outputs == width, "connector_token: the feed-forward of block ", block);
+    inner.resize(batch * first.outputs);
+    ffn_norm(x.data(), batch, normed.data());
+    first(normed.data(), batch, inner.data());
+    for (float& each : inner) each = each > 0.0f || each != each ? each : 0.0f;
+    second(inner.data(), batch, update.data());
+    add_to(x.data(), update.data(), size);
+  }
+  const Norm last(from, width, eps);
+  const Linear outward(from, width);
+  STD_TORCH_CHECK(from.done(), "connector_token: weights are left over");
+  last(x.data(), batch, normed.data());
+  Tensor out = torch::stable::new_empty(text, {batch, outward.outputs});
+  outward(normed.data(), batch, static_cast<float*>(out.data_ptr()));
+  return {out, queries};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
+  // x (B, D) and the caches, two of (R, N, H, D) per layer, float32; rows and slots (B) int64; turn (2, B, D)
+  m.def(
+      "llama_token(Tensor x, Tensor[] weights, Tensor(a!)[] caches, Tensor rows, Tensor slots, Tensor turn, float eps, "
+      "float scale) -> Tensor");
+  // text (B, D_llm), frames (B, F, E), visible (B) int32
+  m.def(
+      "connector_token(Tensor text, Tensor[] weights, Tensor(a!)[] caches, Tensor frames, Tensor visible, Tensor rows, "
+      "Tensor slots, int blocks, int heads, float eps) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
+  m.impl("llama_token", TORCH_BOX(&llama_token));
+  m.impl("connector_token", TORCH_BOX(&connector_token));
+}

@@ -1,0 +1,86 @@
+"""A cross-attention connector's step for one token of a few sessions as one native call.
+
+With small models, asking for a token's operations one by one from Python takes several times as long as they do.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from espnet_bestow.connectors.seated import AbsorbedSpeech, SeatedCrossAttentionState
+from espnet_bestow.ops import FEW_ROWS, Linear, native
+from espnet_bestow.seats import Placement
+
+if TYPE_CHECKING:
+    from espnet_bestow.connectors.cross_attention import BestowBlock, CrossAttentionConnector
+
+_NONE = torch.zeros(0)
+
+
+class ConnectorToken:
+    """What the native call needs of a connector; its weights stay where they are.
+
+    Args:
+        connector: that :meth:`suits`.
+        speech: each block's view of the frames.
+    """
+
+    def __init__(self, connector: "CrossAttentionConnector", speech: Sequence[AbsorbedSpeech]):
+        self.heads = connector.blocks[0].cross_attention.num_heads
+        self.eps = connector.norm.eps
+        self.weights = [*_layer(connector.text_in)]
+        for block, view in zip(connector.blocks, speech, strict=True):
+            self.weights += _block(block, view)
+        self.weights += [*_layer(connector.norm), *_layer(connector.text_out)]
+        self._like = connector.text_in.weight.new_empty(0, 0, self.heads, connector.text_in.out_features // self.heads)
+
+    @staticmethod
+    def suits(connector: "CrossAttentionConnector") -> bool:
+        """Whether all of it is plain float32 on a CPU, and there is a kernel."""
+        layers = [module for module in connector.modules() if hasattr(module, "weight") or hasattr(module, "rounded")]
+        plain = all(type(layer) in (nn.Linear, Linear, nn.LayerNorm) for layer in layers)
+        weights = list(connector.parameters())
+        at_home = all(each.dtype == torch.float32 and each.device.type == "cpu" for each in weights)
+        return native is not None and plain and at_home and all(each.is_contiguous() for each in weights)
+
+    def takes(self, text: Tensor) -> bool:
+        """Whether text (B, U, D_llm) is one token of a few rows, and nobody wants gradients."""
+        few = text.shape[1] == 1 and len(text) <= FEW_ROWS and text.dtype == torch.float32
+        return few and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+    def __call__(self, text: Tensor, visible: Tensor, state: SeatedCrossAttentionState) -> Tensor:
+        """text (B, 1, D_llm), visible (B, 1) -> what the connector adds to the text, (B, 1, D_llm)."""
+        at = state.at
+        assert native is not None and isinstance(at, Placement)
+        caches = [buffer.room(at, self._like) for buffer in state.text_buffers] if self._text else []
+        out, queries = native.connector_token(
+            text[:, 0], self.weights, caches, state.frames.now, visible[:, 0].contiguous(), at.rows,
+            at.slots[:, 0].contiguous(), len(state.speech), self.heads, self.eps,
+        )  # fmt: skip
+        for view, query in zip(state.speech, queries, strict=True):
+            view.query, view.visible = query[:, :, None], visible
+        return out[:, None]
+
+    @property
+    def _text(self) -> bool:
+        """Whether the blocks have self-attention."""
+        return self.weights[2].numel() > 0
+
+
+def _layer(layer: nn.Linear | nn.LayerNorm | None) -> list[Tensor]:
+    if layer is None:
+        return [_NONE, _NONE]
+    return [layer.weight.detach(), _NONE if layer.bias is None else layer.bias.detach()]
+
+
+def _block(block: "BestowBlock", view: AbsorbedSpeech) -> list[Tensor]:
+    own, cross = block.self_attention, block.cross_attention
+    text = [None] * 4 if own is None else [own.query, own.key, own.value, own.out]
+    found = [*_layer(block.self_norm), *(weight for layer in text for weight in _layer(layer))]
+    found += [*_layer(block.cross_norm), *_layer(cross.query), view.key, view.value, view.value_bias]
+    found += [*_layer(cross.out), *_layer(block.ffn_norm)]
+    first, last = block.ffn[0], block.ffn[-1]
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    return [*found, *_layer(first), *_layer(last)]

@@ -1,0 +1,84 @@
+"""A Llama's step for one token of a few sessions as one native call (see :mod:`.llama_step`, its twin)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from espnet_bestow.llm.llama_step import suits
+from espnet_bestow.ops import FEW_ROWS, linear, native
+from espnet_bestow.seats import Placement, SeatBuffer
+
+_NONE = torch.zeros(0)
+_STEADY = {"default", "linear", "llama3", "yarn"}
+"""Rotary positions whose angles do not depend on the length of the text."""
+
+
+class LlamaToken:
+    """What the native call needs of an LLM; its weights stay where they are.
+
+    Args:
+        model: that :meth:`fits`.
+    """
+
+    def __init__(self, model: Any):
+        inner = model.model
+        attention = inner.layers[0].self_attn
+        self.rotary, self.head = inner.rotary_emb, model.lm_head
+        self.eps, self.scale = inner.norm.variance_epsilon, attention.scaling
+        self.weights = [weight for layer in inner.layers for weight in _layer(layer)] + _norm(inner.norm)
+        width = attention.head_dim
+        self._like = inner.norm.weight.new_empty(0, 0, attention.k_proj.out_features // width, width)
+        self._turns = inner.norm.weight.new_empty(2, 0, width)  # cosines and sines of the positions so far
+
+    @staticmethod
+    def fits(model: PreTrainedModel) -> bool:
+        """Whether all of it is plain float32 on a CPU, and there is a kernel."""
+        if native is None or not suits(model) or model.config.hidden_act != "silu":
+            return False
+        rope = getattr(model.config, "rope_parameters", None) or {}
+        linears = [m for name, m in model.named_modules() if name.endswith(("_proj", "lm_head"))]
+        weights = list(model.parameters())
+        return (
+            rope.get("rope_type", "default") in _STEADY
+            and all(type(each) is nn.Linear for each in linears)
+            and all(each.dtype == torch.float32 and each.device.type == "cpu" for each in weights)
+            and all(each.is_contiguous() for each in weights)
+        )
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether x (B, U, D) is one token of a few rows, and nobody wants gradients."""
+        few = x.shape[1] == 1 and len(x) <= FEW_ROWS
+        return few and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+    def __call__(self, x: Tensor, at: Placement, buffers: list[SeatBuffer]) -> Tensor:
+        """x (B, 1, D), where it goes, keys and values of each layer -> logits (B, 1, V)."""
+        assert native is not None
+        slots = at.slots[:, 0].contiguous()
+        if self._turns.shape[1] < at.total:
+            self._turns = torch.stack(self.rotary(x, torch.arange(2 * at.total)[None]))[:, 0].contiguous()
+        caches = [buffer.room(at, self._like) for buffer in buffers]
+        turn = self._turns.index_select(1, slots)
+        hidden = native.llama_token(x[:, 0], self.weights, caches, at.rows, slots, turn, self.eps, self.scale)
+        return linear(hidden, self.head.weight, self.head.bias)[:, None]
+
+
+def _layer(layer: Any) -> list[Tensor]:
+    own, mlp = layer.self_attn, layer.mlp
+    norms = (
+        layer.input_layernorm,
+        layer.post_attention_layernorm,
+        getattr(own, "q_norm", None),
+        getattr(own, "k_norm", None),
+    )
+    linears = own.q_proj, own.k_proj, own.v_proj, own.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    return [weight for norm in norms for weight in _norm(norm)] + [
+        weight
+        for each in linears
+        for weight in (each.weight.detach(), _NONE if each.bias is None else each.bias.detach())
+    ]
+
+
+def _norm(norm: Any) -> list[Tensor]:
+    return [_NONE if norm is None else norm.weight.detach(), _NONE]

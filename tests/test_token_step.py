@@ -1,0 +1,159 @@
+"""One token of a few sessions in one native call: what the layers give one by one."""
+
+import copy
+
+import pytest
+import torch
+
+from espnet_bestow import ops
+from espnet_bestow.connectors.token_step import ConnectorToken
+from espnet_bestow.llm.causal_lm import CausalLM
+from espnet_bestow.llm.llama_token import LlamaToken
+from espnet_bestow.ops import FEW_ROWS
+from espnet_bestow.quantize import quantize
+from espnet_bestow.seats import Seats
+from tests.llm.test_llama_step import FAMILIES
+from tests.llm.test_llama_step import build as build_llm
+from tests.llm_fixtures import write_llm
+from tests.test_model import CONNECTOR_CONFIGURATIONS, batch, build
+
+pytestmark = pytest.mark.skipif(ops.native is None, reason="the compiled ops were not built")
+
+
+@pytest.fixture(scope="module")
+def llm_path(tmp_path_factory):
+    return write_llm(tmp_path_factory.mktemp("llama"), "llama")
+
+
+def llm_of(model):
+    """A CausalLM around a model that was not loaded from a path."""
+    llm = CausalLM.__new__(CausalLM)
+    torch.nn.Module.__init__(llm)
+    llm.model, llm._short_step = model, True
+    return llm.eval()
+
+
+def write(llm, state, rows):
+    """Prompts of 3 and 5 positions, then four tokens, together and alone; all logits."""
+    seats, found = Seats(), []
+    taken = [seats.take() for _ in range(3)]  # the first stays empty
+    torch.manual_seed(0)
+    prompts = torch.randn(2, 5, 32)
+    mask = torch.tensor([[False, False, True, True, True], [True] * 5])
+    turns = [([2, 1], prompts, mask)]
+    turns += [(seats_now, torch.randn(len(seats_now), 1, 32), None) for seats_now in ([1, 2], [2], [1], [1, 2])]
+    assert rows <= len(taken)
+    for now, x, some in turns:
+        some = torch.ones(x.shape[:2], dtype=torch.bool) if some is None else some
+        state.sit(seats.place(now, some))
+        found.append(llm(x, some, state, keep=1))
+        for seat, row in zip(now, some, strict=True):
+            seats.advance(seat, int(row.sum()))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_llms_token_is_that_of_its_layers(family, monkeypatch):
+    llm = llm_of(build_llm(family))
+    state = llm.seated()
+    assert state.token is not None
+    calls = []
+    monkeypatch.setattr(LlamaToken, "__call__", counted(LlamaToken.__call__, calls))
+    found = write(llm, state, 3)
+    assert len(calls) == 4  # the prompts go layer by layer
+    plain = llm.seated()
+    plain.token = None
+    torch.testing.assert_close(found, write(llm, plain, 3), rtol=1e-4, atol=1e-5)
+    assert len(calls) == 4
+
+
+def counted(function, calls):
+    def call(*args):
+        calls.append(1)
+        return function(*args)
+
+    return call
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("configuration", [name for name in CONNECTOR_CONFIGURATIONS if name != "recurrent"])
+def test_a_connectors_token_is_that_of_its_layers(llm_path, configuration, monkeypatch):
+    model = build(llm_path, configuration)
+    speech, _, _ = batch()
+    calls, found = [], []
+    monkeypatch.setattr(ConnectorToken, "__call__", counted(ConnectorToken.__call__, calls))
+    for native in (True, False):
+        torch.manual_seed(0)
+        state, seats, out = model.connector.seated(), Seats(), []
+        assert state.token is not None
+        if not native:
+            state.token = None
+        for _ in range(3):
+            seats.take()
+        state.hear(1, speech.frames[0])
+        state.hear(2, speech.frames[1, :2])
+        for now, seen in (([1], 0), ([1, 2], 2), ([2, 1], 5), ([2], 2), ([1], 11)):
+            mask = torch.ones(len(now), 1, dtype=torch.bool)
+            state.sit(seats.place(now, mask))
+            visible = torch.full((len(now), 1), seen, dtype=torch.int32)
+            text = torch.randn(len(now), 1, model.llm.width)
+            out.append(model.connector(text, mask, visible, state).embeddings.flatten())
+            for block in range(len(state.speech)):
+                out.append(state.attention(block).flatten())
+            for seat in now:
+                seats.advance(seat, 1)
+        found.append(torch.cat(out))
+    assert len(calls) == 5
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_only_tokens_of_few_rows_without_gradient(llm_path):
+    model = build(llm_path, "two blocks")
+    for token, width in ((model.connector.seated().token, model.llm.width), (model.llm.seated().token, 32)):
+        one = torch.randn(1, 1, width)
+        assert not token.takes(one)
+        with torch.no_grad():
+            assert token.takes(one) and token.takes(one.expand(FEW_ROWS, 1, width))
+            assert not token.takes(one.expand(FEW_ROWS + 1, 1, width)) and not token.takes(one.expand(1, 2, width))
+            with torch.autocast("cpu", torch.bfloat16):
+                assert not token.takes(one)
+
+
+@pytest.mark.parametrize("change", [lambda m: m.bfloat16(), lambda m: m.double(), lambda m: quantize(m, "int8")])
+def test_other_precisions_go_layer_by_layer(llm_path, change):
+    model = copy.deepcopy(build(llm_path, "two blocks"))
+    change(model.connector)
+    assert model.connector.seated().token is None
+    llm = build_llm("llama")
+    change(llm)
+    assert not LlamaToken.fits(llm)
+
+
+def test_what_changes_its_angles_with_the_length_goes_layer_by_layer():
+    model = build_llm("llama")
+    assert LlamaToken.fits(model)
+    model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    assert not LlamaToken.fits(model)
+
+
+@torch.no_grad()
+def test_no_seat_or_slot_beyond_the_caches():
+    model = build_llm("llama")
+    token = LlamaToken(model)
+    caches = [torch.zeros(2, 4, 2, 12) for _ in range(4)]
+    x, turn = torch.randn(1, 32), torch.randn(2, 1, 12)
+
+    def call(row=0, slot=0, weights=token.weights, caches=caches, x=x, turn=turn):
+        at = torch.tensor([row]), torch.tensor([slot])
+        return ops.native.llama_token(x, weights, caches, *at, turn, 1e-6, 0.3)
+
+    assert call(1, 3).isfinite().all()
+    for wrong in (
+        {"row": 2}, {"row": -1}, {"slot": 4}, {"slot": -1}, {"weights": token.weights[:-3]}, {"x": x[:, :31]},
+        {"weights": token.weights + token.weights[:1]}, {"turn": turn[..., :5]}, {"caches": caches[:3]},
+        {"caches": [cache[..., :8] for cache in caches]}, {"caches": [cache.double() for cache in caches]},
+        {"weights": [w.double() for w in token.weights]},
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError):
+            call(**wrong)
