@@ -1,7 +1,9 @@
 """Normalisation that can stream: mean and variance of the frames heard so far."""
 
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from espnet2.layers.abs_normalize import AbsNormalize
 
@@ -18,36 +20,55 @@ class Moments(NamedTuple):
     square: torch.Tensor  # (B, 80) sum of their squares
 
 
+def moments(stats_file: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (80,) and standard deviation (80,) of what ESPnet's collect_stats has counted."""
+    stats = np.load(stats_file)
+    mean = stats["sum"] / stats["count"]
+    variance = np.maximum(stats["sum_square"] / stats["count"] - mean**2, SMALLEST_VARIANCE)
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float()
+
+
 class RunningMVN(AbsNormalize):
     """``normalize: running_mvn``: utterance_mvn that needs no future.
 
     Frame t is normalised with the mean and variance of frames 0 ... t and of a few pseudo-frames, without which the
-    first frame would always be zero. After a second of speech hardly anything is left of the pseudo-frames.
+    first frame would always be zero. After a second of speech hardly anything is left of the pseudo-frames. Those of
+    the training data (``stats_file``) bring the first words as close to utterance_mvn as the others.
     Values of exactly 0 are what SpecAugment has blanked, far above the mean of log-mel: they leave the moments as they
     are and stay 0, which is the mean afterwards.
 
     Args:
-        prior_mean: of the pseudo-frames. The defaults are those of ESPnet's log-mel of speech scaled to [-1, 1].
-        prior_std: their standard deviation.
+        stats_file: ESPnet's feats_stats.npz, as for global_mvn: mean and deviation of the pseudo-frames, bin by bin.
+        prior_mean: the mean without a file. The defaults are those of ESPnet's log-mel of speech scaled to [-1, 1].
+        prior_std: the standard deviation without a file.
         prior_frames: how many they are.
         norm_vars: divide by the standard deviation too.
     """
 
     def __init__(
-        self, prior_mean: float = -7.0, prior_std: float = 3.0, prior_frames: float = 20.0, norm_vars: bool = True
+        self,
+        stats_file: str | Path | None = None,
+        prior_mean: float = -7.0,
+        prior_std: float = 3.0,
+        prior_frames: float = 20.0,
+        norm_vars: bool = True,
     ):
         super().__init__()
         if prior_std <= 0.0 or prior_frames <= 0.0:
             raise ValueError(f"running_mvn: prior_std={prior_std} and prior_frames={prior_frames} must be above 0")
-        self.prior_mean = prior_mean
-        self.prior_std = prior_std
+        self.stats_file = stats_file
+        mean, std = (torch.tensor(prior_mean), torch.tensor(prior_std)) if stats_file is None else moments(stats_file)
+        # Not in the state: they belong to the configuration, as the other arguments do.
+        self.register_buffer("prior_mean", mean, persistent=False)  # () or (80,)
+        self.register_buffer("prior_std", std, persistent=False)
         self.prior_frames = prior_frames
         self.norm_vars = norm_vars
 
     def extra_repr(self) -> str:
         """For print(model)."""
+        prior = f"prior_mean={self.prior_mean}, prior_std={self.prior_std}"
         return (
-            f"prior_mean={self.prior_mean}, prior_std={self.prior_std}, "
+            f"{prior if self.stats_file is None else f'stats_file={self.stats_file}'}, "
             f"prior_frames={self.prior_frames}, norm_vars={self.norm_vars}"
         )
 

@@ -1,5 +1,6 @@
 """RunningMVN normalises with the past only, and a stream of it equals the whole pass."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,24 @@ def test_equals_moments_of_the_frames_so_far():
         mean = (5.0 * -7.0 + x[0, : t + 1].sum(0)) / count
         square = (5.0 * (9.0 + 49.0) + x[0, : t + 1].square().sum(0)) / count
         torch.testing.assert_close(out[0, t], (x[0, t] - mean) / (square - mean.square()).sqrt(), rtol=1e-4, atol=1e-4)
+
+
+def test_pseudo_frames_of_the_training_data(tmp_path):
+    seen = (feats(500, 4) + torch.tensor([4.0, 2.0, 0.0, -3.0])).double()
+    counted = {"count": len(seen), "sum": seen.sum(0).numpy(), "sum_square": seen.square().sum(0).numpy()}
+    np.savez(tmp_path / "feats_stats.npz", **counted)
+    x = feats(1, 3, 4)
+    out, _ = RunningMVN(tmp_path / "feats_stats.npz", prior_frames=1e6)(x, torch.tensor([3]))
+    expected = (x - seen.mean(0)) / seen.std(0, correction=0)  # with so many pseudo-frames, global_mvn
+    torch.testing.assert_close(out, expected.float(), rtol=0, atol=1e-3)
+    # In single-bin terms they are what prior_mean and prior_std say.
+    alike = RunningMVN(prior_mean=float(seen[:, 1].mean()), prior_std=float(seen[:, 1].std(correction=0)))
+    torch.testing.assert_close(
+        RunningMVN(tmp_path / "feats_stats.npz")(x, torch.tensor([3]))[0][..., 1],
+        alike(x, torch.tensor([3]))[0][..., 1],
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 def test_the_future_changes_nothing():

@@ -85,9 +85,11 @@ ensure_stats() {
 train_model() {
     local config=$1 dir=$2 shapes=$3
     shift 3
-    local normalize=()
+    local normalize=() stats_file=${stats_dir}/train/feats_stats.npz
     if ! grep -q '^normalize:' "${config}"; then
-        normalize=(--normalize global_mvn --normalize_conf "stats_file=${stats_dir}/train/feats_stats.npz")
+        normalize=(--normalize global_mvn --normalize_conf "stats_file=${stats_file}")
+    elif grep -q '^normalize: *running_mvn' "${config}" && [ -f "${stats_file}" ]; then
+        normalize=(--normalize_conf "stats_file=${stats_file}")
     fi
     set_data_options
     set_trainer
