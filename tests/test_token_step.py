@@ -9,7 +9,7 @@ from espnet_bestow import ops
 from espnet_bestow.connectors.token_step import ConnectorToken
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.llm.llama_token import LlamaToken
-from espnet_bestow.ops import FEW_ROWS
+from espnet_bestow.ops import TOKEN_ROWS
 from espnet_bestow.quantize import quantize
 from espnet_bestow.seats import Seats
 from tests.llm.test_llama_step import FAMILIES
@@ -108,14 +108,14 @@ def test_a_connectors_token_is_that_of_its_layers(llm_path, configuration, monke
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
-def test_only_tokens_of_few_rows_without_gradient(llm_path):
+def test_only_tokens_of_not_too_many_rows_without_gradient(llm_path):
     model = build(llm_path, "two blocks")
     for token, width in ((model.connector.seated().token, model.llm.width), (model.llm.seated().token, 32)):
         one = torch.randn(1, 1, width)
         assert not token.takes(one)
         with torch.no_grad():
-            assert token.takes(one) and token.takes(one.expand(FEW_ROWS, 1, width))
-            assert not token.takes(one.expand(FEW_ROWS + 1, 1, width)) and not token.takes(one.expand(1, 2, width))
+            assert token.takes(one) and token.takes(one.expand(TOKEN_ROWS, 1, width))
+            assert not token.takes(one.expand(TOKEN_ROWS + 1, 1, width)) and not token.takes(one.expand(1, 2, width))
             with torch.autocast("cpu", torch.bfloat16):
                 assert not token.takes(one)
 

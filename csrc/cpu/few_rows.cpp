@@ -1,7 +1,7 @@
 // A linear layer for a few rows of input, its weights float, bfloat16 or int8. Compiled once per instruction set.
 //
 // Reading the weights is all the work: every weight is read once, widened in a register, and meets all input rows
-// there. Eight sums are in flight at a time, of as many outputs as the rows leave room for.
+// there. Eight sums are in flight at a time, or twelve of four rows, of as many outputs as the rows leave room for.
 //
 // With int8 weights the inputs become 16-bit integers, one step size per row, and products are summed exactly. Against
 // the rounding of the weights that of the inputs does not count, and no weight has to become a float.
@@ -12,8 +12,10 @@
 namespace bestow::BESTOW_ISA {
 namespace {
 
-constexpr int kSums = 8;
 constexpr int kMostRows = 4;
+template <int kRows>
+constexpr int kOutputsBeside = kRows == kMostRows ? 3 : 8 / kRows;
+constexpr int64_t kBlock = 24;  // outputs that all rows meet before the next ones: a multiple of those above
 
 template <class T>  // float or BFloat16
 struct FloatProducts {
@@ -112,7 +114,7 @@ inline void tile(const FewRows& p, int64_t m, int64_t n) {
 
 template <class P, int kRows>
 inline void strip(const FewRows& p, int64_t m, int64_t begin, int64_t end) {
-  constexpr int kOutputs = kSums / kRows;
+  constexpr int kOutputs = kOutputsBeside<kRows>;
   int64_t n = begin;
   for (; n + kOutputs <= end; n += kOutputs) tile<P, kRows, kOutputs>(p, m, n);
   for (; n < end; ++n) tile<P, kRows, 1>(p, m, n);
@@ -120,8 +122,8 @@ inline void strip(const FewRows& p, int64_t m, int64_t begin, int64_t end) {
 
 template <class P>
 void multiply(const FewRows& p, int64_t begin, int64_t end) {
-  for (int64_t n = begin; n < end; n += kSums) {
-    const int64_t stop = n + kSums < end ? n + kSums : end;
+  for (int64_t n = begin; n < end; n += kBlock) {
+    const int64_t stop = n + kBlock < end ? n + kBlock : end;
     int64_t m = 0;
     for (; m + kMostRows <= p.rows; m += kMostRows) strip<P, kMostRows>(p, m, n, stop);
     for (; m + 2 <= p.rows; m += 2) strip<P, 2>(p, m, n, stop);

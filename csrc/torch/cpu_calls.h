@@ -36,4 +36,8 @@ inline void* workspace(size_t bytes) {
   return scratch.data;
 }
 
+// Fewer products are not worth a thread.
+constexpr int64_t kProductsPerThread = 1 << 16;
+inline int64_t outputs_per_thread(const FewRows& p) { return 1 + kProductsPerThread / (p.inputs * p.rows + 1); }
+
 }  // namespace bestow

@@ -69,7 +69,6 @@ bestow::Staircase problem(const Tensor& q, const Tensor& k, const Tensor& v, con
 }
 
 constexpr int64_t kMostInputs = 1 << 20;
-constexpr int64_t kWeightsPerThread = 1 << 16;  // fewer are not worth a thread
 
 std::tuple<Tensor, Tensor> staircase_forward(Tensor q, Tensor k, Tensor v, Tensor visible, double scale) {
   q = dense_rows(q), k = dense_rows(k), v = dense_rows(v);
@@ -167,7 +166,7 @@ Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> scale, std
     isa.round_rows(static_cast<const float*>(p.input), p.rows, p.inputs, rounded.data(), steps.data());
     p.input = rounded.data(), p.input_scale = steps.data();
   }
-  torch::stable::parallel_for(0, p.outputs, 1 + kWeightsPerThread / (p.inputs + 1),
+  torch::stable::parallel_for(0, p.outputs, bestow::outputs_per_thread(p),
                               [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end); });
   return out;
 }

@@ -24,8 +24,6 @@ using bestow::workspace;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kWeightsPerThread = 1 << 16;  // fewer are not worth a thread
-
 const float* floats(const Tensor& x) { return static_cast<const float*>(x.data_ptr()); }
 
 // Weights in the order in which Python lists them; where a model has none, an empty tensor stands.
@@ -72,7 +70,7 @@ struct Linear {
     bestow::FewRows p{bestow::Scalar::kFloat, rows, inputs, outputs};
     p.input = x, p.input_scale = nullptr, p.weight = weight, p.scale = nullptr, p.bias = bias, p.out = out;
     const bestow::Kernels& isa = chosen();
-    torch::stable::parallel_for(0, outputs, 1 + kWeightsPerThread / (inputs + 1),
+    torch::stable::parallel_for(0, outputs, bestow::outputs_per_thread(p),
                                 [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end); });
   }
 };
@@ -104,9 +102,17 @@ void add_to(float* x, const float* more, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] += more[i];
 }
 
+// What rows of a batch do each on their own; a few of them are worth a thread.
+template <class F>
+void each_row(int64_t batch, const F& work) {
+  torch::stable::parallel_for(0, batch, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) work(b);
+  });
+}
+
 // One query row over the first `visible` of some keys; everything dense in its last dimension.
 void attend(bestow::Rows q, bestow::Rows k, bestow::Rows v, int64_t heads, int64_t kv_heads, int64_t width,
-            int64_t visible, double scale, bestow::Rows out, std::vector<float>& lse) {
+            int64_t visible, double scale, bestow::Rows out) {
   const int32_t seen = static_cast<int32_t>(visible);
   bestow::Forward p{};
   p.scalar = bestow::Scalar::kFloat;
@@ -114,7 +120,7 @@ void attend(bestow::Rows q, bestow::Rows k, bestow::Rows v, int64_t heads, int64
   p.scale = static_cast<float>(scale);
   p.q = q, p.k = k, p.v = v, p.out = out;
   p.visible = &seen, p.visible_batch = p.visible_row = 0;
-  lse.resize(heads);
+  std::vector<float> lse(heads);
   p.lse = lse.data();
   const bestow::Kernels& isa = chosen();
   isa.forward(p, 0, p.units(), workspace(isa.forward_bytes(p)));
@@ -197,7 +203,7 @@ Tensor llama_token(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> ca
   Tensor out = torch::stable::new_empty(x, {batch, width});
   float* y = static_cast<float*>(out.data_ptr());
   std::memcpy(y, x.data_ptr(), batch * width * sizeof(float));
-  std::vector<float> normed(batch * width), update(batch * width), q, k, v, attended, gate, up, lse;
+  std::vector<float> normed(batch * width), update(batch * width), q, k, v, attended, gate, up;
   Weights from(weights);
   for (size_t layer = 0; 2 * layer < caches.size(); ++layer) {
     const Norm before(from, width, eps), after(from, width, eps), of_query(from, head, eps), of_key(from, head, eps);
@@ -220,9 +226,10 @@ Tensor llama_token(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> ca
       rotate(&k[b * kv_heads * head], kv_heads, head, cos + b * head, sin + b * head);
     }
     keys.write(k.data()), values.write(v.data());
-    for (int64_t b = 0; b < batch; ++b)
+    each_row(batch, [&](int64_t b) {
       attend({&q[b * heads * head], 0, head, head}, keys.of(b), values.of(b), heads, kv_heads, head, seats.slots[b] + 1,
-             scale, {&attended[b * heads * head], 0, head, head}, lse);
+             scale, {&attended[b * heads * head], 0, head, head});
+    });
     self.out(attended.data(), batch, update.data());
     add_to(y, update.data(), batch * width);
     const Linear gated(from, width), raised(from, width), down(from, gated.outputs);
@@ -288,10 +295,9 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
   const int64_t width = in.outputs, head = width / heads;
   STD_TORCH_CHECK(head * heads == width, "connector_token: ", heads, " heads of ", width);
   Tensor queries = torch::stable::new_empty(text, {blocks, batch, heads, frame});
-  float* asked = static_cast<float*>(queries.data_ptr());
+  float* asked_all = static_cast<float*>(queries.data_ptr());
   const size_t size = batch * width;
-  std::vector<float> x(size), normed(size), update(size), q(size), k(size), v(size), attended(size), inner, lse;
-  std::vector<float> mean(heads * frame);
+  std::vector<float> x(size), normed(size), update(size), q(size), k(size), v(size), attended(size), inner;
   in(floats(text), batch, x.data());
   for (int64_t block = 0; block < blocks; ++block) {
     const Norm self_norm(from, width, eps);
@@ -306,9 +312,10 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
       self.key(normed.data(), batch, k.data());
       self.value(normed.data(), batch, v.data());
       keys.write(k.data()), values.write(v.data());
-      for (int64_t b = 0; b < batch; ++b)
+      each_row(batch, [&](int64_t b) {
         attend({&q[b * width], 0, head, head}, keys.of(b), values.of(b), heads, heads, head, seats.slots[b] + 1,
-               1 / std::sqrt(static_cast<double>(head)), {&attended[b * width], 0, head, head}, lse);
+               1 / std::sqrt(static_cast<double>(head)), {&attended[b * width], 0, head, head});
+      });
       self.out(attended.data(), batch, update.data());
       add_to(x.data(), update.data(), size);
     }
@@ -320,7 +327,9 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
     cross_norm(x.data(), batch, normed.data());
     cross.query(normed.data(), batch, q.data());
     const bestow::Kernels& isa = chosen();
-    for (int64_t b = 0; b < batch; ++b, asked += heads * frame) {
+    each_row(batch, [&](int64_t b) {
+      float* asked = asked_all + (block * batch + b) * heads * frame;
+      std::vector<float> mean(heads * frame);
       const int64_t count = seen[b] < 0 ? 0 : seen[b] < frames.size(1) ? seen[b] : frames.size(1);
       bestow::FewRows p{bestow::Scalar::kFloat, 1};
       p.input_scale = p.scale = nullptr;
@@ -332,18 +341,18 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
       float* answer = &attended[b * width];
       if (count == 0) {
         std::memset(answer, 0, width * sizeof(float));
-        continue;
+        return;
       }
       float* memory = static_cast<float*>(frames.data_ptr()) + b * frames.stride(0);
       const bestow::Rows heard{memory, 0, 0, frames.stride(1)};
       attend({asked, 0, frame, frame}, heard, heard, heads, 1, frame, count, 1 / std::sqrt(static_cast<double>(head)),
-             {mean.data(), 0, frame, frame}, lse);
+             {mean.data(), 0, frame, frame});
       for (int64_t h = 0; h < heads; ++h) {
         p.inputs = frame, p.outputs = head, p.input = &mean[h * frame], p.bias = cross.bias + h * head;
         p.weight = cross.value + h * frame * head, p.out = answer + h * head;
         isa.few_rows(p, 0, head);
       }
-    }
+    });
     cross.out(attended.data(), batch, update.data());
     add_to(x.data(), update.data(), size);
     const Norm ffn_norm(from, width, eps);

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_bestow.connectors.seated import AbsorbedSpeech, SeatedCrossAttentionState
-from espnet_bestow.ops import FEW_ROWS, Linear, native
+from espnet_bestow.ops import TOKEN_ROWS, Linear, native
 from espnet_bestow.seats import Placement
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class ConnectorToken:
         return native is not None and plain and at_home and all(each.is_contiguous() for each in weights)
 
     def takes(self, text: Tensor) -> bool:
-        """Whether text (B, U, D_llm) is one token of a few rows, and nobody wants gradients."""
-        few = text.shape[1] == 1 and len(text) <= FEW_ROWS and text.dtype == torch.float32
+        """Whether text (B, U, D_llm) is one token of not too many rows, and nobody wants gradients."""
+        few = text.shape[1] == 1 and len(text) <= TOKEN_ROWS and text.dtype == torch.float32
         return few and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
     def __call__(self, text: Tensor, visible: Tensor, state: SeatedCrossAttentionState) -> Tensor:

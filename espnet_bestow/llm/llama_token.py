@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from espnet_bestow.llm.llama_step import suits
-from espnet_bestow.ops import FEW_ROWS, linear, native
+from espnet_bestow.ops import TOKEN_ROWS, linear, native
 from espnet_bestow.seats import Placement, SeatBuffer
 
 _NONE = torch.zeros(0)
@@ -48,8 +48,8 @@ class LlamaToken:
         )
 
     def takes(self, x: Tensor) -> bool:
-        """Whether x (B, U, D) is one token of a few rows, and nobody wants gradients."""
-        few = x.shape[1] == 1 and len(x) <= FEW_ROWS
+        """Whether x (B, U, D) is one token of not too many rows, and nobody wants gradients."""
+        few = x.shape[1] == 1 and len(x) <= TOKEN_ROWS
         return few and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
     def __call__(self, x: Tensor, at: Placement, buffers: list[SeatBuffer]) -> Tensor:

@@ -89,8 +89,10 @@ def few_rows_linear(
     return reference.few_rows_linear(x, weight, scale, bias)
 
 
-FEW_ROWS = 8
-"""Up to so many rows, reading the weights costs more than multiplying with them."""
+FEW_ROWS = 32
+"""Up to so many rows our product is the faster one (benchmarks/bench_few_rows.py)."""
+TOKEN_ROWS = 64
+"""Up to so many rows a token goes through all layers in one call: of more, calls are the smaller part of the time."""
 MANY_WEIGHTS = 1 << 17
 """Fewer are read in less time than it takes to call an op of ours."""
 
@@ -98,7 +100,7 @@ MANY_WEIGHTS = 1 << 17
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``; without gradient, and for a few rows of float32 on a CPU, by :func:`few_rows_linear`.
 
-    PyTorch's own product has one thread for one row, and for two to eight rows reads the weights several times.
+    PyTorch's own product has one thread for one row, and for a few rows reads the weights several times.
     """
     few = x.numel() <= FEW_ROWS * x.shape[-1] and weight.numel() >= MANY_WEIGHTS and x.device.type == "cpu"
     if not few or native is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):

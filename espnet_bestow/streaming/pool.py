@@ -15,7 +15,7 @@ from espnet_bestow.connectors import LLMInput
 from espnet_bestow.model import BestowModel, SeatedModelState
 from espnet_bestow.prompt import PromptTemplate
 from espnet_bestow.streaming.listener import Listener
-from espnet_bestow.streaming.policies import EVERYTHING, DraftPolicy, Policy, TokenPolicy, View, attended
+from espnet_bestow.streaming.policies import EVERYTHING, DraftPolicy, Policy, TokenPolicy, View
 from espnet_bestow.streaming.session import Segment, Session, SessionOptions, Token
 
 _Turn = tuple[Session, Segment]
@@ -185,11 +185,12 @@ class Pool:
         shown = [segment.shown for segment in segments]
         text = self._read(segments, [segment.pending for segment in segments], shown)
         attention = self.state.connector.attention(self.block).cpu()  # (B, F)
-        rows = [attention[row, :frames] for row, frames in enumerate(shown)]
+        # Frames that are not shown weigh exactly 0.
+        frames = attention.argmax(1).tolist() if attention.shape[1] else []
         accepted = []
         for row, (session, segment) in enumerate(turns):
-            view = View(segment.shown, segment.complete, rows[row])
-            if not isinstance(session.policy, TokenPolicy) or session.policy.accepts(view):
+            policy, view = session.policy, View(segment.shown, segment.complete, attention[row, : segment.shown])
+            if not isinstance(policy, TokenPolicy) or policy.accepts(view):
                 accepted.append(row)
             else:
                 self._wait(session, segment)
@@ -201,7 +202,7 @@ class Pool:
             self.state.llm.select(accepted)
         best = self.model.think(text, self.state, keep=1)[:, -1].argmax(-1).tolist()  # (B',)
         for row, token in zip(accepted, best, strict=True):
-            self._take(*turns[row], token, attended(rows[row]))
+            self._take(*turns[row], token, frames[row] if shown[row] else None)
 
     def _read(self, segments: Sequence[Segment], ids: Sequence[Sequence[int]], shown: Sequence[int]) -> LLMInput:
         """Rows padded on the left, so that every last position is in the last column."""
