@@ -43,7 +43,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     ISAS |= {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 
 # Sources compiled once per instruction set.
-KERNELS = ("staircase", "panel_linear", "few_rows")
+KERNELS = ("staircase", "panel_linear", "few_rows", "chunk")
 
 
 @dataclass
@@ -158,7 +158,7 @@ class BuildOps(build_ext):
             raise CompileError("no C++ compiler: attention runs on PyTorch alone")
         into = Path(self.build_temp).resolve() / "ops"
         include = [f"-isystem{torch / 'include'}", *(f"-isystem{folder}" for folder in self.include_dirs)]
-        registrations = [CSRC / "torch" / name for name in ("ops.cpp", "token_step.cpp")]
+        registrations = [CSRC / "torch" / name for name in ("ops.cpp", "token_step.cpp", "chunk_step.cpp")]
         steps = cpu_steps(compiler, into, [])
         steps += [torch_step(compiler, into, source, include) for source in registrations]
         try:

@@ -914,8 +914,24 @@ void panel_linear(const PanelLinear& p, int64_t begin, int64_t end);
 void round_rows(const float* x, int64_t rows, int64_t inputs, int16_t* out, float* steps);
 void few_rows(const FewRows& p, int64_t begin, int64_t end);
 
+// chunk.cpp
+void norm(const NormRows& p, int64_t begin, int64_t end);
+void gate(const float* x, const float* by, int64_t n, float* out);
+void convolve(const Taps& p, int64_t begin, int64_t end);
+void chunk_attention(const ChunkAttention& p, int64_t begin, int64_t end, float* scratch);
+
 extern const Kernels kKernels;
-const Kernels kKernels = {
-    BESTOW_NAME(BESTOW_ISA), forward_bytes, forward, backward_bytes, backward, panel_linear, round_rows, few_rows};
+const Kernels kKernels = {BESTOW_NAME(BESTOW_ISA),
+                          forward_bytes,
+                          forward,
+                          backward_bytes,
+                          backward,
+                          panel_linear,
+                          round_rows,
+                          few_rows,
+                          norm,
+                          gate,
+                          convolve,
+                          chunk_attention};
 
 }  // namespace bestow::BESTOW_ISA

@@ -94,6 +94,25 @@ void one_linear(const bestow::Kernels& isa) {
   isa.few_rows(p, 0, middle), isa.few_rows(p, middle, outputs);
 }
 
+// What lies between the products of a chunk.
+void one_chunk(const bestow::Kernels& isa) {
+  const int64_t batch = 1 + below(2), chunk = 1 + below(5), frames = chunk + below(20), heads = 1 + below(3);
+  const int64_t head = 2 * (1 + below(20)), width = heads * head, kernel = 1 + below(9), rows = batch * chunk;
+  const std::vector<float> qkv(rows * 3 * width, 0.5f), window(batch * frames * 2 * width, 0.25f), ones(width, 1.0f);
+  const std::vector<float> relative((frames + chunk - 1) * width, 0.125f), mask(batch * frames, 0.0f);
+  std::vector<float> out(rows * width);
+  bestow::ChunkAttention p{heads, chunk, frames, head};
+  p.qkv = qkv.data(), p.window = window.data(), p.window_batch = frames * 2 * width, p.window_frame = 2 * width;
+  p.bias_content = p.bias_place = ones.data(), p.relative = relative.data(), p.mask = below(2) ? mask.data() : nullptr;
+  p.scale = 0.3f, p.out = out.data();
+  std::vector<float> scratch(p.scratch() / sizeof(float));
+  isa.chunk_attention(p, 0, batch * heads, scratch.data());
+  isa.norm({width, out.data(), ones.data(), below(2) ? ones.data() : nullptr, 1e-5f, out.data()}, 0, rows);
+  isa.gate(out.data(), out.data(), rows * width, out.data());
+  const std::vector<float> past((rows + kernel - 1) * width, 0.5f), taps(kernel * width, 0.5f);
+  isa.convolve({width, kernel, past.data(), taps.data(), below(2) ? ones.data() : nullptr, out.data()}, 0, rows);
+}
+
 }  // namespace
 
 int main() {
@@ -102,7 +121,7 @@ int main() {
     std::puts("skipped: BESTOW_CPU_ISA does not run on this CPU");
     return 0;
   }
-  for (int i = 0; i < 400; ++i) one_problem(*isa), one_panel_linear(*isa), one_linear(*isa);
-  std::printf("%s: 1200 problems, nothing out of bounds\n", isa->name);
+  for (int i = 0; i < 400; ++i) one_problem(*isa), one_panel_linear(*isa), one_linear(*isa), one_chunk(*isa);
+  std::printf("%s: 1600 problems, nothing out of bounds\n", isa->name);
   return 0;
 }

@@ -38,6 +38,6 @@ inline void* workspace(size_t bytes) {
 
 // Fewer products are not worth a thread.
 constexpr int64_t kProductsPerThread = 1 << 16;
-inline int64_t outputs_per_thread(const FewRows& p) { return 1 + kProductsPerThread / (p.inputs * p.rows + 1); }
+inline int64_t outputs_per_thread(int64_t inputs, int64_t rows) { return 1 + kProductsPerThread / (inputs * rows + 1); }
 
 }  // namespace bestow

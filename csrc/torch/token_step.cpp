@@ -16,41 +16,19 @@
 
 #include "bestow/cpu.h"
 #include "cpu_calls.h"
+#include "layers.h"
 
 namespace {
 
+using bestow::add_to;
 using bestow::chosen;
+using bestow::each_row;
+using bestow::floats;
+using bestow::Norm;
+using bestow::Weights;
 using bestow::workspace;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-const float* floats(const Tensor& x) { return static_cast<const float*>(x.data_ptr()); }
-
-// Weights in the order in which Python lists them; where a model has none, an empty tensor stands.
-class Weights {
- public:
-  explicit Weights(const std::vector<Tensor>& all) : all_(all) {}
-
-  const Tensor& next() {
-    STD_TORCH_CHECK(at_ < all_.size(), "token step: ", all_.size(), " weights are too few");
-    const Tensor& found = all_[at_++];
-    STD_TORCH_CHECK(found.is_cpu() && found.scalar_type() == ScalarType::Float && found.is_contiguous(),
-                    "token step: weights must be contiguous float32 on CPU");
-    return found;
-  }
-  // (n), or null where it may be missing and is.
-  const float* vector(int64_t n, bool may_miss = false) {
-    const Tensor& found = next();
-    if (may_miss && found.numel() == 0) return nullptr;
-    STD_TORCH_CHECK(found.numel() == n, "token step: a vector of ", found.numel(), " where ", n, " belong");
-    return floats(found);
-  }
-  bool done() const { return at_ == all_.size(); }
-
- private:
-  const std::vector<Tensor>& all_;
-  size_t at_ = 0;
-};
 
 struct Linear {
   const float* weight;  // (outputs, inputs), null where there is no such layer
@@ -70,45 +48,10 @@ struct Linear {
     bestow::FewRows p{bestow::Scalar::kFloat, rows, inputs, outputs};
     p.input = x, p.input_scale = nullptr, p.weight = weight, p.scale = nullptr, p.bias = bias, p.out = out;
     const bestow::Kernels& isa = chosen();
-    torch::stable::parallel_for(0, outputs, bestow::outputs_per_thread(p),
+    torch::stable::parallel_for(0, outputs, bestow::outputs_per_thread(p.inputs, p.rows),
                                 [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end); });
   }
 };
-
-struct Norm {
-  const float *weight, *bias;  // a bias makes it a layer norm; without one it is the root mean square that is taken out
-  int64_t width;
-  double eps;
-
-  Norm(Weights& from, int64_t width_, double eps_)
-      : weight(from.vector(width_, true)), bias(from.vector(width_, true)), width(width_), eps(eps_) {}
-
-  void operator()(const float* x, int64_t rows, float* out) const {
-    for (int64_t r = 0; r < rows; ++r, x += width, out += width) {
-      double mean = 0, square = 0;
-      if (bias != nullptr) {
-        for (int64_t i = 0; i < width; ++i) mean += x[i];
-        mean /= width;
-      }
-      for (int64_t i = 0; i < width; ++i) square += (x[i] - mean) * (x[i] - mean);
-      const float centre = static_cast<float>(mean), scale = static_cast<float>(1 / std::sqrt(square / width + eps));
-      for (int64_t i = 0; i < width; ++i)
-        out[i] = (x[i] - centre) * scale * weight[i] + (bias == nullptr ? 0.0f : bias[i]);
-    }
-  }
-};
-
-void add_to(float* x, const float* more, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) x[i] += more[i];
-}
-
-// What rows of a batch do each on their own; a few of them are worth a thread.
-template <class F>
-void each_row(int64_t batch, const F& work) {
-  torch::stable::parallel_for(0, batch, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) work(b);
-  });
-}
 
 // One query row over the first `visible` of some keys; everything dense in its last dimension.
 void attend(bestow::Rows q, bestow::Rows k, bestow::Rows v, int64_t heads, int64_t kv_heads, int64_t width,

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
 from espnet_bestow.encoders.causal_subsampling import Stages, subsampled
 from espnet_bestow.encoders.encoder_state import Batch, EncoderState, KeysValues, room, together
-from espnet_bestow.encoders.few_rows import FewRowsLinear
+from espnet_bestow.encoders.few_rows import MOST_ROWS, FewRowsLinear
+from espnet_bestow.ops import native
 
 FACTOR = 8
 """Feature frames per encoder frame."""
@@ -48,9 +50,17 @@ class ChunkStep:
             # Distances from left + chunk - 1 down to -(chunk - 1), (left + 2 chunk - 1, D).
             distances = encoder.encode_positions(window)[0, : self.left + 2 * self.chunk - 1]
             self.blocks = [_Block(block, distances, self.left, self.chunk) for block in encoder.layers]
+            laid_out = [block.weights() for block in self.blocks]
+        every = [weight for weights in laid_out if weights is not None for weight in weights]
+        self._weights = None if None in laid_out else every
         self._like = window
         # Room for several chunks: keys and values are copied once in so many steps.
         self.spare = max(self.left // 2, self.chunk)
+
+    @property
+    def in_one_call(self) -> bool:
+        """Whether the blocks of a chunk of a few streams are one native call."""
+        return self._weights is not None and native is not None
 
     def open(self) -> EncoderState:
         """The state of a stream that has heard nothing."""
@@ -88,13 +98,27 @@ class ChunkStep:
         mask = self._mask(starts, ends)
         memory = self._room(batch)
         first, last = memory.filled - self.left, memory.filled + self.chunk
-        convolved = []
-        for block, before, buffer in zip(self.blocks, batch.convolved, memory.buffers, strict=True):
-            x, inputs = block(x, buffer[:, first:last], before, mask)
-            convolved.append(inputs)
+        x, convolved = self._encode(x, [buffer[:, first:last] for buffer in memory.buffers], batch.convolved, mask)
         memory.filled = last
         after = Batch(past, convolved, memory, last)
         return x, [EncoderState(start + self.chunk, after, row) for row, start in enumerate(starts)]
+
+    def _encode(
+        self, x: Tensor, windows: list[Tensor], past: list[Tensor], mask: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All blocks: in one native call where it can be, else one by one."""
+        if self._weights is not None and native is not None and x.shape[0] * self.chunk <= MOST_ROWS:
+            block = self.blocks[0]
+            mask = None if mask is None else mask.flatten(1)
+            x, kept = native.conformer_chunk(
+                x, self._weights, windows, past, mask, block.heads, block.block.norm_out.eps, block.scaling
+            )
+            return x, list(kept.unbind())
+        convolved = []
+        for block, window, before in zip(self.blocks, windows, past, strict=True):
+            x, inputs = block(x, window, before, mask)
+            convolved.append(inputs)
+        return x, convolved
 
     def _room(self, batch: Batch) -> KeysValues:
         """Keys and values to which a chunk can be appended: a copy where they are full or have gone on already."""
@@ -182,6 +206,22 @@ class _Block:
         x = x.add(self.feed_forward2(block.norm_feed_forward2(x)), alpha=0.5)
         return block.norm_out(x), past
 
+    def weights(self) -> list[Tensor] | None:
+        """As the native call wants them, from the first norm to the last; None where it does not take them."""
+        block, first, second = self.block, self.feed_forward1, self.feed_forward2
+        activations = block.conv.activation, first.activation, second.activation
+        if not all(isinstance(each, nn.SiLU | SiLUActivation) for each in activations):
+            return None
+        taps = [self.taps, _or_none(self.depthwise.bias)]
+        found = [
+            *_norm(block.norm_feed_forward1), *_panels(first.linear1), *_panels(first.linear2),
+            *_norm(block.norm_self_att), *_panels(self.qkv), self.bias_u, self.bias_v, self.relative.mT.contiguous(),
+            *_panels(self.out), *_norm(block.norm_conv), *_panels(self.pointwise1), *taps, *_norm(block.conv.norm),
+            *_panels(self.pointwise2), *_norm(block.norm_feed_forward2), *_panels(second.linear1),
+            *_panels(second.linear2), *_norm(block.norm_out),
+        ]  # fmt: skip
+        return None if any(each is None for each in found) else [each.detach() for each in found if each is not None]
+
     def _attend(self, x: Tensor, window: Tensor, mask: Tensor | None) -> Tensor:
         B, c, D = x.shape
         W, H = self.left + c, self.heads
@@ -231,6 +271,19 @@ class _FeedForward:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.linear2(self.activation(self.linear1(x)))
+
+
+def _norm(norm: Any) -> list[Tensor]:
+    return [norm.weight, norm.bias]
+
+
+def _panels(linear: FewRowsLinear) -> list[Tensor | None]:
+    return [linear.panels, _or_none(linear.bias)]
+
+
+def _or_none(bias: Tensor | None) -> Tensor:
+    """What stands for no bias."""
+    return torch.zeros(0) if bias is None else bias
 
 
 def _few_rows(module: Any) -> FewRowsLinear:

@@ -33,14 +33,14 @@ class FewRowsLinear:
         self.weight = weight.detach()
         self.bias = None if bias is None else bias.detach()
         compiled = native is not None and native.takes_panels(weight)
-        self._panels = _in_huge_pages(panels(self.weight)) if compiled else None
+        self.panels = _in_huge_pages(panels(self.weight)) if compiled else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
         rows = x.numel() // x.shape[-1]
-        if native is None or self._panels is None or rows > MOST_ROWS:
+        if native is None or self.panels is None or rows > MOST_ROWS:
             return F.linear(x, self.weight, self.bias)
-        return native.panel_linear(x, self._panels, self.bias)
+        return native.panel_linear(x, self.panels, self.bias)
 
 
 def _in_huge_pages(x: Tensor) -> Tensor:

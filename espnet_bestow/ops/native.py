@@ -102,6 +102,27 @@ def connector_token(  # noqa: PLR0913 (the op's arguments)
     return torch.ops.bestow.connector_token(text, weights, caches, frames, visible, rows, slots, blocks, heads, eps)
 
 
+def conformer_chunk(
+    x: Tensor,  # (B, c, D)
+    weights: list[Tensor],
+    windows: list[Tensor],  # (B, W, 2 D) each, the last c frames of which are written
+    past: list[Tensor],  # (B, kernel - 1, D) each
+    mask: Tensor | None,  # (B, W)
+    heads: int,
+    eps: float,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # (B, c, D), (blocks, B, kernel - 1, D)
+    """A chunk of each of a few streams through all blocks of a conformer, in float32, without gradient."""
+    return torch.ops.bestow.conformer_chunk(x, weights, windows, past, mask, heads, eps, scale)
+
+
+@register_fake("bestow::conformer_chunk")
+def _conformer_chunk_fake(
+    x: Tensor, weights: list[Tensor], windows: list[Tensor], past: list[Tensor], *_: object
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(len(past), *past[0].shape)
+
+
 @register_fake("bestow::llama_token")
 def _llama_token_fake(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)

@@ -1,18 +1,28 @@
 """Chunk by chunk equals the masked full pass: all contexts, streams at different positions, first and last chunks."""
 
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+from espnet_bestow import ops
 from espnet_bestow.encoders import StreamingFastConformerEncoder
 from espnet_bestow.encoders.chunk_step import FEW, ChunkStep, EncoderState
+from espnet_bestow.encoders.few_rows import MOST_ROWS
+
+ROOT = Path(__file__).parents[2]
 
 CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0), (0, 3)]
 
 
-def tiny(**conf) -> StreamingFastConformerEncoder:
+def tiny(output_size: int = 32, **conf) -> StreamingFastConformerEncoder:
     torch.manual_seed(0)
     encoder = StreamingFastConformerEncoder(
-        16, output_size=32, num_blocks=2, attention_heads=4, linear_units=48, subsampling_channels=4, **conf
+        16, output_size=output_size, num_blocks=2, attention_heads=4, linear_units=48, subsampling_channels=4, **conf
     ).eval()
     for block in encoder.encoder.layers:  # zero biases would hide where they are added
         block.self_attn.bias_u.data.normal_()
@@ -62,16 +72,18 @@ def run(step: ChunkStep, recordings: list[torch.Tensor], delays: list[int]) -> l
     return [torch.cat(s.frames)[: step.frames_of(len(s.feats))] for s in streams]
 
 
+@pytest.mark.parametrize("native", [True, False], ids=["native", "python"])
 @pytest.mark.parametrize("subsampling", ["dw_striding", "conv1d"])
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_equals_the_masked_full_pass(context, subsampling):
+def test_equals_the_masked_full_pass(context, subsampling, native):
     encoder = tiny(subsampling=subsampling)
     encoder.context = context
     lengths = [1100, 1, 8, 9, 104, 105, 106, 561, 560]  # one frame, part of a chunk, exact chunks, several windows
     recordings = [torch.randn(length, 16) for length in lengths]
     batch = torch.nn.utils.rnn.pad_sequence(recordings, batch_first=True)
     full, full_lengths, _ = encoder(batch, torch.tensor(lengths))
-    got = run(encoder.chunk_step(), recordings, [0, 0, 1, 2, 0, 3, 0, 1, 2])
+    step = encoder.chunk_step() if native else block_by_block(encoder.chunk_step())
+    got = run(step, recordings, [0, 0, 1, 2, 0, 3, 0, 1, 2])
     for row, frames in enumerate(got):
         assert len(frames) == full_lengths[row]
         torch.testing.assert_close(frames, full[row, : len(frames)], rtol=0, atol=1e-5)
@@ -156,3 +168,71 @@ def test_many_streams_at_once():
     full, _, _ = encoder(torch.stack(recordings), torch.full((len(recordings),), 112))
     for frames, expected in zip(run(step, recordings, [0] * len(recordings)), full, strict=True):
         torch.testing.assert_close(frames, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", ["avx512bf16", "avx512", "avx2", "portable"])
+def test_every_instruction_set(isa):
+    """Heads of 12 numbers fill no vector."""
+    if ops.native is None:
+        pytest.skip("the compiled ops were not built")
+    code = f"""
+import torch
+from espnet_bestow.ops import native
+from tests.encoders.test_chunk_step import block_by_block, run, tiny
+assert native.cpu_isa() == {isa!r}
+for context in ((70, 13), (6, 1), (0, 3), (5, 0)):
+    recordings = [torch.randn(length, 16) for length in (130, 77, 8)]
+    step = tiny(48).chunk_step(context)
+    assert step.in_one_call
+    found = run(step, recordings, [0, 1, 2])
+    for a, b in zip(found, run(block_by_block(step), recordings, [0, 1, 2]), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+"""
+    environment = os.environ | {"BESTOW_CPU_ISA": isa, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    if f"BESTOW_CPU_ISA={isa} does not run on this CPU" in done.stderr:
+        pytest.skip(f"this CPU has no {isa}")
+    assert done.returncode == 0, done.stderr
+
+
+def block_by_block(step: ChunkStep) -> ChunkStep:
+    """The same step without the native call."""
+    plain = copy.copy(step)
+    plain._weights = None
+    return plain
+
+
+def test_what_the_native_call_does_not_take_goes_block_by_block(monkeypatch):
+    if ops.native is None:
+        pytest.skip("the compiled ops were not built")
+    assert not tiny(40).chunk_step((6, 1)).in_one_call  # panels have 16 outputs
+    assert not tiny(config={"hidden_act": "relu"}).chunk_step((6, 1)).in_one_call
+    step = tiny().chunk_step((6, 1))
+    assert step.in_one_call
+    calls = []
+    monkeypatch.setattr(ops.native, "conformer_chunk", lambda *_: calls.append(1))
+    many = [Stream(step, torch.randn(20, 16)) for _ in range(MOST_ROWS // 2 + 1)]
+    advance(step, many)
+    assert not calls
+
+
+def test_wrong_memory_is_an_error():
+    if ops.native is None:
+        pytest.skip("the compiled ops were not built")
+    weights = tiny().chunk_step((6, 1))._weights
+    windows, past = [torch.zeros(1, 8, 64) for _ in range(2)], [torch.zeros(1, 8, 32) for _ in range(2)]
+    right = {"x": torch.randn(1, 2, 32), "weights": weights, "windows": windows, "past": past, "mask": None}
+
+    def call(**changed):
+        return ops.native.conformer_chunk(**(right | changed), heads=4, eps=1e-5, scale=0.3)
+
+    assert call()[0].isfinite().all()
+    for wrong in (
+        {"x": torch.randn(1, 2, 31)}, {"x": torch.randn(2, 2, 32)}, {"weights": weights[:-1]}, {"windows": []},
+        {"weights": [*weights, weights[0]]}, {"windows": windows[:1]}, {"past": past[:1]}, {"mask": torch.zeros(1, 7)},
+        {"windows": [torch.zeros(1, 7, 64)] * 2}, {"windows": [torch.zeros(1, 8, 60)] * 2},
+        {"past": [torch.zeros(1, 7, 32)] * 2}, {"past": [each.double() for each in past]},
+        {"weights": [each.double() for each in weights]}, {"x": torch.randn(1, 2, 32).double()},
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError):
+            call(**wrong)

@@ -62,6 +62,37 @@ struct FewRows {
   float* out;                     // (M, N) dense
 };
 
+// Rows with their mean and deviation taken out, or without a bias their root mean square alone. A unit is a row.
+struct NormRows {
+  int64_t width;
+  const float *x, *weight, *bias;  // (rows, width), (width), (width) or null
+  float eps;
+  float* out;  // (rows, width), may be x
+};
+
+// A convolution over time, channel by channel: rows + kernel - 1 frames give as many as there are rows. A unit is a
+// row.
+struct Taps {
+  int64_t width, kernel;
+  const float *x, *taps, *bias;  // (rows + kernel - 1, width), (kernel, width), (width) or null
+  float* out;                    // (rows, width)
+};
+
+// Frames of a chunk attend to a window whose last frames they are, by content and by relative position.
+// A unit is one head of one stream.
+struct ChunkAttention {
+  int64_t heads, chunk, frames, head;      // H, c, W, d
+  const float* qkv;                        // (B, c, 3 H d)
+  const float* window;                     // (B, W, 2 H d): keys, values
+  int64_t window_batch, window_frame;      // strides
+  const float *bias_content, *bias_place;  // (H d)
+  const float* relative;                   // (H, W + c - 1, d), scaled: frame i meets key j at row c - 1 - i + j
+  const float* mask;                       // (B, W), added to scores, or null
+  float scale;                             // of scores by content
+  float* out;                              // (B, c, H d)
+  size_t scratch() const { return (2 * head + frames) * sizeof(float); }  // bytes
+};
+
 // One instruction set's kernels. Work is cut in units that may run on any thread; each call needs its own workspace.
 struct Kernels {
   const char* name;
@@ -73,6 +104,10 @@ struct Kernels {
   // x (rows, inputs) as integers times a step size per row; the step is NaN where the row is not finite.
   void (*round_rows)(const float* x, int64_t rows, int64_t inputs, int16_t* out, float* steps);
   void (*few_rows)(const FewRows&, int64_t begin, int64_t end);  // a unit is one output
+  void (*norm)(const NormRows&, int64_t begin, int64_t end);
+  void (*gate)(const float* x, const float* by, int64_t n, float* out);  // x sigmoid(by); out may be either
+  void (*convolve)(const Taps&, int64_t begin, int64_t end);
+  void (*chunk_attention)(const ChunkAttention&, int64_t begin, int64_t end, float* scratch);
 };
 
 // Up to this many query rows per key head, keys are read once as they lie instead of being packed.

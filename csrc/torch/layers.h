@@ -1,0 +1,74 @@
+// Pieces of models of which the ops that run several layers in one call are made.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <vector>
+
+#include "bestow/cpu.h"
+#include "cpu_calls.h"
+
+namespace bestow {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline const float* floats(const Tensor& x) { return static_cast<const float*>(x.data_ptr()); }
+
+// Weights in the order in which Python lists them; where a model has none, an empty tensor stands.
+class Weights {
+ public:
+  explicit Weights(const std::vector<Tensor>& all) : all_(all) {}
+
+  const Tensor& next() {
+    STD_TORCH_CHECK(at_ < all_.size(), "a step: ", all_.size(), " weights are too few");
+    const Tensor& found = all_[at_++];
+    STD_TORCH_CHECK(found.is_cpu() && found.scalar_type() == ScalarType::Float && found.is_contiguous(),
+                    "a step: weights must be contiguous float32 on CPU");
+    return found;
+  }
+  // (n), or null where it may be missing and is.
+  const float* vector(int64_t n, bool may_miss = false) {
+    const Tensor& found = next();
+    if (may_miss && found.numel() == 0) return nullptr;
+    STD_TORCH_CHECK(found.numel() == n, "a step: a vector of ", found.numel(), " where ", n, " belong");
+    return floats(found);
+  }
+  bool done() const { return at_ == all_.size(); }
+
+ private:
+  const std::vector<Tensor>& all_;
+  size_t at_ = 0;
+};
+
+struct Norm {
+  const float *weight, *bias;  // a bias makes it a layer norm; without one it is the root mean square that is taken out
+  int64_t width;
+  float eps;
+
+  Norm(Weights& from, int64_t width_, double eps_)
+      : weight(from.vector(width_, true)),
+        bias(from.vector(width_, true)),
+        width(width_),
+        eps(static_cast<float>(eps_)) {}
+
+  void operator()(const float* x, int64_t rows, float* out) const {
+    chosen().norm({width, x, weight, bias, eps, out}, 0, rows);
+  }
+};
+
+inline void add_to(float* x, const float* more, int64_t n, float times = 1.0f) {
+  for (int64_t i = 0; i < n; ++i) x[i] += times * more[i];
+}
+
+// What rows of a batch do each on their own; a few of them are worth a thread.
+template <class F>
+void each_row(int64_t batch, const F& work) {
+  torch::stable::parallel_for(0, batch, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) work(b);
+  });
+}
+
+}  // namespace bestow
