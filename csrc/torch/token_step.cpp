@@ -181,7 +181,8 @@ Tensor llama_token(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> ca
     after(y, batch, normed.data());
     gated(normed.data(), batch, gate.data());
     raised(normed.data(), batch, up.data());
-    for (size_t i = 0; i < gate.size(); ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+    chosen().gate(gate.data(), gate.data(), gate.size(), gate.data());
+    for (size_t i = 0; i < gate.size(); ++i) gate[i] *= up[i];
     down(gate.data(), batch, update.data());
     add_to(y, update.data(), batch * width);
   }
