@@ -31,12 +31,12 @@ def arguments(llm: Path, folder: Path, *names: str) -> argparse.Namespace:
     return BestowTask.get_parser().parse_args([*words, *step])
 
 
-@pytest.mark.parametrize("name", ["train_bidi.yaml", "train_unid.yaml"])
-def test_a_range_of_k_with_the_step_of_the_recipe(llm, tmp_path, name):
+@pytest.mark.parametrize(("name", "k"), [("train_bidi.yaml", (1, 12)), ("train_unid.yaml", (3, 16))])
+def test_a_range_of_k_with_the_step_of_the_recipe(llm, tmp_path, name, k):
     args = arguments(llm, tmp_path, name)
     policy = BestowTask.build_model(args).policy
     assert isinstance(policy, WaitKPolicy)
-    assert (policy.low, policy.high, policy.step) == (1, 12, 2)
+    assert (policy.low, policy.high, policy.step) == (*k, 2)
 
 
 def test_bidi_goes_on_from_the_offline_weights(llm, tmp_path):
