@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from espnet_bestow.connectors.seated import AbsorbedSpeech, SeatedCrossAttentionState
-from espnet_bestow.ops import TOKEN_ROWS, Linear, native
+from espnet_bestow.ops import TOKEN_ROWS, Linear, native, weight_and_bias
 from espnet_bestow.seats import Placement
 
 if TYPE_CHECKING:
     from espnet_bestow.connectors.cross_attention import BestowBlock, CrossAttentionConnector
-
-_NONE = torch.zeros(0)
 
 
 class ConnectorToken:
@@ -30,10 +28,10 @@ class ConnectorToken:
     def __init__(self, connector: "CrossAttentionConnector", speech: Sequence[AbsorbedSpeech]):
         self.heads = connector.blocks[0].cross_attention.num_heads
         self.eps = connector.norm.eps
-        self.weights = [*_layer(connector.text_in)]
+        self.weights = weight_and_bias(connector.text_in)
         for block, view in zip(connector.blocks, speech, strict=True):
             self.weights += _block(block, view)
-        self.weights += [*_layer(connector.norm), *_layer(connector.text_out)]
+        self.weights += [*weight_and_bias(connector.norm), *weight_and_bias(connector.text_out)]
         self._like = connector.text_in.weight.new_empty(0, 0, self.heads, connector.text_in.out_features // self.heads)
 
     @staticmethod
@@ -69,18 +67,10 @@ class ConnectorToken:
         return self.weights[2].numel() > 0
 
 
-def _layer(layer: nn.Linear | nn.LayerNorm | None) -> list[Tensor]:
-    if layer is None:
-        return [_NONE, _NONE]
-    return [layer.weight.detach(), _NONE if layer.bias is None else layer.bias.detach()]
-
-
 def _block(block: "BestowBlock", view: AbsorbedSpeech) -> list[Tensor]:
     own, cross = block.self_attention, block.cross_attention
     text = [None] * 4 if own is None else [own.query, own.key, own.value, own.out]
-    found = [*_layer(block.self_norm), *(weight for layer in text for weight in _layer(layer))]
-    found += [*_layer(block.cross_norm), *_layer(cross.query), view.key, view.value, view.value_bias]
-    found += [*_layer(cross.out), *_layer(block.ffn_norm)]
-    first, last = block.ffn[0], block.ffn[-1]
-    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
-    return [*found, *_layer(first), *_layer(last)]
+    found = [*weight_and_bias(block.self_norm), *(weight for layer in text for weight in weight_and_bias(layer))]
+    found += [*weight_and_bias(block.cross_norm), *weight_and_bias(cross.query), view.key, view.value, view.value_bias]
+    found += [*weight_and_bias(cross.out), *weight_and_bias(block.ffn_norm)]
+    return [*found, *weight_and_bias(block.ffn[0]), *weight_and_bias(block.ffn[-1])]

@@ -20,7 +20,7 @@ from transformers.activations import SiLUActivation
 from espnet_bestow.encoders.causal_subsampling import Stages, subsampled
 from espnet_bestow.encoders.encoder_state import Batch, EncoderState, KeysValues, room, together
 from espnet_bestow.encoders.few_rows import MOST_ROWS, FewRowsLinear
-from espnet_bestow.ops import native
+from espnet_bestow.ops import native, or_empty, weight_and_bias
 
 FACTOR = 8
 """Feature frames per encoder frame."""
@@ -212,13 +212,20 @@ class _Block:
         activations = block.conv.activation, first.activation, second.activation
         if not all(isinstance(each, nn.SiLU | SiLUActivation) for each in activations):
             return None
-        taps = [self.taps, _or_none(self.depthwise.bias)]
+        taps = [self.taps, or_empty(self.depthwise.bias)]
+        norms = (
+            block.norm_feed_forward1,
+            block.norm_self_att,
+            block.norm_conv,
+            block.conv.norm,
+            block.norm_feed_forward2,
+        )
+        first_norm, own_norm, conv_norm, inner_norm, second_norm = map(weight_and_bias, norms)
         found = [
-            *_norm(block.norm_feed_forward1), *_panels(first.linear1), *_panels(first.linear2),
-            *_norm(block.norm_self_att), *_panels(self.qkv), self.bias_u, self.bias_v, self.relative.mT.contiguous(),
-            *_panels(self.out), *_norm(block.norm_conv), *_panels(self.pointwise1), *taps, *_norm(block.conv.norm),
-            *_panels(self.pointwise2), *_norm(block.norm_feed_forward2), *_panels(second.linear1),
-            *_panels(second.linear2), *_norm(block.norm_out),
+            *first_norm, *_panels(first.linear1), *_panels(first.linear2),
+            *own_norm, *_panels(self.qkv), self.bias_u, self.bias_v, self.relative.mT.contiguous(), *_panels(self.out),
+            *conv_norm, *_panels(self.pointwise1), *taps, *inner_norm, *_panels(self.pointwise2),
+            *second_norm, *_panels(second.linear1), *_panels(second.linear2), *weight_and_bias(block.norm_out),
         ]  # fmt: skip
         return None if any(each is None for each in found) else [each.detach() for each in found if each is not None]
 
@@ -273,17 +280,8 @@ class _FeedForward:
         return self.linear2(self.activation(self.linear1(x)))
 
 
-def _norm(norm: Any) -> list[Tensor]:
-    return [norm.weight, norm.bias]
-
-
 def _panels(linear: FewRowsLinear) -> list[Tensor | None]:
-    return [linear.panels, _or_none(linear.bias)]
-
-
-def _or_none(bias: Tensor | None) -> Tensor:
-    """What stands for no bias."""
-    return torch.zeros(0) if bias is None else bias
+    return [linear.panels, or_empty(linear.bias)]
 
 
 def _few_rows(module: Any) -> FewRowsLinear:

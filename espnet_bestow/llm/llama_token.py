@@ -7,10 +7,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from espnet_bestow.llm.llama_step import suits
-from espnet_bestow.ops import TOKEN_ROWS, linear, native
+from espnet_bestow.ops import TOKEN_ROWS, linear, native, weight_and_bias
 from espnet_bestow.seats import Placement, SeatBuffer
 
-_NONE = torch.zeros(0)
 _STEADY = {"default", "linear", "llama3", "yarn"}
 """Rotary positions whose angles do not depend on the length of the text."""
 
@@ -27,7 +26,7 @@ class LlamaToken:
         attention = inner.layers[0].self_attn
         self.rotary, self.head = inner.rotary_emb, model.lm_head
         self.eps, self.scale = inner.norm.variance_epsilon, attention.scaling
-        self.weights = [weight for layer in inner.layers for weight in _layer(layer)] + _norm(inner.norm)
+        self.weights = [weight for layer in inner.layers for weight in _layer(layer)] + weight_and_bias(inner.norm)
         width = attention.head_dim
         self._like = inner.norm.weight.new_empty(0, 0, attention.k_proj.out_features // width, width)
         self._turns = inner.norm.weight.new_empty(2, 0, width)  # cosines and sines of the positions so far
@@ -66,19 +65,7 @@ class LlamaToken:
 
 def _layer(layer: Any) -> list[Tensor]:
     own, mlp = layer.self_attn, layer.mlp
-    norms = (
-        layer.input_layernorm,
-        layer.post_attention_layernorm,
-        getattr(own, "q_norm", None),
-        getattr(own, "k_norm", None),
-    )
+    of_heads = getattr(own, "q_norm", None), getattr(own, "k_norm", None)
+    norms = layer.input_layernorm, layer.post_attention_layernorm, *of_heads
     linears = own.q_proj, own.k_proj, own.v_proj, own.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-    return [weight for norm in norms for weight in _norm(norm)] + [
-        weight
-        for each in linears
-        for weight in (each.weight.detach(), _NONE if each.bias is None else each.bias.detach())
-    ]
-
-
-def _norm(norm: Any) -> list[Tensor]:
-    return [_NONE if norm is None else norm.weight.detach(), _NONE]
+    return [weight for each in (*norms, *linears) for weight in weight_and_bias(each)]

@@ -25,7 +25,15 @@ if not _choice:
     except ImportError as error:
         logging.getLogger(__name__).warning("attention runs on PyTorch alone, without compiled kernels (%s)", error)
 
-__all__ = ["Linear", "few_rows_linear", "linear", "staircase_attention", "staircase_weights"]
+__all__ = [
+    "Linear",
+    "few_rows_linear",
+    "linear",
+    "or_empty",
+    "staircase_attention",
+    "staircase_weights",
+    "weight_and_bias",
+]
 
 
 def staircase_attention(
@@ -108,6 +116,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not x.dtype == weight.dtype == torch.float32 or not weight.is_contiguous():
         return F.linear(x, weight, bias)
     return native.few_rows_linear(x.reshape(-1, x.shape[-1]), weight, None, bias).view(*x.shape[:-1], len(weight))
+
+
+def or_empty(weight: Tensor | None) -> Tensor:
+    """An empty tensor stands for a weight that a model does not have, in calls that run many layers."""
+    return torch.zeros(0) if weight is None else weight.detach()
+
+
+def weight_and_bias(layer: nn.Module | None) -> list[Tensor]:
+    """Of a linear layer or a norm, as such calls want them."""
+    return [or_empty(getattr(layer, name, None)) for name in ("weight", "bias")]
 
 
 class Linear(nn.Linear):
