@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstring>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -16,14 +17,7 @@
 
 namespace {
 
-using bestow::add_to;
-using bestow::chosen;
-using bestow::floats;
-using bestow::Norm;
-using bestow::Weights;
-using bestow::workspace;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using namespace bestow;  // layers.h
 
 struct Panels {
   const float* weight;  // (N / 16, K, 16)
@@ -70,7 +64,7 @@ struct FeedForward {
 std::tuple<Tensor, Tensor> conformer_chunk(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> windows,
                                            std::vector<Tensor> past, std::optional<Tensor> mask, int64_t heads,
                                            double eps, double scale) {
-  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.scalar_type() == ScalarType::Float && x.numel() > 0,
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.scalar_type() == ScalarType::Float && x.numel() > 0 && heads > 0,
                   "conformer_chunk: x");
   x = torch::stable::contiguous(x);
   const int64_t batch = x.size(0), chunk = x.size(1), width = x.size(2), rows = batch * chunk, head = width / heads;

@@ -20,15 +20,7 @@
 
 namespace {
 
-using bestow::add_to;
-using bestow::chosen;
-using bestow::each_row;
-using bestow::floats;
-using bestow::Norm;
-using bestow::Weights;
-using bestow::workspace;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using namespace bestow;  // layers.h
 
 struct Linear {
   const float* weight;  // (outputs, inputs), null where there is no such layer
@@ -138,8 +130,8 @@ Tensor llama_token(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> ca
   STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && x.scalar_type() == ScalarType::Float, "llama_token: x");
   x = torch::stable::contiguous(x);
   const int64_t batch = x.size(0), width = x.size(1), head = turn.size(-1);
-  STD_TORCH_CHECK(turn.is_cpu() && turn.dim() == 3 && turn.size(0) == 2 && turn.size(1) == batch && head % 2 == 0 &&
-                      turn.is_contiguous() && turn.scalar_type() == ScalarType::Float,
+  STD_TORCH_CHECK(turn.is_cpu() && turn.dim() == 3 && turn.size(0) == 2 && turn.size(1) == batch && head > 0 &&
+                      head % 2 == 0 && turn.is_contiguous() && turn.scalar_type() == ScalarType::Float,
                   "llama_token: turn must be float32 (2, ", batch, ", D)");
   const Seats seats(rows, slots, batch);
   const float *cos = floats(turn), *sin = cos + batch * head;
@@ -223,7 +215,8 @@ struct AbsorbedAttention {
 std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weights, std::vector<Tensor> caches,
                                            Tensor frames, Tensor visible, Tensor rows, Tensor slots, int64_t blocks,
                                            int64_t heads, double eps) {
-  STD_TORCH_CHECK(text.is_cpu() && text.dim() == 2 && text.scalar_type() == ScalarType::Float, "connector_token: text");
+  STD_TORCH_CHECK(text.is_cpu() && text.dim() == 2 && text.scalar_type() == ScalarType::Float && heads > 0,
+                  "connector_token: text");
   text = torch::stable::contiguous(text);
   const int64_t batch = text.size(0), frame = frames.size(-1);
   STD_TORCH_CHECK(frames.is_cpu() && frames.dim() == 3 && frames.size(0) == batch && frames.stride(2) == 1 &&

@@ -1,10 +1,6 @@
 """Chunk by chunk equals the masked full pass: all contexts, streams at different positions, first and last chunks."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +9,7 @@ from espnet_bestow import ops
 from espnet_bestow.encoders import StreamingFastConformerEncoder
 from espnet_bestow.encoders.chunk_step import FEW, ChunkStep, EncoderState
 from espnet_bestow.encoders.few_rows import MOST_ROWS
-
-ROOT = Path(__file__).parents[2]
+from tests.ops.instruction_sets import ISAS, run_with
 
 CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0), (0, 3)]
 
@@ -170,16 +165,12 @@ def test_many_streams_at_once():
         torch.testing.assert_close(frames, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("isa", ["avx512bf16", "avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa):
     """Heads of 12 numbers fill no vector."""
-    if ops.native is None:
-        pytest.skip("the compiled ops were not built")
-    code = f"""
+    code = """
 import torch
-from espnet_bestow.ops import native
 from tests.encoders.test_chunk_step import block_by_block, run, tiny
-assert native.cpu_isa() == {isa!r}
 for context in ((70, 13), (6, 1), (0, 3), (5, 0)):
     recordings = [torch.randn(length, 16) for length in (130, 77, 8)]
     step = tiny(48).chunk_step(context)
@@ -188,11 +179,7 @@ for context in ((70, 13), (6, 1), (0, 3), (5, 0)):
     for a, b in zip(found, run(block_by_block(step), recordings, [0, 1, 2]), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 """
-    environment = os.environ | {"BESTOW_CPU_ISA": isa, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
-    if f"BESTOW_CPU_ISA={isa} does not run on this CPU" in done.stderr:
-        pytest.skip(f"this CPU has no {isa}")
-    assert done.returncode == 0, done.stderr
+    run_with(isa, code)
 
 
 def block_by_block(step: ChunkStep) -> ChunkStep:

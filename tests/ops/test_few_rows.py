@@ -1,17 +1,12 @@
 """Linear layers with small weights against float64."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from espnet_bestow import ops
 from espnet_bestow.ops import FEW_ROWS, few_rows_linear, linear
+from tests.ops.instruction_sets import ISAS, run_with
 
-ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
 SHAPES = [(1, 1), (7, 5), (33, 9), (64, 33), (515, 17)]  # (K, N): with and without tails
 
@@ -73,26 +68,18 @@ def test_rows_do_not_depend_on_each_other():
         assert together.equal(alone)
 
 
-@pytest.mark.parametrize("isa", ["avx512bf16", "avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa):
-    if ops.native is None:
-        pytest.skip("the compiled ops were not built")
-    code = f"""
+    code = """
 import torch
-from espnet_bestow.ops import native
 from tests.ops.test_few_rows import DTYPES, SHAPES, errors, problem
-assert native.cpu_isa() == {isa!r}
 for dtype in DTYPES:
     for rows in (1, 2, 5, 8):
         for shape in SHAPES:
             off, allowed = errors(*problem(rows, *shape, dtype, seed=rows))
             assert (off <= allowed).all(), (dtype, rows, shape)
 """
-    environment = os.environ | {"BESTOW_CPU_ISA": isa, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
-    if f"BESTOW_CPU_ISA={isa} does not run on this CPU" in done.stderr:
-        pytest.skip(f"this CPU has no {isa}")
-    assert done.returncode == 0, done.stderr
+    run_with(isa, code)
 
 
 def test_torch_accepts_the_op():

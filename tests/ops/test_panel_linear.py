@@ -1,18 +1,12 @@
 """Linear layers for a few rows against F.linear: every number of rows, every instruction set."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from espnet_bestow import ops
 from espnet_bestow.ops import reference
-
-ROOT = Path(__file__).parents[2]
+from tests.ops.instruction_sets import ISAS, run_with
 
 needs_kernels = pytest.mark.skipif(ops.native is None, reason="the compiled ops were not built")
 
@@ -44,19 +38,13 @@ def test_every_number_of_rows(rows, biased):
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", ["avx512bf16", "avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa):
-    code = f"""
-from espnet_bestow.ops import native
+    code = """
 from tests.ops.test_panel_linear import largest_error
-assert native.cpu_isa() == {isa!r}
 assert max(largest_error(rows, inputs, 48, True) for rows in (*range(1, 14), 29) for inputs in (1, 5, 33)) < 3e-6
 """
-    environment = os.environ | {"BESTOW_CPU_ISA": isa, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
-    if f"BESTOW_CPU_ISA={isa} does not run on this CPU" in done.stderr:
-        pytest.skip(f"this CPU has no {isa}")
-    assert done.returncode == 0, done.stderr
+    run_with(isa, code)
 
 
 @needs_kernels
