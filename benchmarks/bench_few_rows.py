@@ -1,4 +1,4 @@
-"""float32 linear layers for a few rows: ours beside torch's general product and oneDNN's packed one.
+"""float32 linear layers for a few rows: ours (in panels) beside torch's product, oneDNN's packed one, ours unpacked.
 
     python benchmarks/bench_few_rows.py [--rows 1 2 4 7 14 64] [--threads 1] [--output few_rows.json]
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from espnet_bestow.encoders.few_rows import FewRowsLinear
-from espnet_bestow.ops import native
+from espnet_bestow.ops import few_rows_linear, native
 
 WEIGHTS = 1 << 20  # of a matrix
 MATRICES = 60
@@ -32,6 +32,7 @@ def contestants(inputs: int) -> dict[str, Product]:
     packed = [torch.ops.mkldnn._reorder_linear_weight(weight, 16) for weight in weights]
     layers = [FewRowsLinear(weight, None) for weight in weights]
     return {
+        "plain": lambda x: [few_rows_linear(x, each) for each in weights],
         "ours": lambda x: [layer(x) for layer in layers],
         "linear": lambda x: [F.linear(x, each) for each in weights],
         "packed": lambda x: [torch.ops.mkldnn._linear_pointwise(x, each, None, "none", [], "") for each in packed],
@@ -62,7 +63,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     results = []
-    print("| inputs x outputs, rows | GB/s | linear / ours | packed / ours |\n|---|---:|---:|---:|")
+    print("| inputs x outputs, rows | GB/s | linear / ours | packed / ours | linear / unpacked |")
+    print("|---|---:|---:|---:|---:|")
     for inputs in (512, 2048):
         products = contestants(inputs)
         for rows in args.rows:
@@ -72,9 +74,14 @@ def main() -> None:
                 for name, each in seconds.items()
             }
             speed = 4e-9 * WEIGHTS * MATRICES / statistics.median(seconds["ours"])
-            results.append({"inputs": inputs, "rows": rows, "gb_per_second": speed, "ratio": ratio})
+            plain = statistics.median(a / b for a, b in zip(seconds["linear"], seconds["plain"], strict=True))
+            results.append(
+                {"inputs": inputs, "rows": rows, "gb_per_second": speed, "ratio": ratio, "linear_to_plain": plain}
+            )
             shape = f"{inputs} x {WEIGHTS // inputs}, {rows}"
-            print(f"| {shape} | {speed:.1f} | {ratio['linear']:.2f} | {ratio['packed']:.2f} |", flush=True)
+            print(
+                f"| {shape} | {speed:.1f} | {ratio['linear']:.2f} | {ratio['packed']:.2f} | {plain:.2f} |", flush=True
+            )
     if args.output is not None:
         args.output.write_text(json.dumps({"threads": args.threads, "results": results}, indent=1) + "\n")
 

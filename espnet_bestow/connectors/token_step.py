@@ -37,7 +37,7 @@ class ConnectorToken:
     @staticmethod
     def suits(connector: "CrossAttentionConnector") -> bool:
         """Whether all of it is plain float32 on a CPU, and there is a kernel."""
-        layers = [module for module in connector.modules() if hasattr(module, "weight") or hasattr(module, "rounded")]
+        layers = [module for module in connector.modules() if hasattr(module, "weight")]
         plain = all(type(layer) in (nn.Linear, Linear, nn.LayerNorm) for layer in layers)
         weights = list(connector.parameters())
         at_home = all(each.dtype == torch.float32 and each.device.type == "cpu" for each in weights)

@@ -98,7 +98,7 @@ def few_rows_linear(
 
 
 FEW_ROWS = 32
-"""Up to so many rows our product is the faster one (benchmarks/bench_few_rows.py)."""
+"""Up to so many rows our product is the faster one (the last column of benchmarks/bench_few_rows.py)."""
 TOKEN_ROWS = 64
 """Up to so many rows a token goes through all layers in one call: of more, calls are the smaller part of the time."""
 MANY_WEIGHTS = 1 << 17
