@@ -15,6 +15,9 @@ from espnet_bestow.streaming.listener import Ear
 PER_FRAME = ("GlobalMVN",)
 """ESPnet's normalisations that look at one frame only, by name: this room works without ESPnet."""
 
+_ROW = 128
+"""Hops of audio that are transformed in one row: fewer leave more of it empty, very long rows are slow."""
+
 
 class Span(NamedTuple):
     """Feature frames of one session that are wanted next: ``first`` to before ``last``."""
@@ -65,17 +68,43 @@ class LogMel:
 
     @torch.inference_mode()
     def frames(self, audio: Sequence[Tensor], first: Sequence[int], last: Sequence[int]) -> list[Tensor]:
-        """Frames ``first`` to before ``last`` (T_i, 80) of recordings (S_i,), behind each of which is silence."""
-        offsets = [min(self.guard, each) for each in first]
-        pieces = [
-            samples[(begin - offset) * self.hop : (end - 1) * self.hop + self.n_fft // 2]
-            for samples, begin, end, offset in zip(audio, first, last, offsets, strict=True)
+        """Frames ``first`` to before ``last`` (T_i, 80) of recordings (S_i,), behind each of which is silence.
+
+        The pieces of audio that they need lie one after the other in rows of about the same length, however different
+        theirs are: each is as long as the windows of its frames reach, so none of these sees into another piece.
+        """
+        pieces = [self._piece(*each) for each in zip(audio, first, last, strict=True)]
+        hops = [-(-len(piece) // self.hop) for piece, _ in pieces]
+        width = max([_ROW, *hops])
+        places, row, at = [], 0, 0  # row and hop
+        for count in hops:
+            row, at = (row, at) if at + count <= width else (row + 1, 0)
+            places.append((row, at))
+            at += count
+        waveform = torch.zeros(row + 1, max((width if row else at) * self.hop, self.n_fft))  # (R, S)
+        for (piece, _), (row, at) in zip(pieces, places, strict=True):
+            waveform[row, at * self.hop : at * self.hop + len(piece)] = piece
+        lengths = torch.full((len(waveform),), waveform.shape[1], device=self.device)
+        feats, _ = self.frontend(waveform.to(self.device), lengths)  # (R, T, 80)
+        return [
+            feats[row, at + offset : at + offset + end - begin]
+            for (_, offset), (row, at), begin, end in zip(pieces, places, first, last, strict=True)
         ]
-        waveform = nn.utils.rnn.pad_sequence(pieces, batch_first=True)  # (B, S)
-        waveform = nn.functional.pad(waveform, (0, self.n_fft)).to(self.device)
-        feats, _ = self.frontend(waveform, torch.full((len(pieces),), waveform.shape[1], device=self.device))
-        sizes = [end - begin for begin, end in zip(first, last, strict=True)]
-        return [row[offset : offset + size] for row, offset, size in zip(feats, offsets, sizes, strict=True)]
+
+    def _piece(self, samples: Tensor, first: int, last: int) -> tuple[Tensor, int]:
+        """The samples (n,) under the windows of some frames, and how many hops after its start the first one stands."""
+        half = self.n_fft // 2
+        if last <= first:
+            return samples[:0], 0
+        start = first - self.guard
+        piece = samples[max(start, 0) * self.hop : (last - 1) * self.hop + half]
+        length = (last - 1 - max(start, 0)) * self.hop + half
+        piece = nn.functional.pad(piece, (0, max(length, half + 1) - len(piece)))
+        if start > 0:
+            return piece, self.guard
+        # A recording's first windows see its beginning mirrored.
+        before = nn.functional.pad(piece[1 : half + 1].flip(0), (self.guard * self.hop - half, 0))
+        return torch.cat([before, piece]), self.guard + first
 
 
 def needs_the_whole(features: nn.Module) -> bool:

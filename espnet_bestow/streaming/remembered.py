@@ -42,14 +42,18 @@ class RememberingListener(RecomputedListener):
     @torch.inference_mode()
     def encode_beginnings(self, ears: Sequence[Any], ends: Sequence[int]) -> Speech:
         """See :class:`RecomputedListener`."""
-        known = [min(ear.heard, self.logmel.complete(end)) for ear, end in zip(ears, ends, strict=True)]
-        lengths = [self.logmel.all(end) for end in ends]
-        new = self.logmel.frames([ear.samples(0, end) for ear, end in zip(ears, ends, strict=True)], known, lengths)
+        complete, lengths = ([of(end) for end in ends] for of in (self.logmel.complete, self.logmel.all))
+        new: dict[Any, int] = {}  # ears, which may be in several rows, and how far their frames can be known
+        for ear, until in zip(ears, complete, strict=True):
+            if until > max(ear.heard, new.get(ear, 0)):
+                new[ear] = until
+        audio = [ear.samples() for ear in new] + [ear.samples(0, end) for ear, end in zip(ears, ends, strict=True)]
+        frames = self.logmel.frames(audio, [*(ear.heard for ear in new), *complete], [*new.values(), *lengths])
+        for ear, known in zip(new, frames, strict=False):
+            ear.append(known)
         # (B, T, 80), filled row by row: what is known lies in the ears, and is copied once.
-        feats = new[0].new_zeros(len(ears), max(lengths), self.logmel.bins)
-        for row, (ear, end, begin, frames) in enumerate(zip(ears, ends, known, new, strict=True)):
+        feats = frames[0].new_zeros(len(ears), max(lengths), self.logmel.bins)
+        for row, (ear, begin, last) in enumerate(zip(ears, complete, frames[len(new) :], strict=True)):
             feats[row, :begin] = ear.frames(begin)
-            feats[row, begin : begin + len(frames)] = frames
-            if (complete := self.logmel.complete(end)) > ear.heard:
-                ear.append(frames[ear.heard - begin : complete - begin])  # an ear may be in several rows
+            feats[row, begin : begin + len(last)] = last
         return self.encode(feats, torch.tensor(lengths))
