@@ -164,3 +164,10 @@ def _decode(sound: soundfile.SoundFile, first: int, last: int, name_uid: tuple[s
         value = f"{len(samples)} of {last - first} samples"
         raise AudioError("truncated file", name, value, uid)
     return samples
+
+
+def hertz(value: int | str) -> int:
+    """A sample rate as ESPnet's configurations have it, 16000 or 16k."""
+    from humanfriendly import parse_size
+
+    return value if isinstance(value, int) else int(parse_size(value))

@@ -19,6 +19,7 @@ from espnet_bestow.connectors.attention import WatchedSpeech
 from espnet_bestow.connectors.cross_attention import CrossAttentionState
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.model import BestowModel, ModelState
+from espnet_bestow.silence import SilenceAround
 from espnet_bestow.visibility import Policy, answer_index
 
 Stats = dict[str, Tensor | None]
@@ -31,7 +32,10 @@ SILENCE = 1024
 
 
 class Features(nn.Module):
-    """ESPnet's chain before the encoder, each part optional: frontend, SpecAugment, normalisation, pre-encoder."""
+    """ESPnet's chain before the encoder, each part optional: frontend, SpecAugment, normalisation, pre-encoder.
+
+    Our own is what comes first, in training: silence around the recordings.
+    """
 
     def __init__(
         self,
@@ -39,8 +43,10 @@ class Features(nn.Module):
         specaug: AbsSpecAug | None = None,
         normalize: AbsNormalize | None = None,
         preencoder: AbsPreEncoder | None = None,
+        silence: SilenceAround | None = None,
     ):
         super().__init__()
+        self.silence = silence
         self.frontend = frontend
         self.specaug = specaug
         self.normalize = normalize
@@ -60,6 +66,8 @@ class Features(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) -> (B, T, 80)."""
+        if self.silence is not None and self.training:
+            waveform, lengths = self.silence(waveform, lengths)
         return self.refine(*self.extract(waveform, lengths))
 
     def refine(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

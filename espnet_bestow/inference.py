@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espnet_bestow.audio import read_audio, resample
+from espnet_bestow.audio import hertz, read_audio, resample
 from espnet_bestow.circles import CIRCLES
 from espnet_bestow.connectors import Speech
 from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
@@ -119,7 +119,7 @@ class Speech2Text:
 
         model, args = BestowTask.build_model_from_file(config, model_file, device)
         rate = args.frontend_conf.get("fs", 16000)
-        return cls(model, BestowTask.build_template(args), args.default_prompt, options, device, _hertz(rate))
+        return cls(model, BestowTask.build_template(args), args.default_prompt, options, device, hertz(rate))
 
     @classmethod
     def from_pretrained(
@@ -265,12 +265,6 @@ def check_length(uid: str, samples: np.ndarray, rate: int) -> np.ndarray:
             f"at least {SHORTEST} s are needed"
         )
     return samples
-
-
-def _hertz(value: int | str) -> int:
-    from humanfriendly import parse_size
-
-    return value if isinstance(value, int) else int(parse_size(value))
 
 
 def _name(audio: Audio) -> str:

@@ -28,6 +28,7 @@ from espnet2.train.class_choices import ClassChoices
 from torch import distributed as dist
 from torch import nn
 
+from espnet_bestow.audio import hertz
 from espnet_bestow.connectors import CONNECTORS, Connector
 from espnet_bestow.encoders import (
     ConvSubsampling,
@@ -47,6 +48,7 @@ from espnet_bestow.model_dir import locate, read_config
 from espnet_bestow.preprocess import BestowPreprocessor
 from espnet_bestow.prompt import TEMPLATES, PromptTemplate, build_template
 from espnet_bestow.recordings import remember_recordings, share, whole_recordings
+from espnet_bestow.silence import SilenceAround
 from espnet_bestow.trainer import BestowTrainer
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
 
@@ -64,6 +66,7 @@ normalize_choices = ClassChoices(
     default="utterance_mvn",
     optional=True,
 )
+silence_choices = ClassChoices("silence", {"around": SilenceAround}, optional=True)
 preencoder_choices = ClassChoices(
     "preencoder",
     {**asr.preencoder_choices.classes, "conv1d": ConvSubsampling},
@@ -92,6 +95,7 @@ model_choices = ClassChoices("model", {"bestow": ESPnetBestowModel}, default="be
 
 # Arguments of a class that the task supplies, which therefore are no keys of a *_conf.
 _SUPPLIED = {
+    "silence": {"rate"},
     "encoder": {"input_size"},
     "postencoder": {"input_size"},
     "connector": {"text_dim", "speech_dim"},
@@ -107,6 +111,7 @@ class BestowTask(ASRTask):
     trainer = BestowTrainer
     class_choices_list = [
         frontend_choices,
+        silence_choices,
         asr.specaug_choices,
         normalize_choices,
         model_choices,
@@ -224,6 +229,7 @@ class BestowTask(ASRTask):
             specaug=_build(asr.specaug_choices, args),
             normalize=_build(normalize_choices, args),
             preencoder=_build_preencoder(args, size),
+            silence=_build(silence_choices, args, rate=hertz(args.frontend_conf.get("fs", 16000))),
         )
         if features.preencoder is not None:
             size = features.preencoder.output_size()

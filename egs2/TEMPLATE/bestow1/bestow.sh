@@ -179,6 +179,8 @@ bidi_exp=${bidi_exp:-${bestow_exp}_bidi}
 unid_exp=${unid_exp:-${bestow_exp}_unid}
 offline_weights=${bestow_exp}/${inference_model}.pth
 streaming_model=${streaming_model%.pth}.pth
+before_unid=${bidi_config:+${bidi_exp}/${streaming_model}}
+before_unid=${before_unid:-${offline_weights}}
 # Models that stream: directory of results -> model.
 declare -A stream_models=()
 if [ -n "${download_model}" ]; then
@@ -372,10 +374,12 @@ if begin_stage 17 "train for streaming with a streaming encoder (S-unid)"; then
     else
         need_file "${unid_config}" "--unid_config"
         need_file "${offline_weights}" "run stage 11"
+        need_file "${before_unid}" "run stage 16"
         set_step
         mapfile -t origin < <(training_origin)
         once "${unid_exp}/.done" "${origin[@]}" "${bestow_config}" "${unid_config}" "${unid_args}" "${step}" \
-            "${unid_init} ${unid_teacher_weight}" "${unid_ctc_config}" "${ctc_args}" "${offline_weights}" -- train_unid
+            "${unid_init} ${unid_teacher_weight}" "${unid_ctc_config}" "${ctc_args}" "${offline_weights}" \
+            "${before_unid}" -- train_unid
     fi
 fi
 

@@ -31,15 +31,16 @@ train_bidi() {
 # same_encoder CONFIG CONFIG: whether both name one encoder.
 same_encoder() { [ "$(sed -n 's/^encoder: *//p' "$1")" = "$(sed -n 's/^encoder: *//p' "$2")" ]; }
 
-# train_unid: every part goes on from the offline model if that has the streaming encoder already. Otherwise connector
-# and LLM do; the new encoder is pre-trained with CTC if --unid_ctc_config says how, and with the offline model as its
-# teacher if --unid_teacher_weight says how much.
+# train_unid: every part goes on from S-bidi, which has learnt to write before it has heard all, or from the offline
+# model if there is no S-bidi; if these have the streaming encoder already. Otherwise connector and LLM do; the new
+# encoder is pre-trained with CTC if --unid_ctc_config says how, and with the offline model as its teacher if
+# --unid_teacher_weight says how much.
 train_unid() {
-    local init=("${offline_weights}") weights=
-    keep_origin "${unid_exp}" "${origin[@]}" "${offline_weights}"
+    local init=("${before_unid}") weights=
+    keep_origin "${unid_exp}" "${origin[@]}" "${offline_weights}" "${before_unid}"
     streaming_config "${unid_config}" "${unid_exp}"
     if ! same_encoder "${bestow_config}" "${unid_exp}/train.yaml"; then
-        init=("${offline_weights}:connector:connector" "${offline_weights}:llm:llm")
+        init=("${before_unid}:connector:connector" "${before_unid}:llm:llm")
         if [ -n "${unid_ctc_config}" ]; then
             weights=${unid_exp}_ctc/valid.loss.best.pth
             if [ -n "${unid_init}" ]; then ctc_words+=(--init_param "${unid_parts[@]/#/${offline_weights}:}"); fi
