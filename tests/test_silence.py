@@ -39,7 +39,8 @@ def test_about_half_of_them_get_some_and_half_of_that_is_digital_silence():
     found, sizes = SilenceAround(RATE, 0.0, 2.0)(waveform, lengths)
     longer = sizes > 20
     assert 0.4 < longer.float().mean() < 0.6
-    digital = torch.tensor([bool((row[20:size] == 0).all()) for row, size in zip(found[longer], sizes[longer])])
+    # All recordings are equally long, so what stands behind them is of their own silence even where it is padding.
+    digital = (found[longer, 20:] == 0).all(1)
     assert 0.35 < digital.float().mean() < 0.65
 
 
