@@ -19,7 +19,7 @@ from transformers.activations import SiLUActivation
 
 from espnet_bestow.encoders.causal_subsampling import Stages, subsampled
 from espnet_bestow.encoders.encoder_state import Batch, EncoderState, KeysValues, room, together
-from espnet_bestow.encoders.few_rows import MOST_ROWS, FewRowsLinear
+from espnet_bestow.encoders.few_rows import FewRowsLinear
 from espnet_bestow.ops import native, or_empty, weight_and_bias
 
 FACTOR = 8
@@ -59,7 +59,7 @@ class ChunkStep:
 
     @property
     def in_one_call(self) -> bool:
-        """Whether the blocks of a chunk of a few streams are one native call."""
+        """Whether the blocks of a chunk are one native call."""
         return self._weights is not None and native is not None
 
     def open(self) -> EncoderState:
@@ -107,7 +107,7 @@ class ChunkStep:
         self, x: Tensor, windows: list[Tensor], past: list[Tensor], mask: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """All blocks: in one native call where it can be, else one by one."""
-        if self._weights is not None and native is not None and x.shape[0] * self.chunk <= MOST_ROWS:
+        if self._weights is not None and native is not None:
             block = self.blocks[0]
             mask = None if mask is None else mask.flatten(1)
             x, kept = native.conformer_chunk(

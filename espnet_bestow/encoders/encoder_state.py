@@ -101,6 +101,5 @@ def _gather(states: Sequence[EncoderState], left: int, spare: int) -> Batch:
     like = states[0].batch.keys_values.buffers
     buffers = [buffer.new_empty(len(states), left + spare, buffer.shape[2]) for buffer in like]
     for block, buffer in enumerate(buffers):
-        for row, state in enumerate(states):
-            buffer[row, :left] = state.batch.window(block, left)[state.row]
+        buffer[:, :left] = torch.cat([s.batch.window(block, left)[s.row : s.row + 1] for s in states])
     return Batch(rows("past"), rows("convolved"), KeysValues(buffers, left), left)

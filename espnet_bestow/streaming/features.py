@@ -84,12 +84,19 @@ class LogMel:
         waveform = torch.zeros(row + 1, max((width if row else at) * self.hop, self.n_fft))  # (R, S)
         for (piece, _), (row, at) in zip(pieces, places, strict=True):
             waveform[row, at * self.hop : at * self.hop + len(piece)] = piece
-        lengths = torch.full((len(waveform),), waveform.shape[1], device=self.device)
-        feats, _ = self.frontend(waveform.to(self.device), lengths)  # (R, T, 80)
+        feats = self._transform(waveform.to(self.device))
         return [
             feats[row, at + offset : at + offset + end - begin]
             for (_, offset), (row, at), begin, end in zip(pieces, places, first, last, strict=True)
         ]
+
+    def _transform(self, waveform: Tensor) -> Tensor:
+        """waveform (R, S) -> (R, T, 80): the frontend without its masks, for there is no padding to be masked."""
+        if self.frontend.frontend is not None:  # ESPnet's speech enhancement
+            lengths = torch.full((len(waveform),), waveform.shape[1], device=waveform.device)
+            return self.frontend(waveform, lengths)[0]
+        spectrum, _ = self.frontend.stft(waveform, None)  # (R, T, bins, 2)
+        return self.frontend.logmel(spectrum.square().sum(-1), None)[0]
 
     def _piece(self, samples: Tensor, first: int, last: int) -> tuple[Tensor, int]:
         """The samples (n,) under the windows of some frames, and how many hops after its start the first one stands."""

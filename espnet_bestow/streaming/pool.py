@@ -189,11 +189,13 @@ class Pool:
         frames = attention.argmax(1).tolist() if attention.shape[1] else []
         accepted = []
         for row, (session, segment) in enumerate(turns):
-            policy, view = session.policy, View(segment.shown, segment.complete, attention[row, : segment.shown])
-            if not isinstance(policy, TokenPolicy) or policy.accepts(view):
-                accepted.append(row)
-            else:
+            policy = session.policy
+            if isinstance(policy, TokenPolicy) and not policy.accepts(
+                View(segment.shown, segment.complete, attention[row, : segment.shown])
+            ):
                 self._wait(session, segment)
+            else:
+                accepted.append(row)
         if not accepted:
             return
         if len(accepted) < len(turns):

@@ -8,7 +8,6 @@ import torch
 from espnet_bestow import ops
 from espnet_bestow.encoders import StreamingFastConformerEncoder
 from espnet_bestow.encoders.chunk_step import FEW, ChunkStep, EncoderState
-from espnet_bestow.encoders.few_rows import MOST_ROWS
 from tests.ops.instruction_sets import ISAS, run_with
 
 CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0), (0, 3)]
@@ -154,10 +153,12 @@ def test_without_biases():
     torch.testing.assert_close(run(encoder.chunk_step(), [feats], [0])[0], full[0], rtol=0, atol=1e-5)
 
 
-def test_many_streams_at_once():
-    """Enough of them for the other depthwise convolution."""
+@pytest.mark.parametrize("native", [True, False])
+def test_many_streams_at_once(native):
+    """Enough of them for the other depthwise convolution, and for threads with streams of their own."""
     encoder = tiny()
     step = encoder.chunk_step((14, 6))
+    step = step if native else block_by_block(step)
     recordings = [torch.randn(112, 16) for _ in range(FEW // (32 * 7) + 1)]
     encoder.context = (14, 6)
     full, _, _ = encoder(torch.stack(recordings), torch.full((len(recordings),), 112))
@@ -189,18 +190,28 @@ def block_by_block(step: ChunkStep) -> ChunkStep:
     return plain
 
 
-def test_what_the_native_call_does_not_take_goes_block_by_block(monkeypatch):
+def test_what_the_native_call_does_not_take_goes_block_by_block():
     if ops.native is None:
         pytest.skip("the compiled ops were not built")
     assert not tiny(40).chunk_step((6, 1)).in_one_call  # panels have 16 outputs
     assert not tiny(config={"hidden_act": "relu"}).chunk_step((6, 1)).in_one_call
-    step = tiny().chunk_step((6, 1))
-    assert step.in_one_call
-    calls = []
-    monkeypatch.setattr(ops.native, "conformer_chunk", lambda *_: calls.append(1))
-    many = [Stream(step, torch.randn(20, 16)) for _ in range(MOST_ROWS // 2 + 1)]
-    advance(step, many)
-    assert not calls
+    assert tiny().chunk_step((6, 1)).in_one_call
+
+
+@pytest.mark.parametrize("streams", [33, 64, 67])
+def test_streams_shared_out_among_threads_do_not_mix(streams):
+    """All at places of their own: some begin, some end in this chunk."""
+    step = tiny().chunk_step((8, 3))
+    recordings = [torch.randn(20 + 7 * number, 16) for number in range(streams)]
+    delays = [number % 5 for number in range(streams)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = run(step, recordings, delays)
+    finally:
+        torch.set_num_threads(threads)
+    for number in (0, 15, 16, 32, streams - 1):
+        torch.testing.assert_close(found[number], run(step, [recordings[number]], [0])[0], rtol=0, atol=1e-5)
 
 
 def test_wrong_memory_is_an_error():

@@ -74,8 +74,8 @@ def test_a_frame_that_has_been_heard_is_not_computed_again(listeners, features, 
     ear = pushed(listener, 0.1 * torch.randn(20_000))
     listener.hear([(ear, 6)])
     computed = []
-    forward = features.frontend.forward
-    monkeypatch.setattr(features.frontend, "forward", lambda x, n: computed.append(x.shape[1]) or forward(x, n))
+    forward = features.frontend.stft.forward
+    monkeypatch.setattr(features.frontend.stft, "forward", lambda x, n: computed.append(x.shape[1]) or forward(x, n))
     listener.hear([(ear, 8)])
     new = 2 * HOP + 512  # samples of two frames, and windows at the edges
     assert computed and computed[0] <= new + 512 + 512  # the audio before them, the silence after
@@ -84,8 +84,8 @@ def test_a_frame_that_has_been_heard_is_not_computed_again(listeners, features, 
 def test_nor_is_it_for_several_beginnings(listeners, features, monkeypatch):
     ears = [pushed(listeners[0], 0.1 * torch.randn(length)) for length in (20_000, 12_000)]
     computed = []
-    forward = features.frontend.forward
-    monkeypatch.setattr(features.frontend, "forward", lambda x, n: computed.append(x.numel()) or forward(x, n))
+    forward = features.frontend.stft.forward
+    monkeypatch.setattr(features.frontend.stft, "forward", lambda x, n: computed.append(x.numel()) or forward(x, n))
     listeners[0].hear([(ear, frames) for ear in ears for frames in (2, 3, 4, 5)])
     edge = 6 * 160  # samples under the last frames of a beginning, and under those before them
     assert computed and computed[0] <= 2 * (8 * HOP + 5 * edge) + 128 * 160  # and what is left empty of the last row
