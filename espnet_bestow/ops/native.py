@@ -112,7 +112,7 @@ def conformer_chunk(
     eps: float,
     scale: float,
 ) -> tuple[Tensor, Tensor]:  # (B, c, D), (blocks, B, kernel - 1, D)
-    """A chunk of each of a few streams through all blocks of a conformer, in float32, without gradient."""
+    """A chunk of each of some streams through all blocks of a conformer, in float32, without gradient."""
     return torch.ops.bestow.conformer_chunk(x, weights, windows, past, mask, heads, eps, scale)
 
 

@@ -201,6 +201,7 @@ if [ ${#speeds[@]} -gt 0 ]; then train_source=${train_set}_sp; fi
 # --- data: stages 1 to 5 ---
 if begin_stage 1 "data preparation (local/data.sh)"; then
     read -r -a data_words <<<"${local_data_opts}"
+    if [ ! -f "data/${train_set}/wav.scp" ]; then warm_ahead; fi
     local/data.sh "${data_words[@]}"
 fi
 

@@ -22,3 +22,8 @@ at_exit+=(end_warm)
 
 # warm_py -m MODULE ARG...: py, for modules that import ESPnet or transformers.
 warm_py() { "${threads[@]}" "${warm_words[@]}" "$@"; }
+
+# warm_ahead: the imports begin now, beside what needs no ESPnet.
+warm_ahead() {
+    if [ -n "${warm_dir}" ]; then warm_py -m espnet_bestow.bin.filter_data_dir --help >/dev/null 2>&1 & fi
+}
