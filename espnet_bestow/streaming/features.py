@@ -91,11 +91,8 @@ class LogMel:
         ]
 
     def _transform(self, waveform: Tensor) -> Tensor:
-        """waveform (R, S) -> (R, T, 80): the frontend without its masks, for there is no padding to be masked."""
-        if self.frontend.frontend is not None:  # ESPnet's speech enhancement
-            lengths = torch.full((len(waveform),), waveform.shape[1], device=waveform.device)
-            return self.frontend(waveform, lengths)[0]
-        spectrum, _ = self.frontend.stft(waveform, None)  # (R, T, bins, 2)
+        """waveform (R, S) -> (R, T, 80): what the frontend does with one channel; nothing is padding, so no masks."""
+        spectrum, _ = self.frontend.stft(waveform, None)  # (R, T, n_fft / 2 + 1, 2)
         return self.frontend.logmel(spectrum.square().sum(-1), None)[0]
 
     def _piece(self, samples: Tensor, first: int, last: int) -> tuple[Tensor, int]:
