@@ -142,6 +142,8 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
                 f"connector: cross_attention, whose attention it teaches; got ctc_weight={ctc_weight}, "
                 f"{type(connector).__name__}"
             )
+        if teacher is not None and getattr(features, "silence", None) is not None:
+            raise ValueError("silence: a teacher hears the recordings without it, at other frames; set silence: null")
         self.policy = policy
         self.ctc = ctc_head
         self.ctc_weight = ctc_weight

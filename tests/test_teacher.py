@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from espnet_bestow.espnet_model import ESPnetBestowModel, Features
+from espnet_bestow.silence import SilenceAround
 from espnet_bestow.task import BestowTask
 from tests.test_espnet_model import batch, build, llm  # noqa: F401
 
@@ -49,6 +51,13 @@ def test_a_pupil_becomes_its_teacher(llm):  # noqa: F811
         optimizer.step()
         distances.append(float(stats["loss_teacher"]))
     assert distances[-1] < 0.05 * distances[0]
+
+
+def test_silence_would_move_the_frames_away_from_the_teacher_s(llm):  # noqa: F811
+    pupil = build(llm)
+    features = Features(silence=SilenceAround(16000))
+    with pytest.raises(ValueError, match="silence: a teacher hears the recordings without it"):
+        ESPnetBestowModel(features, pupil.encoder, pupil.connector, llm, pupil.policy, teacher=build(llm))
 
 
 def test_encoders_that_do_not_match_are_named(llm):  # noqa: F811
