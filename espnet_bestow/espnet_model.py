@@ -17,10 +17,11 @@ from espnet_bestow.alignment import alignment_losses, ctc_spans
 from espnet_bestow.connectors import Connector, ConnectorState, CrossAttentionConnector, Speech
 from espnet_bestow.connectors.attention import WatchedSpeech
 from espnet_bestow.connectors.cross_attention import CrossAttentionState
+from espnet_bestow.encoders.chunks import chunks_of
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.model import BestowModel, ModelState
 from espnet_bestow.silence import SilenceAround
-from espnet_bestow.visibility import Policy, answer_index
+from espnet_bestow.visibility import InChunks, Policy, Rule, answer_index
 
 Stats = dict[str, Tensor | None]
 
@@ -201,9 +202,13 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             loss = loss + self.teacher_weight * distance
         if self.ctc_weight < 1.0:
             # A bound that is known without looking at tensors: no waiting for the GPU, nor for frames nobody sees.
-            state = ModelState(self.connector.start(encoded.before(self.policy.reach(text.shape[1]))), None)
+            policy = InChunks(self.policy, chunks_of(self.encoder, self.features))
+            state = ModelState(self.connector.start(encoded.before(policy.reach(text.shape[1]))), None)
             watched = state.connector.watch() if self._aligns(state.connector) else None
-            each, correct = self._answer_losses(state, encoded.lengths, prompt, prompt_lengths, text, text_lengths)
+            rule = policy.rule(len(text), text.device)
+            each, correct = self._answer_losses(
+                state, rule, encoded.lengths, prompt, prompt_lengths, text, text_lengths
+            )
             answer = each.sum() / tokens
             stats["loss_llm"] = answer.detach()
             stats["acc"] = correct.sum() / tokens
@@ -274,6 +279,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
     def _answer_losses(
         self,
         state: ModelState,
+        rule: Rule,
         lengths: Tensor,
         prompt: Tensor,
         prompt_lengths: Tensor,
@@ -282,7 +288,6 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and correctness of every answer token, (B, A) with 0 at padding; lengths (B,) of the speech."""
         ids, mask = join(prompt, prompt_lengths, text, text_lengths)
-        rule = self.policy.rule(ids.shape[0], ids.device)
         visible = rule(answer_index(mask, prompt_lengths), mask, lengths)
         # Only columns in which some row predicts an answer token need logits.
         first = int(prompt_lengths.min()) - 1

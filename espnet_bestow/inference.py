@@ -13,6 +13,7 @@ from espnet_bestow.audio import hertz, read_audio, resample
 from espnet_bestow.circles import CIRCLES
 from espnet_bestow.connectors import Speech
 from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
+from espnet_bestow.encoders.chunks import needs_the_whole
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.model_dir import locate
 from espnet_bestow.preprocess import BadUtteranceError, check_speech
@@ -20,7 +21,7 @@ from espnet_bestow.prompt import PromptTemplate
 from espnet_bestow.quantize import Precision, quantize
 from espnet_bestow.streaming.cache_aware import CacheAwareListener
 from espnet_bestow.streaming.contextual_block import ChunkedListener
-from espnet_bestow.streaming.features import LogMel, needs_the_whole
+from espnet_bestow.streaming.features import LogMel
 from espnet_bestow.streaming.listener import RIGHT_CONTEXT, Listener, RecomputedListener, samples_per_frame
 from espnet_bestow.streaming.policies import Policy, build_policy
 from espnet_bestow.streaming.pool import Pool

@@ -56,6 +56,33 @@ def wait_k_frames[Index: (int, Tensor)](index: Index, k: Index, step: int) -> In
     return (index + k) * step
 
 
+@dataclass(frozen=True)
+class Chunks:
+    """How many frames a streaming encoder makes at once.
+
+    A token that may see the first frame of a chunk sees the last one too: a session has waited for both.
+
+    Attributes:
+        size: frames per chunk.
+        lead: frames that come with the first chunk, before its own.
+    """
+
+    size: int = 1
+    lead: int = 0
+
+    def whole(self, frames: int) -> int:
+        """How many frames there are as soon as there are ``frames``."""
+        return self.lead + max(1, -(-(frames - self.lead) // self.size)) * self.size if frames > 0 else 0
+
+    def show(self, visible: Tensor, encoder_lengths: Tensor) -> Tensor:
+        """What becomes visible (B, U) where ``visible`` (B, U) was waited for; encoder_lengths (B,)."""
+        if self == Chunks():
+            return visible
+        chunks = (visible - self.lead + self.size - 1).div(self.size, rounding_mode="floor").clamp(min=1)
+        whole = (self.lead + chunks * self.size).minimum(encoder_lengths[:, None])
+        return torch.where(visible > 0, whole, 0).to(torch.int32)
+
+
 def wait_k(index: Tensor, mask: Tensor, encoder_lengths: Tensor, k: Tensor, step: int) -> Tensor:
     """Answer token n sees min(encoder_length, (n + K) * L) frames; prompt positions before the last see none.
 
@@ -135,6 +162,24 @@ class WaitKPolicy:
     def reach(self, tokens: int) -> int:
         """What the last token sees under the largest K."""
         return wait_k_frames(tokens - 1, self.high, self.step)
+
+
+@dataclass(frozen=True)
+class InChunks:
+    """A policy for an encoder whose frames come by the chunk: what training must know to see what sessions show."""
+
+    policy: Policy
+    chunks: Chunks
+
+    def rule(self, batch: int, device: torch.device | None = None) -> Rule:
+        """The policy's, with whole chunks."""
+        rule = self.policy.rule(batch, device)
+        return lambda index, mask, lengths: self.chunks.show(rule(index, mask, lengths), lengths)
+
+    def reach(self, tokens: int) -> int | None:
+        """The policy's, with whole chunks."""
+        reach = self.policy.reach(tokens)
+        return None if reach is None else self.chunks.whole(reach)
 
 
 def causal_mask(mask: Tensor, new: int) -> Tensor:

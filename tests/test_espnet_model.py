@@ -17,7 +17,7 @@ from espnet_bestow.connectors import CrossAttentionConnector
 from espnet_bestow.espnet_model import SILENCE, EncoderChain, ESPnetBestowModel, Features, ctc_loss_sum, join, too_long
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.model import ModelState
-from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy, answer_index
+from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy, answer_index, offline
 from tests.llm_fixtures import write_llm
 
 WINDOW, D_ENC = 4, 6
@@ -232,7 +232,7 @@ def test_sharing_a_recording_keeps_the_gradient(llm):
     encode = model.encode(data["speech"], data["speech_lengths"])
     args = (data[name] for name in ("prompt", "prompt_lengths", "text", "text_lengths"))
     state = ModelState(model.connector.start(encode), None)
-    (model._answer_losses(state, encode.lengths, *args)[0].sum() / data["text_lengths"].sum()).backward()
+    (model._answer_losses(state, offline, encode.lengths, *args)[0].sum() / data["text_lengths"].sum()).backward()
     assert model.encoder.rows == 2
     torch.testing.assert_close(shared, model.encoder.linear.weight.grad, rtol=1e-4, atol=1e-6)
 

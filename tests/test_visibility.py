@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy, answer_index, offline, wait_k
+from espnet_bestow.visibility import Chunks, InChunks, OfflinePolicy, WaitKPolicy, answer_index, offline, wait_k
 
 
 def layout(prompt: list[int], total: list[int]):
@@ -80,3 +80,21 @@ def test_reach_bounds_what_any_answer_sees_and_wait_k_meets_it(policy):
         furthest = max(furthest, int(visible.max()))
     reach = policy.reach(6)
     assert furthest == (99 if reach is None else reach)
+
+
+@pytest.mark.parametrize("chunks", [Chunks(), Chunks(7), Chunks(3, lead=3)])
+def test_who_sees_the_first_frame_of_a_chunk_sees_the_last(chunks):
+    frames = torch.arange(24, dtype=torch.int32)[None]
+    shown = chunks.show(frames, torch.tensor([20]))
+    assert shown.tolist()[0] == [min(chunks.whole(n), 20 if chunks != Chunks() else n) for n in range(24)]
+    assert shown.dtype == torch.int32
+
+
+def test_a_policy_in_chunks_by_hand():
+    policy = InChunks(WaitKPolicy(k=2, step=2), Chunks(7))
+    mask, prompt = layout([2], [7])
+    visible = policy.rule(1)(answer_index(mask, prompt), mask, torch.tensor([13]))
+    # Waited for: 4, 6, 8, 10, 12 and 14 frames.
+    assert visible.tolist() == [[0, 7, 7, 13, 13, 13, 13]]
+    assert policy.reach(6) == 14
+    assert InChunks(OfflinePolicy(), Chunks(7)).reach(6) is None

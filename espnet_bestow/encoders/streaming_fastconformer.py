@@ -15,6 +15,7 @@ from espnet_bestow.encoders.checkpoint import check_config_keys, load_encoder, r
 from espnet_bestow.encoders.chunk_step import ChunkStep
 from espnet_bestow.encoders.lengths import check_lengths, valid_frames
 from espnet_bestow.encoders.relative_keys import share_relative_keys
+from espnet_bestow.visibility import Chunks
 
 LARGE = {
     "hidden_size": 512,
@@ -111,7 +112,7 @@ class StreamingFastConformerEncoder(AbsEncoder):
         left = self.encoder.config.sliding_window - 1
         pairs = contexts or [(left, right) for right in RIGHT_CONTEXTS if left % (right + 1) == 0]
         self.contexts = [check_context(pair) for pair in pairs]
-        self._context = self.contexts[0]
+        self._context = self._drawn = self.contexts[0]
 
     @property
     def context(self) -> tuple[int, int]:
@@ -121,6 +122,11 @@ class StreamingFastConformerEncoder(AbsEncoder):
     @context.setter
     def context(self, pair: Sequence[int]) -> None:
         self._context = check_context(pair)
+
+    @property
+    def chunks(self) -> Chunks:
+        """Frames that come at once: in training as the last pass drew it, in evaluation those of ``context``."""
+        return Chunks((self._drawn if self.training else self._context)[1] + 1)
 
     def output_size(self) -> int:
         return self.encoder.config.hidden_size
@@ -173,7 +179,8 @@ class StreamingFastConformerEncoder(AbsEncoder):
     def _drawn_context(self) -> tuple[int, int]:
         if not self.training:
             return self.context
-        return self.contexts[int(torch.randint(len(self.contexts), ()))]
+        self._drawn = self.contexts[int(torch.randint(len(self.contexts), ()))]
+        return self._drawn
 
 
 def chunked(frames: int, context: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:

@@ -10,6 +10,7 @@ from espnet_bestow.encoders.chunk_step import FACTOR, ChunkStep
 from espnet_bestow.streaming.features import Span, StreamFeatures
 from espnet_bestow.streaming.frame_ear import FrameEar
 from espnet_bestow.streaming.listener import Ear, Listener
+from espnet_bestow.visibility import Chunks
 
 
 class CacheAwareEar(FrameEar):
@@ -33,6 +34,7 @@ class CacheAwareListener(Listener):
         super().__init__(features.sample_rate, FACTOR * features.hop)
         self.step = step
         self.features = features
+        self.chunks = Chunks(step.chunk)
 
     @classmethod
     def of(cls, model: nn.Module, context: Sequence[int] | None = None) -> "CacheAwareListener":
@@ -51,13 +53,9 @@ class CacheAwareListener(Listener):
         """See :class:`Listener`."""
         return CacheAwareEar(self.step, self.features)
 
-    def together(self, frames: int) -> int:
-        """See :class:`Listener`: frames come by the chunk."""
-        return -(-frames // self.step.chunk) * self.step.chunk
-
     def needed(self, frames: int) -> int:
         """See :class:`Listener`."""
-        last = self.together(frames) - self.step.chunk
+        last = self.chunks.whole(frames) - self.step.chunk
         return self.features.needed(self.step.features(last)[1]) if last >= 0 else 0
 
     @torch.inference_mode()

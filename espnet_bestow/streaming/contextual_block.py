@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espnet_bestow.encoders.chunks import blocks_of
 from espnet_bestow.streaming.features import Span, StreamFeatures
 from espnet_bestow.streaming.frame_ear import FrameEar
 from espnet_bestow.streaming.listener import Ear, Listener
@@ -49,8 +50,7 @@ class ChunkedListener(Listener):
             raise ValueError(f"{name}: block_size={self.encoder.block_size} means one block, which cannot stream")
         super().__init__(features.sample_rate, self.encoder.subsample * features.hop)
         self.features = features
-        # Frames before the part of the first block that is kept again and again.
-        self.offset: int = self.encoder.block_size - self.encoder.look_ahead - self.encoder.hop_size
+        self.chunks = blocks_of(encoder)
 
     @classmethod
     def of(cls, model: nn.Module) -> "ChunkedListener":
@@ -60,10 +60,6 @@ class ChunkedListener(Listener):
     def open(self) -> BlockEar:
         """See :class:`Listener`."""
         return BlockEar(self.encoder.output_size(), self.features)
-
-    def together(self, frames: int) -> int:
-        """See :class:`Listener`: frames come by the block."""
-        return self.offset + self._blocks(frames) * self.encoder.hop_size if frames > 0 else 0
 
     def needed(self, frames: int) -> int:
         """See :class:`Listener`."""
@@ -84,7 +80,7 @@ class ChunkedListener(Listener):
 
     def _blocks(self, frames: int) -> int:
         """Blocks that the first ``frames`` frames, at least 1, are spread over."""
-        return max(1, -(-(frames - self.offset) // self.encoder.hop_size))
+        return (self.chunks.whole(frames) - self.chunks.lead) // self.chunks.size
 
     def _features_for(self, blocks: int) -> int:
         # ESPnet waits for one frame more than a block, and its sub-sampling holds two back.

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from espnet_bestow.encoders.chunks import needs_the_whole
 from espnet_bestow.streaming.listener import Ear
-
-PER_FRAME = ("GlobalMVN",)
-"""ESPnet's normalisations that look at one frame only, by name: this room works without ESPnet."""
 
 _ROW = 128
 """Hops of audio that are transformed in one row: fewer leave more of it empty, very long rows are slow."""
@@ -109,12 +107,6 @@ class LogMel:
         # A recording's first windows see its beginning mirrored.
         before = nn.functional.pad(piece[1 : half + 1].flip(0), (self.guard * self.hop - half, 0))
         return torch.cat([before, piece]), self.guard + first
-
-
-def needs_the_whole(features: nn.Module) -> bool:
-    """Whether the features of the first frame depend on the last one: utterance_mvn."""
-    normalize = getattr(features, "normalize", None)
-    return not (normalize is None or hasattr(normalize, "advance") or type(normalize).__name__ in PER_FRAME)
 
 
 class StreamFeatures(LogMel):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from espnet_bestow.connectors import Speech
+from espnet_bestow.visibility import Chunks
 
 RIGHT_CONTEXT = 13
 """Frames of look-ahead with which a bidirectional encoder is recomputed (1.04 s at 80 ms, as the authors do)."""
@@ -65,6 +66,9 @@ class Listener(ABC):
     ahead = 0
     """How many next requests of a session are best answered with the present one, if their audio has come."""
 
+    chunks = Chunks()
+    """Frames that come at once."""
+
     def __init__(self, sample_rate: int, hop: int):
         self.sample_rate = sample_rate
         self.hop = hop
@@ -72,13 +76,6 @@ class Listener(ABC):
     def open(self) -> Ear:
         """The ear of a new session."""
         return Ear()
-
-    def together(self, frames: int) -> int:
-        """How many frames there are as soon as there are ``frames``: encoders that go chunk by chunk make more.
-
-        All of them may be shown: a token that waits for the first frame of a chunk has waited for the last one too.
-        """
-        return frames
 
     @abstractmethod
     def needed(self, frames: int) -> int:

@@ -135,7 +135,7 @@ class Pool:
 
     def _frames(self, session: Session, written: int, reads: int) -> int:
         """What the policy waits for, and what comes together with it."""
-        return self.listener.together(session.policy.frames(written, reads))
+        return self.listener.chunks.whole(session.policy.frames(written, reads))
 
     # Reading and thinking
 

@@ -129,9 +129,9 @@ def test_needed_is_exactly_what_frames_depend_on(context):
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_what_comes_together_is_all_there_is(context):
     listener = CacheAwareListener.of(Model(RunningMVN(), subsampling="conv1d"), context)
-    assert listener.together(0) == 0
+    assert listener.chunks.whole(0) == 0
     for frames in (1, context[1] + 1, context[1] + 2, 20):
-        there = listener.together(frames)
+        there = listener.chunks.whole(frames)
         assert listener.needed(there) == listener.needed(frames) < listener.needed(there + 1)
         ear = listener.open()
         ear.push(torch.randn(listener.needed(frames)) * 0.1)

@@ -99,7 +99,7 @@ def test_needed_is_what_the_next_block_waits_for():
 
 def test_what_comes_together_is_all_there_is():
     listener = ChunkedListener.of(Model(input_layer="conv2d"))
-    assert [listener.together(frames) for frames in (0, 1, 6, 7, 9, 10)] == [0, 6, 6, 9, 9, 12]
+    assert [listener.chunks.whole(frames) for frames in (0, 1, 6, 7, 9, 10)] == [0, 6, 6, 9, 9, 12]
     ear = listener.open()
     ear.push(torch.randn(listener.needed(7)) * 0.1)
     assert len(listener.hear([(ear, 9)])[0]) == 9
