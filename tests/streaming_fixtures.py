@@ -13,6 +13,7 @@ from espnet_bestow.prompt import PromptTemplate, build_template
 from espnet_bestow.streaming.listener import RecomputedListener
 from espnet_bestow.streaming.pool import Pool
 from espnet_bestow.streaming.session import Session, SessionOptions, Word
+from espnet_bestow.visibility import Chunks
 
 RATE = 16000
 HOP = 400
@@ -69,11 +70,10 @@ def listener_of(model: BestowModel, right_context: int = 3) -> RecomputedListene
 class ByChunks(RecomputedListener):
     """The same frames, but four at a time, as encoders make them that go chunk by chunk."""
 
-    def together(self, frames: int) -> int:
-        return -(-frames // 4) * 4
+    chunks = Chunks(4)
 
     def needed(self, frames: int) -> int:
-        return super().needed(self.together(frames))
+        return super().needed(self.chunks.whole(frames))
 
 
 def talk(seconds: float, seed: int = 0) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from espnet_bestow.encoders.causal_subsampling import Stages, subsampled
+from espnet_bestow.encoders.depthwise import convolve_frames
 from espnet_bestow.encoders.encoder_state import Batch, EncoderState, KeysValues, room, together
 from espnet_bestow.encoders.few_rows import FewRowsLinear
 from espnet_bestow.ops import native, or_empty, weight_and_bias
@@ -56,6 +57,7 @@ class ChunkStep:
         self._like = window
         # Room for several chunks: keys and values are copied once in so many steps.
         self.spare = max(self.left // 2, self.chunk)
+        self._nothing = self._silence()
 
     @property
     def in_one_call(self) -> bool:
@@ -64,11 +66,7 @@ class ChunkStep:
 
     def open(self) -> EncoderState:
         """The state of a stream that has heard nothing."""
-        new = self._like.new_zeros
-        past = [new(1, shape[0], past, *shape[1:]) for _, past, shape in self.stages.stages]
-        convolved = [new(1, block.kernel - 1, self.width) for block in self.blocks]
-        memory = room([new(1, self.left, 2 * self.width) for _ in self.blocks], self.spare)
-        return EncoderState(0, Batch(past, convolved, memory, self.left), 0)
+        return EncoderState(0, self._nothing, 0)
 
     def features(self, start: int) -> tuple[int, int]:
         """First and past-the-last feature frame of the chunk at frame ``start``; the first may be negative."""
@@ -102,6 +100,14 @@ class ChunkStep:
         memory.filled = last
         after = Batch(past, convolved, memory, last)
         return x, [EncoderState(start + self.chunk, after, row) for row, start in enumerate(starts)]
+
+    def _silence(self) -> Batch:
+        """What a stream remembers before it has heard anything; all streams begin with it."""
+        new = self._like.new_zeros
+        past = [new(1, shape[0], past, *shape[1:]) for _, past, shape in self.stages.stages]
+        convolved = [new(1, block.kernel - 1, self.width) for block in self.blocks]
+        memory = room([new(1, self.left, 2 * self.width) for _ in self.blocks], 0)  # no room: nobody goes on in it
+        return Batch(past, convolved, memory, self.left)
 
     def _encode(
         self, x: Tensor, windows: list[Tensor], past: list[Tensor], mask: Tensor | None
@@ -256,10 +262,7 @@ class _Block:
             x = (window.unfold(1, self.kernel, 1).transpose(2, 3) * self.taps).sum(2)
             x = x if self.depthwise.bias is None else x + self.depthwise.bias
         else:
-            # As pixels of D channels in one row, which is how the window lies in memory.
-            pixels = window.transpose(1, 2)[:, :, None].contiguous(memory_format=torch.channels_last)
-            weight = self.depthwise.weight[:, :, None]  # (D, 1, 1, kernel)
-            x = F.conv2d(pixels, weight, self.depthwise.bias, groups=window.shape[2])[:, :, 0].transpose(1, 2)
+            x = convolve_frames(window, self.depthwise.weight, self.depthwise.bias)
         x = conv.activation(conv.norm(x))
         return self.pointwise2(x), window[:, self.chunk :]
 

@@ -5,6 +5,20 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def convolve_frames(
+    frames: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+) -> torch.Tensor:
+    """Depthwise convolution of (B, T, C) with weight (C, 1, K): frames are pixels of C channels, all in one row."""
+    pixels = frames.mT[:, :, None].contiguous(memory_format=torch.channels_last)  # (B, C, 1, T)
+    out = F.conv2d(pixels, weight[:, :, None], bias, (1, stride), (0, padding), (1, dilation), frames.shape[2])
+    return out[:, :, 0].mT
+
+
 class ChannelsLastConv1d(nn.Conv1d):
     """A depthwise ``nn.Conv1d`` that computes on a CPU with channels last, as frames lie in memory anyway.
 
@@ -32,10 +46,8 @@ class ChannelsLastConv1d(nn.Conv1d):
         """(B, C, T) -> (B, C, T')."""
         if input.device.type != "cpu":
             return super().forward(input)
-        pixels = input[:, :, None].contiguous(memory_format=torch.channels_last)  # (B, C, 1, T)
-        weight, stride, dilation = self.weight[:, :, None], (1, *self.stride), (1, *self.dilation)
-        out = F.conv2d(pixels, weight, self.bias, stride, (0, *self.padding), dilation, self.groups)
-        return out[:, :, 0]
+        stride, padding, dilation = self.stride[0], int(self.padding[0]), self.dilation[0]
+        return convolve_frames(input.mT, self.weight, self.bias, stride, padding, dilation).mT
 
 
 def quicken_depthwise(model: nn.Module) -> None:

@@ -94,12 +94,16 @@ def _leave(state: EncoderState, left: int, spare: int) -> None:
 
 
 def _gather(states: Sequence[EncoderState], left: int, spare: int) -> Batch:
-    def rows(name: str) -> list[Tensor]:
-        kinds = range(len(getattr(states[0].batch, name)))
-        return [torch.cat([getattr(s.batch, name)[kind][s.row : s.row + 1] for s in states]) for kind in kinds]
+    batches = [state.batch for state in states]
+    index = torch.tensor([state.row for state in states], device=batches[0].convolved[0].device)
 
-    like = states[0].batch.keys_values.buffers
-    buffers = [buffer.new_empty(len(states), left + spare, buffer.shape[2]) for buffer in like]
-    for block, buffer in enumerate(buffers):
-        buffer[:, :left] = torch.cat([s.batch.window(block, left)[s.row : s.row + 1] for s in states])
-    return Batch(rows("past"), rows("convolved"), KeysValues(buffers, left), left)
+    def rows(every: Sequence[Tensor]) -> Tensor:
+        """The states' rows of a tensor that each of their batches has."""
+        if all(batch is batches[0] for batch in batches):
+            return every[0].index_select(0, index)
+        return torch.cat([each[state.row : state.row + 1] for each, state in zip(every, states, strict=True)])
+
+    past = [rows(every) for every in zip(*[batch.past for batch in batches], strict=True)]
+    convolved = [rows(every) for every in zip(*[batch.convolved for batch in batches], strict=True)]
+    windows = [rows([batch.window(block, left) for batch in batches]) for block in range(len(convolved))]
+    return Batch(past, convolved, room(windows, spare), left)

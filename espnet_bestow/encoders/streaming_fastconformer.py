@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from transformers import NemotronAsrStreamingEncoder, NemotronAsrStreamingEncoderConfig
 
+from espnet_bestow.encoders.block_pass import block_pass
 from espnet_bestow.encoders.causal_subsampling import CausalConv1dSubsampling, dw_striding_stages, subsampled
 from espnet_bestow.encoders.checkpoint import check_config_keys, load_encoder, read_config, settle_config
 from espnet_bestow.encoders.chunk_step import ChunkStep
 from espnet_bestow.encoders.lengths import check_lengths, valid_frames
-from espnet_bestow.encoders.relative_keys import share_relative_keys
 from espnet_bestow.visibility import Chunks
 
 LARGE = {
@@ -102,7 +102,6 @@ class StreamingFastConformerEncoder(AbsEncoder):
             wanted.update(dict.fromkeys(DROPOUTS, dropout_rate))
         wanted.update(extra)
         self.encoder: Any = _load(pretrained, wanted) if pretrained else _build(wanted)
-        share_relative_keys(self.encoder)
         if subsampling == "conv1d":
             self.encoder.subsampling = CausalConv1dSubsampling(  # type: ignore[assignment]
                 input_size, self.output_size()
@@ -162,18 +161,16 @@ class StreamingFastConformerEncoder(AbsEncoder):
         hidden = encoder.subsampling(xs_pad.masked_fill(~valid[..., None], 0.0), valid) * encoder.input_scale
         olens = subsampled(ilens)
         valid = valid_frames(olens, hidden.shape[1])
-        positions = F.dropout(encoder.encode_positions(hidden), config.dropout_positions, self.training)
+        # The same for all rows; dropout of positions is drawn once for them.
+        distances = F.dropout(encoder.encode_positions(hidden[:1])[0], config.dropout_positions, self.training)
         hidden = F.dropout(hidden, config.dropout, self.training)
         sees = chunked(hidden.shape[1], self._drawn_context(), hidden.device) & valid[:, None]
         # A frame of padding sees itself, so that no softmax runs over nothing.
         sees = sees | torch.eye(hidden.shape[1], dtype=torch.bool, device=hidden.device)
+        mask = torch.zeros_like(sees, dtype=hidden.dtype).masked_fill_(~sees, -torch.inf)[:, None]  # (B, 1, F, F)
+        padding = ~valid[..., None]
         for block in encoder.layers:
-            hidden = block(
-                hidden,
-                attention_mask=sees[:, None],
-                all_masked_rows=~valid[:, None],
-                position_embeddings=positions,
-            )
+            hidden = block_pass(block, hidden, distances, mask, padding)
         return hidden, olens, None
 
     def _drawn_context(self) -> tuple[int, int]:

@@ -22,7 +22,7 @@ class FrameEar(Ear):
         """The next frames (n, D_enc)."""
         after = self.heard + len(frames)
         if after > len(self._frames):
-            grown = frames.new_zeros(max(after, 2 * len(self._frames)), frames.shape[1])
+            grown = frames.new_empty(max(after, 2 * len(self._frames)), frames.shape[1])
             grown[: self.heard] = self._frames[: self.heard]
             self._frames = grown
         self._frames[self.heard : after] = frames

@@ -70,7 +70,7 @@ class Intake:
             array = array.mean(axis=1, dtype=np.float32)
         if array.ndim != 1:
             raise ValueError(f"samples {where} have shape {array.shape}; (S,) or (S, channels) is needed")
-        bad = int(np.count_nonzero(~np.isfinite(array)))
-        if bad:
+        if not np.isfinite(array).all():
+            bad = int(np.count_nonzero(~np.isfinite(array)))
             raise ValueError(f"samples {where}: {bad} of {len(array)} are NaN or infinite")
         return np.ascontiguousarray(array)

@@ -27,7 +27,7 @@ class Ear:
     """
 
     def __init__(self) -> None:
-        self._buffer = torch.zeros(1 << 14)
+        self._buffer = torch.empty(1 << 14)
         self.received = 0
         self.ended = False
 
@@ -37,7 +37,7 @@ class Ear:
             raise ValueError(f"{len(samples)} samples pushed after the end of the audio")
         needed = self.received + len(samples)
         if needed > len(self._buffer):
-            grown = self._buffer.new_zeros(max(needed, 2 * len(self._buffer)))
+            grown = self._buffer.new_empty(max(needed, 2 * len(self._buffer)))
             grown[: self.received] = self._buffer[: self.received]
             self._buffer = grown
         self._buffer[self.received : needed] = samples
