@@ -6,6 +6,11 @@ CIRCLES = (5, 4, 3, 2, 2, 2)
 """How often one, two, three, ... tokens may follow themselves."""
 
 
+def widest(most: Sequence[int] = CIRCLES) -> int:
+    """How many tokens :func:`circling` looks at."""
+    return max((period * (allowed + 1) for period, allowed in enumerate(most, 1)), default=1)
+
+
 def circling(ids: Sequence[int], most: Sequence[int] = CIRCLES) -> int:
     """How many of the last tokens are too much: all repetitions of the last p if they are more than ``most[p - 1]``."""
     for period, allowed in enumerate(most, 1):

@@ -88,9 +88,15 @@ class RunningMVN(AbsNormalize):
             lengths: (B,) how many frames of each row count, by default all T; at least 1.
         """
         heard = feats != 0.0
-        x = (feats.float() - self.prior_mean).masked_fill_(~heard, 0.0)
+        x = feats.float() - self.prior_mean
         # Sums in float64, single frames in float32: the rest of a recording must not depend on how it was cut.
-        count = heard.cumsum(1, dtype=torch.float64).add_(past.weight[:, None])  # (B, T, 80)
+        # Nearly always; a GPU would have to be waited for.
+        everything = feats.device.type == "cpu" and bool(heard.all())
+        if everything:
+            count = torch.arange(1, x.shape[1] + 1, dtype=torch.float64)[:, None] + past.weight[:, None]  # (B, T, 80)
+        else:
+            x.masked_fill_(~heard, 0.0)
+            count = heard.cumsum(1, dtype=torch.float64).add_(past.weight[:, None])
         total = x.cumsum(1, dtype=torch.float64).add_(past.total[:, None])
         square = x.square().cumsum(1, dtype=torch.float64).add_(past.square[:, None])
         mean = (total / count).to(x.dtype)
@@ -99,7 +105,8 @@ class RunningMVN(AbsNormalize):
             # The pseudo-frames keep the variance away from zero; rounding, after hours of digital silence, might not.
             variance = (square / count).to(x.dtype) - mean.square()
             out = out * variance.clamp_(min=SMALLEST_VARIANCE).rsqrt_()
-        out = out.masked_fill_(~heard, 0.0)
+        if not everything:
+            out = out.masked_fill_(~heard, 0.0)
         row = torch.arange(len(x), device=x.device)
         last = lengths - 1 if lengths is not None else torch.full_like(row, x.shape[1] - 1)
         return out.to(feats.dtype), Moments(count[row, last], total[row, last], square[row, last])

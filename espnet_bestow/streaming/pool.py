@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from espnet_bestow.circles import circling
+from espnet_bestow.circles import circling, widest
 from espnet_bestow.connectors import LLMInput
 from espnet_bestow.model import BestowModel, SeatedModelState
 from espnet_bestow.prompt import PromptTemplate
@@ -226,8 +226,8 @@ class Pool:
 
     def _take(self, session: Session, segment: Segment, token: int, frame: int | None) -> None:
         """What becomes of the token that the LLM prefers."""
-        drafting = isinstance(session.policy, DraftPolicy)
-        if token == self.template.end or circling([*segment.ids, token], session.options.circles):
+        drafting, circles = isinstance(session.policy, DraftPolicy), session.options.circles
+        if token == self.template.end or circling([*segment.last(widest(circles)), token], circles):
             if drafting:
                 self._end_draft(session, segment)
             elif segment.complete or (token == self.template.end and not session.options.suppress_end):
@@ -242,7 +242,7 @@ class Pool:
             segment.draft.append(written)
         else:
             session.write(segment, written)
-        if len(segment.ids) < segment.limit:
+        if segment.count < segment.limit:
             return
         if drafting:
             self._end_draft(session, segment)

@@ -90,6 +90,15 @@ class Segment:
         """All tokens so far."""
         return [token.id for token in (*self.written, *self.draft)]
 
+    @property
+    def count(self) -> int:
+        """How many tokens these are."""
+        return len(self.written) + len(self.draft)
+
+    def last(self, count: int) -> list[int]:
+        """The last of them, at least 1."""
+        return [token.id for token in (*self.written[-count:], *self.draft)[-count:]]
+
 
 class Clock:
     """Seconds at which results come out of one worker: f_n = max(a_n, f_(n-1)) + c_n."""
