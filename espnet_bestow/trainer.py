@@ -100,7 +100,7 @@ def atomic_saves() -> Iterator[None]:
 def averages_at_once() -> Iterator[None]:
     """Within this context the processes of ESPnet's trainer exchange the statistics of a step in one message.
 
-    ESPnet sends one per statistic and waits for each: with a dozen of them, a tenth of a small model's step.
+    ESPnet sends one per statistic and waits for each, which a small model's step feels.
     """
     plain = espnet_trainer.recursive_average
 

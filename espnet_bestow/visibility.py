@@ -76,8 +76,6 @@ class Chunks:
 
     def show(self, visible: Tensor, encoder_lengths: Tensor) -> Tensor:
         """What becomes visible (B, U) where ``visible`` (B, U) was waited for; encoder_lengths (B,)."""
-        if self == Chunks():
-            return visible
         chunks = (visible - self.lead + self.size - 1).div(self.size, rounding_mode="floor").clamp(min=1)
         whole = (self.lead + chunks * self.size).minimum(encoder_lengths[:, None])
         return torch.where(visible > 0, whole, 0).to(torch.int32)

@@ -2,8 +2,8 @@
 
 The library turns frames around for every convolution, leaves its depthwise one to a slow kernel, multiplies queries and
 distances head by head and row by row, and scales and masks what could come scaled and masked. Here frames stay as they
-lie in memory. Weights and results are the same; on a CPU it is 1.2 to 1.5 times faster, 1.1 to 1.4 times backward
-(benchmarks/bench_block.py).
+lie in memory. Weights and results are the same; a CPU takes less time for them (benchmarks/bench_block.py,
+docs/training_step.md).
 """
 
 from typing import Any

@@ -26,7 +26,7 @@ def chunks_of(encoder: Any, features: nn.Module) -> Chunks:
         return Chunks()
     if hasattr(encoder, "chunks"):
         return encoder.chunks
-    return blocks_of(encoder) if getattr(encoder, "block_size", 0) > 0 else Chunks()
+    return blocks_of(encoder) if hasattr(encoder, "forward_infer") and encoder.block_size > 0 else Chunks()
 
 
 def blocks_of(encoder: Any) -> Chunks:

@@ -91,7 +91,7 @@ class LogMel:
     def _transform(self, waveform: Tensor) -> Tensor:
         """waveform (R, S) -> (R, T, 80): what the frontend does with one channel; nothing is padding, so no masks."""
         spectrum, _ = self.frontend.stft(waveform, None)  # (R, T, n_fft / 2 + 1, 2)
-        real, imaginary = spectrum.unbind(-1)  # summing over pairs takes PyTorch five times as long
+        real, imaginary = spectrum.unbind(-1)  # PyTorch is slow to sum over pairs
         return self.frontend.logmel(real.square() + imaginary.square(), None)[0]
 
     def _piece(self, samples: Tensor, first: int, last: int) -> tuple[Tensor, int]:

@@ -96,7 +96,7 @@ class Segment:
         return len(self.written) + len(self.draft)
 
     def last(self, count: int) -> list[int]:
-        """The last of them, at least 1."""
+        """The last ``count`` of them, or all if there are fewer; ``count`` is at least 1."""
         return [token.id for token in (*self.written[-count:], *self.draft)[-count:]]
 
 
