@@ -15,6 +15,7 @@ from espnet_bestow.encoders.checkpoint import (
     read_config,
     settle_config,
 )
+from espnet_bestow.encoders.first_weights import draw_weights
 from espnet_bestow.encoders.lengths import check_lengths, valid_frames
 from espnet_bestow.encoders.relative_keys import share_relative_keys
 
@@ -144,11 +145,7 @@ def _build(wanted: Mapping[str, Any]) -> ParakeetEncoder:
     config = ParakeetEncoderConfig(**{**LARGE, **wanted}, layerdrop=0.0)
     _check_shape(config)
     encoder = ParakeetEncoder(config)
-    # transformers draws every weight with std 0.02, which leaves 1e-7 of the signal after the small
-    # kernels of the subsampling: less than the epsilon of the norms behind it.
-    for module in encoder.modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-            module.reset_parameters()
+    draw_weights(encoder)
     return encoder
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
-from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from transformers import NemotronAsrStreamingEncoder, NemotronAsrStreamingEncoderConfig
 
@@ -14,6 +13,7 @@ from espnet_bestow.encoders.block_pass import block_pass
 from espnet_bestow.encoders.causal_subsampling import CausalConv1dSubsampling, dw_striding_stages, subsampled
 from espnet_bestow.encoders.checkpoint import check_config_keys, load_encoder, read_config, settle_config
 from espnet_bestow.encoders.chunk_step import ChunkStep
+from espnet_bestow.encoders.first_weights import draw_weights
 from espnet_bestow.encoders.lengths import check_lengths, valid_frames
 from espnet_bestow.visibility import Chunks
 
@@ -215,10 +215,7 @@ def _build(wanted: Mapping[str, Any]) -> NemotronAsrStreamingEncoder:
             f"attention_heads {config.num_attention_heads}"
         )
     encoder = NemotronAsrStreamingEncoder(config)
-    # As in fastconformer.py: the library's std of 0.02 would leave nothing of the signal behind the sub-sampling.
-    for module in encoder.modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-            module.reset_parameters()
+    draw_weights(encoder)
     return encoder
 
 

@@ -106,9 +106,9 @@ def test_every_weight_gets_a_finite_gradient(subsampling):
 
 @pytest.mark.parametrize("subsampling", ["dw_striding", "conv1d"])
 def test_fresh_weights_let_the_signal_through(subsampling):
-    encoder = tiny(subsampling=subsampling).eval()
-    ys, _, _ = encoder(torch.randn(2, 160, 80), torch.tensor([160, 160]))
-    assert ys.std(dim=1).mean() > 0.1
+    encoder = tiny(subsampling=subsampling)
+    hidden = encoder.encoder.subsampling(torch.randn(2, 160, 80), torch.ones(2, 160, dtype=torch.bool))
+    assert hidden.std(dim=1).mean() > 1e-3  # 3e-8 in dw_striding with the library's own weights
 
 
 def test_state_dict_round_trip():
