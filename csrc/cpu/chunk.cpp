@@ -18,21 +18,76 @@ inline Vec sigmoid(Vec x) {
   return div(top, add(splat(1.0f), small));
 }
 
-// a . b of n floats.
-inline float dot(const float* a, const float* b, int64_t n) {
-  Vec total = zero();
-  for (int64_t i = 0; i < n; i += kLanes) total = fma(load_some(a + i, n - i), load_some(b + i, n - i), total);
-  return sum(total);
+// Keys (frames, d) of one head, `frame` apart, as columns (d, pitch); columns beyond theirs are 0.
+void turn_keys(const float* keys, int64_t frame, int64_t frames, int64_t d, int64_t pitch, float* turned) {
+  for (int64_t j = 0; j < pitch; j += kLanes) {
+    for (int64_t e = 0; e < d; e += kLanes) {
+      const int64_t wide = d - e < kLanes ? d - e : kLanes;
+      Vec x[kLanes];
+      for (int r = 0; r < kLanes; ++r) x[r] = j + r < frames ? load_some(keys + (j + r) * frame + e, wide) : zero();
+      transpose(x);
+      for (int64_t r = 0; r < wide; ++r) store(turned + (e + r) * pitch + j, x[r]);
+    }
+  }
 }
 
-// Four of them, of one row a with rows of b that are `stride` apart.
-inline void four_dots(const float* a, const float* b, int64_t stride, int64_t n, float (&out)[4]) {
-  Vec total[4] = {zero(), zero(), zero(), zero()};
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const Vec x = load_some(a + i, n - i);
-    for (int r = 0; r < 4; ++r) total[r] = fma(x, load_some(b + r * stride + i, n - i), total[r]);
+// One query's scores with N vectors of keys: content . keys + place . places, both column by column. Of the last
+// vector only `last` columns of places are read.
+template <int N>
+void score_keys(const float* content, const float* keys, int64_t pitch, const float* place, const float* places,
+                int64_t row, int64_t d, int64_t last, float* scores) {
+  Vec by_content[N], by_place[N];
+  for (int v = 0; v < N; ++v) by_content[v] = by_place[v] = zero();
+  for (int64_t e = 0; e < d; ++e) {
+    const Vec c = splat(content[e]), p = splat(place[e]);
+    for (int v = 0; v < N; ++v) {
+      const float* at = places + e * row + v * kLanes;
+      by_content[v] = fma(c, load(keys + e * pitch + v * kLanes), by_content[v]);
+      by_place[v] = fma(p, v + 1 < N ? load(at) : load_some(at, last), by_place[v]);
+    }
   }
-  for (int r = 0; r < 4; ++r) out[r] = sum(total[r]);
+  for (int v = 0; v < N; ++v) store(scores + v * kLanes, add(by_content[v], by_place[v]));
+}
+
+// Up to so many queries read values together: as many sums as an adder works on at a time.
+constexpr int kQueriesTogether = 8;
+
+// What R queries read in n <= kLanes columns of values, by their weights (R, pitch).
+template <int R = kQueriesTogether>
+void read_values(int64_t rows, const float* weights, int64_t pitch, const float* values, int64_t frame, int64_t frames,
+                 int64_t n, float* out, int64_t row) {
+  if constexpr (R > 1) {
+    if (rows < R) return read_values<R - 1>(rows, weights, pitch, values, frame, frames, n, out, row);
+  }
+  Vec sums[R];
+  for (Vec& each : sums) each = zero();
+  for (int64_t j = 0; j < frames; ++j) {
+    const Vec value = load_some(values + j * frame, n);
+    for (int r = 0; r < R; ++r) sums[r] = fma(splat(weights[r * pitch + j]), value, sums[r]);
+  }
+  for (int r = 0; r < R; ++r) store_some(out + r * row, sums[r], n);
+}
+
+// Scores (frames) become weights that add up to 1, with zeros behind them.
+void soften(const float* mask, int64_t frames, int64_t pitch, float* scores) {
+  Vec most = splat(-__builtin_inff());
+  for (int64_t j = 0; j < frames; j += kLanes) {
+    const int64_t n = frames - j;
+    Vec x = load(scores + j);
+    if (mask != nullptr) x = add(x, load_some(mask + j, n));
+    x = keep(x, splat(-__builtin_inff()), n);
+    most = max(x, most);
+    store(scores + j, x);
+  }
+  const Vec top = splat(greatest(most));
+  Vec total = zero();
+  for (int64_t j = 0; j < pitch; j += kLanes) {
+    const Vec weight = j < frames ? keep(exp_negative(sub(load(scores + j), top)), zero(), frames - j) : zero();
+    total = add(total, weight);
+    store(scores + j, weight);
+  }
+  const Vec share = splat(1.0f / sum(total));
+  for (int64_t j = 0; j < frames; j += kLanes) store(scores + j, mul(load(scores + j), share));
 }
 
 }  // namespace
@@ -78,52 +133,31 @@ void convolve(const Taps& p, int64_t begin, int64_t end) {
 }
 
 void chunk_attention(const ChunkAttention& p, int64_t begin, int64_t end, float* scratch) {
-  const int64_t d = p.head, D = p.heads * d;
-  float *by_content = scratch, *by_place = by_content + d, *scores = by_place + d;
+  const int64_t d = p.head, D = p.heads * d, pitch = p.pitch(), places = p.frames + p.chunk - 1;
+  float *content = scratch, *place = content + d, *turned = place + d, *weights = turned + d * pitch;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t h = unit % p.heads, b = unit / p.heads;
-    const float* keys = p.window + b * p.window_batch + h * d;
-    const float* mask = p.mask == nullptr ? nullptr : p.mask + b * p.frames;
+    const float *keys = p.window + b * p.window_batch + h * d, *values = keys + D;
+    turn_keys(keys, p.window_frame, p.frames, d, pitch, turned);
     for (int64_t i = 0; i < p.chunk; ++i) {
       const float* q = p.qkv + (b * p.chunk + i) * 3 * D + h * d;
       for (int64_t e = 0; e < d; ++e) {
-        by_content[e] = (q[e] + p.bias_content[h * d + e]) * p.scale;
-        by_place[e] = q[e] + p.bias_place[h * d + e];
+        content[e] = (q[e] + p.bias_content[h * d + e]) * p.scale;
+        place[e] = q[e] + p.bias_place[h * d + e];
       }
-      const float* places = p.relative + (h * (p.frames + p.chunk - 1) + p.chunk - 1 - i) * d;
-      float most = -__builtin_inff();
-      for (int64_t j = 0; j < p.frames; j += 4) {
-        float content[4], place[4];
-        const int64_t n = p.frames - j < 4 ? p.frames - j : 4;
-        if (n == 4) {
-          four_dots(by_content, keys + j * p.window_frame, p.window_frame, d, content);
-          four_dots(by_place, places + j * d, d, d, place);
-        } else {
-          for (int64_t r = 0; r < n; ++r) {
-            content[r] = dot(by_content, keys + (j + r) * p.window_frame, d);
-            place[r] = dot(by_place, places + (j + r) * d, d);
-          }
-        }
-        for (int64_t r = 0; r < n; ++r) {
-          scores[j + r] = content[r] + place[r] + (mask == nullptr ? 0.0f : mask[j + r]);
-          most = scores[j + r] > most ? scores[j + r] : most;
-        }
-      }
-      Vec total = zero();
-      for (int64_t j = 0; j < p.frames; j += kLanes) {
-        const int64_t n = p.frames - j;
-        const Vec weight = keep(exp_negative(sub(load_some(scores + j, n), splat(most))), zero(), n);
-        total = add(total, weight);
-        store_some(scores + j, weight, n);
-      }
-      const Vec share = splat(1.0f / sum(total));
-      float* out = p.out + (b * p.chunk + i) * D + h * d;
-      for (int64_t e = 0; e < d; e += kLanes) {
-        Vec mean = zero();
-        for (int64_t j = 0; j < p.frames; ++j)
-          mean = fma(splat(scores[j]), load_some(keys + j * p.window_frame + D + e, d - e), mean);
-        store_some(out + e, mul(mean, share), d - e);
-      }
+      const float* first = p.relative + h * d * places + p.chunk - 1 - i;
+      float* scores = weights + i * pitch;
+      int64_t j = 0;
+      for (; j + 4 * kLanes <= p.frames; j += 4 * kLanes)
+        score_keys<4>(content, turned + j, pitch, place, first + j, places, d, kLanes, scores + j);
+      for (; j < p.frames; j += kLanes)
+        score_keys<1>(content, turned + j, pitch, place, first + j, places, d, p.frames - j, scores + j);
+      soften(p.mask == nullptr ? nullptr : p.mask + b * p.frames, p.frames, pitch, scores);
+    }
+    for (int64_t i = 0; i < p.chunk; i += kQueriesTogether) {
+      for (int64_t e = 0; e < d; e += kLanes)
+        read_values(p.chunk - i, weights + i * pitch, pitch, values + e, p.window_frame, p.frames, d - e,
+                    p.out + (b * p.chunk + i) * D + h * d + e, D);
     }
   }
 }

@@ -229,7 +229,7 @@ class _Block:
         first_norm, own_norm, conv_norm, inner_norm, second_norm = map(weight_and_bias, norms)
         found = [
             *first_norm, *_panels(first.linear1), *_panels(first.linear2),
-            *own_norm, *_panels(self.qkv), self.bias_u, self.bias_v, self.relative.mT.contiguous(), *_panels(self.out),
+            *own_norm, *_panels(self.qkv), self.bias_u, self.bias_v, self.relative, *_panels(self.out),
             *conv_norm, *_panels(self.pointwise1), *taps, *inner_norm, *_panels(self.pointwise2),
             *second_norm, *_panels(second.linear1), *_panels(second.linear2), *weight_and_bias(block.norm_out),
         ]  # fmt: skip

@@ -86,11 +86,12 @@ struct ChunkAttention {
   const float* window;                     // (B, W, 2 H d): keys, values
   int64_t window_batch, window_frame;      // strides
   const float *bias_content, *bias_place;  // (H d)
-  const float* relative;                   // (H, W + c - 1, d), scaled: frame i meets key j at row c - 1 - i + j
+  const float* relative;                   // (H, d, W + c - 1), scaled: frame i meets key j in column c - 1 - i + j
   const float* mask;                       // (B, W), added to scores, or null
   float scale;                             // of scores by content
   float* out;                              // (B, c, H d)
-  size_t scratch() const { return (2 * head + frames) * sizeof(float); }  // bytes
+  int64_t pitch() const { return (frames + 15) / 16 * 16; }  // whole vectors of any instruction set
+  size_t scratch() const { return (2 * head + (head + chunk) * pitch()) * sizeof(float); }  // bytes
 };
 
 // One instruction set's kernels. Work is cut in units that may run on any thread; each call needs its own workspace.

@@ -128,11 +128,11 @@ inline Vec times_power(Vec x, Vec n) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(x, _mm256_castsi256_ps(exponent));
 }
-inline Vec keep(Vec x, Vec other, int64_t n) {
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const int below = n >= 8 ? 8 : n <= 0 ? 0 : static_cast<int>(n);
-  return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(below), lane)));
+inline __m256i below(int64_t n) {  // which lanes are
+  const int count = n >= 8 ? 8 : n <= 0 ? 0 : static_cast<int>(n);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+inline Vec keep(Vec x, Vec other, int64_t n) { return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(below(n))); }
 inline float sum(Vec x) {
   __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   y = _mm_add_ps(y, _mm_movehl_ps(y, y));
@@ -274,6 +274,13 @@ inline Vec exp_negative(Vec x) {
 }
 
 // The first n < kLanes elements; the other lanes are 0.
+#if defined(__AVX512F__)
+inline Vec load_first(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+inline void store_first(float* p, Vec x, int64_t n) { _mm512_mask_storeu_ps(p, first(n), x); }
+#elif defined(__AVX2__)
+inline Vec load_first(const float* p, int64_t n) { return _mm256_maskload_ps(p, below(n)); }
+inline void store_first(float* p, Vec x, int64_t n) { _mm256_maskstore_ps(p, below(n), x); }
+#endif
 template <class T>
 inline Vec load_first(const T* p, int64_t n) {
   T some[kLanes] = {};
