@@ -14,6 +14,8 @@ def widest(most: Sequence[int] = CIRCLES) -> int:
 def circling(ids: Sequence[int], most: Sequence[int] = CIRCLES) -> int:
     """How many of the last tokens are too much: all repetitions of the last p if they are more than ``most[p - 1]``."""
     for period, allowed in enumerate(most, 1):
+        if len(ids) <= period or ids[-1] != ids[-1 - period]:
+            continue  # nearly always
         tail = list(ids[-period * (allowed + 1) :])
         if len(tail) == period * (allowed + 1) and tail == tail[-period:] * (allowed + 1):
             return period * allowed

@@ -26,8 +26,17 @@ struct FloatProducts {
   static inline Sum nothing() { return zero(); }
   static inline Vec input(const Input* p) { return load(p); }
   static inline Vec weight(const Weight* p) { return load(p); }
+  static inline Vec input_rest(const Input* p, int64_t n) { return load_first(p, n); }
+  static inline Vec weight_rest(const Weight* p, int64_t n) { return load_first(p, n); }
   static inline Sum add(Sum sum, Vec x, Vec w) { return fma(x, w, sum); }
   static inline float total(Sum sum) { return bestow::BESTOW_ISA::sum(sum); }
+};
+
+// The last n < kStep elements, followed by zeros.
+template <class T, int kStep>
+struct Padded {
+  T data[kStep] = {};
+  Padded(const T* p, int64_t n) { std::memcpy(data, p, n * sizeof(T)); }
 };
 
 struct Int8Products {
@@ -65,13 +74,8 @@ struct Int8Products {
            (static_cast<float>(sum[1]) + static_cast<float>(sum[3]));
   }
 #endif
-};
-
-// The last n < kStep elements, followed by zeros.
-template <class T, int kStep>
-struct Padded {
-  T data[kStep] = {};
-  Padded(const T* p, int64_t n) { std::memcpy(data, p, n * sizeof(T)); }
+  static inline Sum input_rest(const Input* p, int64_t n) { return input(Padded<Input, kStep>(p, n).data); }
+  static inline Sum weight_rest(const Weight* p, int64_t n) { return weight(Padded<Weight, kStep>(p, n).data); }
 };
 
 // Rows m ... m + kRows - 1 of the input, outputs n ... n + kOutputs - 1.
@@ -94,12 +98,11 @@ inline void tile(const FewRows& p, int64_t m, int64_t n) {
     }
   }
   if (const int64_t rest = p.inputs - k) {
+    typename P::Sum inputs[kRows];
+    for (int i = 0; i < kRows; ++i) inputs[i] = P::input_rest(x + i * p.inputs + k, rest);
     for (int j = 0; j < kOutputs; ++j) {
-      const Padded<Weight, P::kStep> weights(w + j * p.inputs + k, rest);
-      for (int i = 0; i < kRows; ++i) {
-        const Padded<Input, P::kStep> inputs(x + i * p.inputs + k, rest);
-        sums[i][j] = P::add(sums[i][j], P::input(inputs.data), P::weight(weights.data));
-      }
+      const auto weight = P::weight_rest(w + j * p.inputs + k, rest);
+      for (int i = 0; i < kRows; ++i) sums[i][j] = P::add(sums[i][j], inputs[i], weight);
     }
   }
   for (int i = 0; i < kRows; ++i) {

@@ -242,7 +242,8 @@ class Session:
     def write(self, segment: Segment, token: Token) -> None:
         """A token is written for good."""
         segment.written.append(token)
-        self._emit(segment, segment.cutter.add(token.id))
+        if units := segment.cutter.add(token.id):
+            self._emit(segment, units)
 
     def finish_segment(self, segment: Segment) -> None:
         """Nothing more is written in a segment; the next one's turn."""
