@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -51,7 +52,16 @@ def run(args: argparse.Namespace) -> Iterator[Path]:
     s2t = load_model(args.model, args.device)
     for example in examples:
         path = args.output if args.output.suffix == ".png" else args.output / f"read_write_{example.key}.png"
-        yield draw(example, s2t, args, path)
+        try:
+            yield draw(example, s2t, args, path)
+        except EmptyAnswerError as error:
+            if path == args.output:
+                raise
+            print(f"not drawn: {error}", file=sys.stderr)  # of several rows; the others have something to show
+
+
+class EmptyAnswerError(ValueError):
+    """There is nothing to draw."""
 
 
 def draw(example: Example, s2t: Speech2Text, args: argparse.Namespace, path: Path) -> Path:
@@ -65,7 +75,7 @@ def draw(example: Example, s2t: Speech2Text, args: argparse.Namespace, path: Pat
         words = [w for start in range(0, len(samples), size) for w in session.push(samples[start : start + size])]
         words += session.finish()
     if not words:
-        raise ValueError(f"{example.key}: the answer under {spec} is empty, there is nothing to draw")
+        raise EmptyAnswerError(f"{example.key}: the answer under {spec} is empty, there is nothing to draw")
     pieces = list(s2t.template.tokenizer.convert_ids_to_tokens([token for word in words for token in word.tokens]))
     ctm = args.data_dir / "ctm"
     spoken = read_ctm(ctm).get(example.key, []) if ctm.exists() else []

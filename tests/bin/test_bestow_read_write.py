@@ -1,6 +1,10 @@
 """Plots of how rows are read and written, by the command line."""
 
+import shutil
+
+import numpy as np
 import pytest
+import soundfile
 
 from espnet_bestow.bin.bestow_read_write import main
 
@@ -32,3 +36,17 @@ def test_bad_use_is_one_line(tiny, vivid_experiment, keys, tmp_path, capsys, cho
     with pytest.raises(SystemExit) as stop:
         main(command(tiny, vivid_experiment, chosen or keys, tmp_path / output))
     assert message in f"{stop.value}{capsys.readouterr().err}"
+
+
+def test_an_empty_answer_does_not_cost_the_other_pictures(tiny, vivid_experiment, keys, tmp_path, capsys):
+    data = shutil.copytree(tiny.data["train"], tmp_path / "data")
+    soundfile.write(tmp_path / "short.wav", np.full(160, 0.1, np.float32), 16000)  # no frame, so no words
+    rows = dict(line.split(maxsplit=1) for line in (data / "wav.scp").read_text("utf-8").splitlines())
+    rows[keys[0]] = str(tmp_path / "short.wav")
+    (data / "wav.scp").write_text("".join(f"{key} {path}\n" for key, path in rows.items()), "utf-8")
+    words = command(tiny, vivid_experiment, keys, tmp_path / "plots")
+    words[words.index("--data_dir") + 1] = str(data)
+    main(words)
+    said = capsys.readouterr()
+    assert said.out == f"wrote {tmp_path / 'plots' / f'read_write_{keys[1]}.png'}\n"
+    assert f"not drawn: {keys[0]}: the answer under" in said.err
