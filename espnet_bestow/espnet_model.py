@@ -1,6 +1,6 @@
 """The ESPnet face of the model: features, loss, stats and weight."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 import torch
@@ -106,6 +106,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
 
     The loss of a batch is [(1 - w) * CE + w * CTC + a * A + t * T] / N: sums over the batch, N its answer tokens. N is
     also the returned weight, so that ESPnet's weighted mean over processes is exactly the loss of the global batch.
+    In CE, a row counts as often as its task's weight says.
 
     Args:
         encoder, connector, llm, features: see BestowModel. ``llm`` may be None when ``ctc_weight`` is 1 (encoder
@@ -117,7 +118,11 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         alignment_weight: a, of the loss that teaches the connector's last block where the tokens of a transcript
             were said (see :mod:`.alignment`); counts for answers that are their ``src_text``. Needs CTC.
         tasks: task names whose losses are reported one by one.
+        task_weights: how much the answers of a task count, 1 where nothing is said. The tasks that take longest to
+            learn can have a larger share of what is learned than they have of the data.
     """
+
+    task_weights: Tensor  # (tasks,)
 
     def __init__(  # noqa: PLR0913 (the last ones are the keys of model_conf)
         self,
@@ -133,6 +138,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         teacher: BestowModel | None = None,
         teacher_weight: float = 1.0,
         tasks: Sequence[str] = (),
+        task_weights: Mapping[str, float] | None = None,
     ):
         super().__init__(encoder, connector, llm, features)  # type: ignore[arg-type]
         if not 0.0 <= ctc_weight <= 1.0:
@@ -153,6 +159,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         self._teacher = (teacher and teacher.eval().requires_grad_(False),)  # in a tuple: no part of this module
         self.teacher_weight = teacher_weight
         self.tasks = tuple(tasks)
+        self.register_buffer("task_weights", _weights_of(self.tasks, task_weights or {}), persistent=False)
 
     def encode(self, waveform: Tensor, lengths: Tensor) -> Speech:
         """See BestowModel."""
@@ -209,7 +216,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             each, correct = self._answer_losses(
                 state, rule, encoded.lengths, prompt, prompt_lengths, text, text_lengths
             )
-            answer = each.sum() / tokens
+            answer = self._weighted(each.sum(1), task).sum() / tokens
             stats["loss_llm"] = answer.detach()
             stats["acc"] = correct.sum() / tokens
             stats.update(self._task_losses(each.detach().sum(1), text_lengths, task))
@@ -300,6 +307,10 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         )
         return each, (logits.detach().argmax(-1) == text) & (text >= 0)
 
+    def _weighted(self, sums: Tensor, task: Tensor | None) -> Tensor:
+        """The losses (B,) of rows, each times its task's weight."""
+        return sums if task is None or not self.tasks else sums * self.task_weights[task[:, 0]]
+
     def _task_losses(self, sums: Tensor, lengths: Tensor, task: Tensor | None) -> Stats:
         """Mean loss of each task in the batch, NaN for absent ones: every process must report the same keys."""
         if task is None or not self.tasks:
@@ -307,6 +318,18 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         members = task[:, :1] == torch.arange(len(self.tasks), device=task.device)  # (B, tasks)
         each = (members * sums[:, None]).sum(0) / (members * lengths[:, None]).sum(0)
         return {f"loss_{name}": value for name, value in zip(self.tasks, each, strict=True)}
+
+
+def _weights_of(tasks: Sequence[str], weights: Mapping[str, float]) -> Tensor:
+    """One weight for each task; names that no data has, and negative weights, are errors."""
+    unknown = sorted(set(weights) - set(tasks))
+    if unknown:
+        known = ", ".join(tasks) or "no task"
+        raise ValueError(f"model_conf: task_weights names {', '.join(unknown)}; the data has {known}")
+    for name, weight in weights.items():
+        if not 0.0 <= weight < float("inf"):
+            raise ValueError(f"model_conf: task_weights: {name}: {weight} is no weight; it must be 0 or more")
+    return torch.tensor([float(weights.get(name, 1.0)) for name in tasks])
 
 
 def join(prompt: Tensor, prompt_lengths: Tensor, text: Tensor, text_lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -157,6 +157,36 @@ def test_losses_per_task_need_the_task(llm):
 
 
 @torch.no_grad()
+def test_the_answers_of_a_task_count_as_its_weight_says(llm):
+    model = build(llm, task_weights={"asr": 3.0})
+    loss, stats, tokens = model(**batch())
+    asr, sqa, also_asr = (sum(written_out(model, row)[0]) for row in range(3))
+    assert float(loss) == pytest.approx((3 * (asr + also_asr) + sqa) / float(tokens), rel=1e-4)
+    assert float(stats["loss_asr"]) == pytest.approx((asr + also_asr) / (len(ANSWERS[0]) + len(ANSWERS[2])), rel=1e-4)
+    assert not any("task_weights" in name for name in model.state_dict()), "a checkpoint fits other weights"
+
+
+def test_a_task_of_weight_0_teaches_nothing(llm):
+    model = build(llm, task_weights={"sqa": 0.0})
+    loss, _, _ = model(**batch([1]))
+    loss.backward()
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"ast_xy": 2.0}, "task_weights names ast_xy; the data has asr, sqa, ast"),
+        ({"asr": -1.0}, "task_weights: asr: -1.0"),
+        ({"asr": math.nan}, "task_weights: asr: nan"),
+    ],
+)
+def test_weights_that_make_no_sense_are_named(llm, weights, message):
+    with pytest.raises(ValueError, match=message):
+        build(llm, task_weights=weights)
+
+
+@torch.no_grad()
 def test_ctc_joins_the_loss_with_its_weight(llm):
     model = build(llm, ctc_weight=0.3)
     loss, stats, tokens = model(**batch())
