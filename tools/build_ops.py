@@ -44,6 +44,8 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 # Sources compiled once per instruction set.
 KERNELS = ("staircase", "panel_linear", "few_rows", "chunk")
+# Sources that register ops.
+REGISTRATIONS = ("ops", "token_step", "chunk_step", "ctc_path")
 
 
 @dataclass
@@ -158,9 +160,8 @@ class BuildOps(build_ext):
             raise CompileError("no C++ compiler: attention runs on PyTorch alone")
         into = Path(self.build_temp).resolve() / "ops"
         include = [f"-isystem{torch / 'include'}", *(f"-isystem{folder}" for folder in self.include_dirs)]
-        registrations = [CSRC / "torch" / name for name in ("ops.cpp", "token_step.cpp", "chunk_step.cpp")]
         steps = cpu_steps(compiler, into, [])
-        steps += [torch_step(compiler, into, source, include) for source in registrations]
+        steps += [torch_step(compiler, into, CSRC / "torch" / f"{name}.cpp", include) for name in REGISTRATIONS]
         try:
             run(steps, into)
             cuda = cuda_objects(compiler, into / "cuda", include)

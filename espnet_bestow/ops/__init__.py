@@ -27,6 +27,7 @@ if not _choice:
 
 __all__ = [
     "Linear",
+    "ctc_best_path",
     "few_rows_linear",
     "linear",
     "or_empty",
@@ -95,6 +96,22 @@ def few_rows_linear(
     if native is not None and x.device.type == "cpu":
         return native.few_rows_linear(x, weight, scale, bias)
     return reference.few_rows_linear(x, weight, scale, bias)
+
+
+@torch.no_grad()
+def ctc_best_path(
+    logp: Tensor,  # (B, F, C) float32, the last class is blank
+    lengths: Tensor,  # (B,) int64, true frames
+    target: Tensor,  # (B, N) int64, any value at padding
+    target_lengths: Tensor,  # (B,) int64
+) -> Tensor:  # (B, F) int64
+    """Which token of ``target`` each frame belongs to on the best CTC path through it.
+
+    -1 at blanks and padding, and in all frames of a row whose target does not fit them.
+    """
+    if native is not None and logp.device.type == "cpu":
+        return native.ctc_best_path(logp, lengths, target, target_lengths)
+    return reference.ctc_best_path(logp, lengths, target, target_lengths)
 
 
 FEW_ROWS = 32

@@ -116,6 +116,21 @@ def conformer_chunk(
     return torch.ops.bestow.conformer_chunk(x, weights, windows, past, mask, heads, eps, scale)
 
 
+def ctc_best_path(
+    logp: Tensor,  # (B, F, C) float32
+    lengths: Tensor,  # (B,) int64
+    target: Tensor,  # (B, N) int64
+    target_lengths: Tensor,  # (B,) int64
+) -> Tensor:  # (B, F) int64
+    """See :func:`espnet_bestow.ops.ctc_best_path`."""
+    return torch.ops.bestow.ctc_best_path(logp, lengths, target, target_lengths)
+
+
+@register_fake("bestow::ctc_best_path")
+def _ctc_best_path_fake(logp: Tensor, *_: object) -> Tensor:
+    return logp.new_empty(logp.shape[:2], dtype=torch.int64)
+
+
 @register_fake("bestow::conformer_chunk")
 def _conformer_chunk_fake(
     x: Tensor, weights: list[Tensor], windows: list[Tensor], past: list[Tensor], *_: object

@@ -68,3 +68,47 @@ def few_rows_linear(
     if scale is not None:
         out = out * scale
     return out if bias is None else out + bias
+
+
+_NEVER = -1e30
+
+
+def ctc_best_path(
+    logp: Tensor,  # (B, F, C)
+    lengths: Tensor,  # (B,) int64
+    target: Tensor,  # (B, N) int64
+    target_lengths: Tensor,  # (B,) int64
+) -> Tensor:  # (B, F) int64
+    """See :func:`espnet_bestow.ops.ctc_best_path`."""
+    batch, frames, classes = logp.shape
+    # States: blank, token 0, blank, token 1, ..., blank.
+    label = target.new_full((batch, 2 * target.shape[1] + 1), classes - 1)
+    label[:, 1::2] = target.clamp(min=0)
+    emit = logp.gather(2, label[:, None].expand(-1, frames, -1)).transpose(0, 1)  # (F, B, S)
+    # What it costs to come from two states before, from one, and to stay: a path may leave out the blank between two
+    # different tokens.
+    moves = emit.new_zeros(*label.shape, 3)
+    moves[:, :, 0] = _NEVER
+    moves[:, 3::2, 0] = torch.where(label[:, 3::2] != label[:, 1:-2:2], 0.0, _NEVER)
+    # Two states before the first, which no path comes from.
+    score = emit.new_full((frames, batch, label.shape[1] + 2), _NEVER)
+    score[:1, :, 2:4] = emit[:1, :, :2]
+    back = label.new_zeros(frames, *label.shape)
+    for frame in range(1, frames):
+        best, move = (score[frame - 1].unfold(1, 3, 1) + moves).max(2)
+        score[frame, :, 2:] = best + emit[frame]
+        back[frame] = 2 - move
+    heard = torch.arange(frames, device=logp.device)[:, None] < lengths  # (F, B)
+    if frames == 0:
+        return heard.T.long()
+    last = score[(lengths - 1).clamp(min=0), torch.arange(batch, device=logp.device), 2:]  # (B, S)
+    end = 2 * target_lengths[:, None]  # (B, 1), the last blank
+    tail = last.gather(1, torch.cat([end, (end - 1).clamp(min=0)], 1))  # (B, 2)
+    state = torch.where(tail[:, 1:] > tail[:, :1], end - 1, end)
+    states = [state]
+    for move in back.masked_fill_(~heard[..., None], 0)[1:].flip(0):
+        state = state - move.gather(1, state)
+        states.append(state)
+    path = torch.cat(states[::-1], 1)  # (B, F)
+    possible = tail.max(1, keepdim=True).values > _NEVER / 2
+    return torch.where((path % 2 == 1) & heard.T & possible, path // 2, -1)
