@@ -13,7 +13,7 @@ from espnet_bestow.audio import hertz, read_audio, resample
 from espnet_bestow.circles import CIRCLES
 from espnet_bestow.connectors import Speech
 from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
-from espnet_bestow.encoders.chunks import needs_the_whole
+from espnet_bestow.encoders.chunks import WHOLE, needs_the_whole
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.model_dir import locate
 from espnet_bestow.preprocess import BadUtteranceError, check_speech
@@ -158,8 +158,8 @@ class Speech2Text:
         """How the model hears audio that is still arriving.
 
         A cache-aware encoder hears chunk by chunk, ESPnet's contextual block encoders block by block; any other, and
-        those too behind features that depend on the whole recording (utterance_mvn), is recomputed on the growing
-        audio.
+        those too in a context of the whole recording or behind features that depend on it (utterance_mvn), is
+        recomputed on the growing audio.
 
         Args:
             right_context: frames that a recomputed encoder hears beyond those that are shown (default: 13); given for
@@ -173,7 +173,7 @@ class Speech2Text:
         if context is not None and right_context is not None:
             raise ValueError(f"context={tuple(context)} and right_context={right_context}: one of them at a time")
         if right_context is None and (context is not None or not needs_the_whole(self.model.features)):
-            if cache_aware:
+            if cache_aware and (context is not None or encoder.context != WHOLE):
                 return CacheAwareListener.of(self.model, context)
             if hasattr(encoder, "forward_infer"):
                 return ChunkedListener.of(self.model)

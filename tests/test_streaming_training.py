@@ -24,6 +24,7 @@ CACHE_AWARE = {
         "dropout_rate": 0.0,
     },
 }
+WHOLE_CONTEXT = {**CACHE_AWARE, "encoder_conf": {**CACHE_AWARE["encoder_conf"], "contexts": ["whole"]}}
 CONTEXTUAL_BLOCK = {
     "encoder": "contextual_block_conformer",
     "encoder_conf": {
@@ -99,6 +100,7 @@ def visible_of(model, monkeypatch):
         (CACHE_AWARE, "running_mvn", (1, 2, 3, 4, 5), (2, 2, 4, 4, 6)),
         (CONTEXTUAL_BLOCK, "running_mvn", (1, 6, 7, 9, 10), (6, 6, 9, 9, 12)),
         (CACHE_AWARE, "utterance_mvn", (1, 2, 3, 4, 5), (1, 2, 3, 4, 5)),  # recomputed: frame by frame
+        (WHOLE_CONTEXT, "running_mvn", (1, 2, 3, 4, 5), (1, 2, 3, 4, 5)),  # recomputed, too
     ],
 )
 def test_training_sees_what_sessions_show(tiny, tmp_path, monkeypatch, encoder, normalize, waited, shown):

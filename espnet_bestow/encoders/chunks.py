@@ -1,10 +1,13 @@
 """How many frames of an encoder come at once when it streams: a property of encoder and features together."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from espnet_bestow.visibility import Chunks
+
+WHOLE: Literal["whole"] = "whole"
+"""The context of a cache-aware encoder in which every frame sees all others."""
 
 PER_FRAME = ("GlobalMVN",)
 """ESPnet's normalisations that look at one frame only, by name: streaming works without ESPnet."""
@@ -19,8 +22,8 @@ def needs_the_whole(features: nn.Module) -> bool:
 def chunks_of(encoder: Any, features: nn.Module) -> Chunks:
     """The chunks in which a session gets the frames of the pass that has just been made.
 
-    Encoders that are recomputed on the growing audio, also because of features that need the whole of it, show their
-    frames one by one.
+    Encoders that are recomputed on the growing audio, also because of a context or of features that need the whole of
+    it, show their frames one by one.
     """
     if needs_the_whole(features):
         return Chunks()

@@ -1,7 +1,7 @@
 """Cache-aware FastConformer: transformers' NemotronAsrStreamingEncoder as an ESPnet encoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from espnet_bestow.encoders.block_pass import block_pass
 from espnet_bestow.encoders.causal_subsampling import CausalConv1dSubsampling, dw_striding_stages, subsampled
 from espnet_bestow.encoders.checkpoint import check_config_keys, load_encoder, read_config, settle_config
 from espnet_bestow.encoders.chunk_step import ChunkStep
+from espnet_bestow.encoders.chunks import WHOLE
 from espnet_bestow.encoders.first_weights import draw_weights
 from espnet_bestow.encoders.lengths import check_lengths, valid_frames
 from espnet_bestow.visibility import Chunks
@@ -28,6 +29,8 @@ LARGE = {
 
 RIGHT_CONTEXTS = (13, 6, 1, 0)
 """Look-aheads that NVIDIA trains with, in frames of 80 ms."""
+
+Context = tuple[int, int] | Literal["whole"]
 
 SUBSAMPLING = ("dw_striding", "conv1d")
 DROPOUTS = ("dropout", "activation_dropout", "attention_dropout")
@@ -51,7 +54,8 @@ class StreamingFastConformerEncoder(AbsEncoder):
     """FastConformer whose frames see a limited past and the rest of their own chunk, nothing later.
 
     A context [left, right] cuts the frames into chunks of right + 1; a frame sees its chunk and the left / (right + 1)
-    chunks before it. In training each pass draws one of the contexts; in evaluation ``context`` holds.
+    chunks before it. In the context ``whole`` attention sees everything, as in an encoder that does not stream (and is
+    recomputed on growing audio). In training each pass draws one of the contexts; in evaluation ``context`` holds.
 
     Args:
         input_size: Feature bins.
@@ -61,8 +65,9 @@ class StreamingFastConformerEncoder(AbsEncoder):
         linear_units: Inner width of the feed-forward modules.
         subsampling_channels: Channels of the 2-D convolutions that subsample.
         dropout_rate: Dropout everywhere; by default 0.1 or the checkpoint's.
-        contexts: [left, right] pairs in frames, left a multiple of right + 1; the first is the one in evaluation.
-            By default [70, 13], [70, 6], [70, 1], [70, 0], or the checkpoint's left with the same look-aheads.
+        contexts: [left, right] pairs in frames, left a multiple of right + 1, or `whole`; the first is the one in
+            evaluation. By default [70, 13], [70, 6], [70, 1], [70, 0], or the checkpoint's left with the same
+            look-aheads.
         subsampling: `dw_striding` as in NVIDIA's models, or `conv1d`, with which small models may learn faster.
         pretrained: Directory or hub id of such an encoder or of a model that holds one.
         config: Further keys of transformers' NemotronAsrStreamingEncoderConfig.
@@ -77,7 +82,7 @@ class StreamingFastConformerEncoder(AbsEncoder):
         linear_units: int | None = None,
         subsampling_channels: int | None = None,
         dropout_rate: float | None = None,
-        contexts: Sequence[Sequence[int]] | None = None,
+        contexts: Sequence[Sequence[int] | str] | None = None,
         subsampling: str = "dw_striding",
         pretrained: str | None = None,
         config: dict | None = None,
@@ -109,23 +114,24 @@ class StreamingFastConformerEncoder(AbsEncoder):
         else:
             convert_conv2d_weight_memory_format(self.encoder.subsampling, torch.channels_last)
         left = self.encoder.config.sliding_window - 1
-        pairs = contexts or [(left, right) for right in RIGHT_CONTEXTS if left % (right + 1) == 0]
-        self.contexts = [check_context(pair) for pair in pairs]
+        wished = contexts or [(left, right) for right in RIGHT_CONTEXTS if left % (right + 1) == 0]
+        self.contexts = [check_context(each) for each in wished]
         self._context = self._drawn = self.contexts[0]
 
     @property
-    def context(self) -> tuple[int, int]:
-        """(left, right) of evaluation, in frames; assign another, of training or not, to change it."""
+    def context(self) -> Context:
+        """(left, right) of evaluation, in frames, or whole; assign another, of training or not, to change it."""
         return self._context
 
     @context.setter
-    def context(self, pair: Sequence[int]) -> None:
-        self._context = check_context(pair)
+    def context(self, context: Sequence[int] | str) -> None:
+        self._context = check_context(context)
 
     @property
     def chunks(self) -> Chunks:
         """Frames that come at once: in training as the last pass drew it, in evaluation those of ``context``."""
-        return Chunks((self._drawn if self.training else self._context)[1] + 1)
+        context = self._drawn if self.training else self._context
+        return Chunks() if context == WHOLE else Chunks(context[1] + 1)
 
     def output_size(self) -> int:
         return self.encoder.config.hidden_size
@@ -136,10 +142,13 @@ class StreamingFastConformerEncoder(AbsEncoder):
         Args:
             context: [left, right]; by default that of evaluation.
         """
+        pair = check_context(context or self.context)
+        if pair == WHOLE:
+            raise ValueError("streaming_fastconformer: the context whole has no chunks; name a [left, right]")
         subsampling = self.encoder.subsampling
         conv1d = isinstance(subsampling, CausalConv1dSubsampling)
         stages = subsampling.stages() if conv1d else dw_striding_stages(subsampling, self.encoder.config.num_mel_bins)
-        return ChunkStep(self.encoder, stages, check_context(context or self.context))
+        return ChunkStep(self.encoder, stages, pair)
 
     def forward(
         self, xs_pad: torch.Tensor, ilens: torch.Tensor, prev_states: torch.Tensor | None = None
@@ -173,28 +182,32 @@ class StreamingFastConformerEncoder(AbsEncoder):
             hidden = block_pass(block, hidden, distances, mask, padding)
         return hidden, olens, None
 
-    def _drawn_context(self) -> tuple[int, int]:
+    def _drawn_context(self) -> Context:
         if not self.training:
             return self.context
         self._drawn = self.contexts[int(torch.randint(len(self.contexts), ()))]
         return self._drawn
 
 
-def chunked(frames: int, context: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
+def chunked(frames: int, context: Context, device: torch.device | None = None) -> torch.Tensor:
     """Which frame sees which: (F, F) bool, queries first."""
-    left, right = context
+    left, right = (0, frames) if context == WHOLE else context
     chunk = torch.arange(frames, device=device) // (right + 1)
     behind = chunk[:, None] - chunk
     return (behind >= 0) & (behind <= left // (right + 1))
 
 
-def check_context(pair: Sequence[int]) -> tuple[int, int]:
-    """(left, right) if chunks of right + 1 frames fill the left context exactly."""
-    if len(pair) != 2 or min(pair) < 0 or pair[0] % (pair[1] + 1):
+def check_context(context: Sequence[int] | str) -> Context:
+    """``whole``, or (left, right) if chunks of right + 1 frames fill the left context exactly."""
+    if context == WHOLE:
+        return WHOLE
+    if isinstance(context, str) or len(context) != 2 or min(context) < 0 or context[0] % (context[1] + 1):
+        shown = context if isinstance(context, str) else list(context)
         raise ValueError(
-            f"streaming_fastconformer: context {list(pair)} is no [left, right] with left a multiple of right + 1"
+            f"streaming_fastconformer: context {shown} is neither whole nor [left, right] with left a multiple of "
+            "right + 1"
         )
-    return int(pair[0]), int(pair[1])
+    return int(context[0]), int(context[1])
 
 
 def _check_subsampling(subsampling: str, pretrained: str | None) -> None:

@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from espnet_bestow.encoders import StreamingFastConformerEncoder
+from espnet_bestow.visibility import Chunks
 
 TINY = {
     "output_size": 32,
@@ -89,6 +90,23 @@ def test_the_left_context_ends():
     torch.testing.assert_close(first[5:], second[5:], rtol=0, atol=0)
 
 
+@torch.no_grad()
+def test_the_whole_context_is_one_chunk_of_everything():
+    encoder = tiny(contexts=["whole", [8, 3]]).eval()
+    features, lengths = torch.randn(2, 330, 80), torch.tensor([330, 200])
+    whole = encoder(features, lengths)[0]
+    assert encoder.context == "whole" and encoder.chunks == Chunks()
+    encoder.context = (0, 49)  # 42 frames
+    torch.testing.assert_close(whole, encoder(features, lengths)[0], rtol=0, atol=0)
+    encoder.context = (8, 3)
+    assert encoder.chunks == Chunks(4)
+    assert (whole - encoder(features, lengths)[0])[0].abs().max() > 1e-3
+    encoder.context = "whole"
+    with pytest.raises(ValueError, match="context whole has no chunks"):
+        encoder.chunk_step()
+    assert encoder.chunk_step([8, 3]).chunk == 4
+
+
 def test_training_draws_all_contexts():
     encoder = tiny(contexts=[[8, 3], [8, 1]]).train()
     features, lengths = torch.randn(1, 80, 80), torch.tensor([80])
@@ -151,8 +169,9 @@ def test_pretrained_model(tmp_path):
         ({"config": {"layerdrop": 0.1}}, r"unknown key\(s\) \['layerdrop'\]"),
         ({"subsampling": "vgg"}, "'vgg'; known: dw_striding, conv1d"),
         ({"attention_heads": 5}, "output_size 32 is not a multiple of attention_heads 5"),
-        ({"contexts": [[70, 13], [70, 2]]}, r"context \[70, 2\] is no"),
-        ({"contexts": [[70]]}, r"context \[70\] is no"),
+        ({"contexts": [[70, 13], [70, 2]]}, r"context \[70, 2\] is neither whole nor"),
+        ({"contexts": [[70]]}, r"context \[70\] is neither"),
+        ({"contexts": ["all"]}, "context all is neither whole nor"),
     ],
 )
 def test_bad_config(conf, message):
@@ -161,7 +180,7 @@ def test_bad_config(conf, message):
 
 
 def test_bad_context_in_evaluation():
-    with pytest.raises(ValueError, match=r"context \[70, 3\] is no"):
+    with pytest.raises(ValueError, match=r"context \[70, 3\] is neither"):
         tiny().context = (70, 3)
 
 
