@@ -35,7 +35,7 @@ SILENCE = 1024
 class Features(nn.Module):
     """ESPnet's chain before the encoder, each part optional: frontend, SpecAugment, normalisation, pre-encoder.
 
-    Our own is what comes first, in training: silence around the recordings.
+    Our own is what comes before it in training: silence around the recordings.
     """
 
     def __init__(
@@ -65,10 +65,12 @@ class Features(nn.Module):
         feats, lengths = self.frontend(waveform, lengths)
         return feats[:, : int(lengths.max())], lengths
 
+    def surround(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What a model in training hears of recordings (B, S): them, and silence around them."""
+        return self.silence(waveform, lengths) if self.silence is not None and self.training else (waveform, lengths)
+
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) -> (B, T, 80)."""
-        if self.silence is not None and self.training:
-            waveform, lengths = self.silence(waveform, lengths)
         return self.refine(*self.extract(waveform, lengths))
 
     def refine(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,8 +151,6 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
                 f"connector: cross_attention, whose attention it teaches; got ctc_weight={ctc_weight}, "
                 f"{type(connector).__name__}"
             )
-        if teacher is not None and getattr(features, "silence", None) is not None:
-            raise ValueError("silence: a teacher hears the recordings without it, at other frames; set silence: null")
         self.policy = policy
         self.ctc = ctc_head
         self.ctc_weight = ctc_weight
@@ -192,7 +192,11 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         **_: object,
     ) -> tuple[Tensor, Stats, Tensor]:
         """speech (B, S); text, prompt, src_text (B, U) ids padded with -1; task (B, 1) -> loss, stats, weight."""
-        encoded = self._encode_each_once(speech, speech_lengths)
+        assert isinstance(self.features, Features)
+        first, recording = recordings(speech, speech_lengths)
+        heard = self.features.surround(speech[first], speech_lengths[first])
+        each = self.encode(*heard)  # once, however many rows are about it: the encoder is a large part of a step
+        encoded = Speech(each.frames[recording], each.lengths[recording])
         tokens = text_lengths.sum().to(encoded.frames.dtype)
         loss = encoded.frames.new_zeros(())
         stats: Stats = {}
@@ -204,7 +208,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             stats["ctc_too_long"] = too_long(encoded.lengths, src_text, src_text_lengths).sum().to(ctc.dtype)
             loss = loss + self.ctc_weight * ctc
         if self._teacher[0] is not None:
-            distance = self._distance_to_teacher(encoded, speech, speech_lengths) / tokens
+            distance = self._distance_to_teacher(each, *heard)[recording].sum() / tokens
             stats["loss_teacher"] = distance.detach()
             loss = loss + self.teacher_weight * distance
         if self.ctc_weight < 1.0:
@@ -213,13 +217,13 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             state = ModelState(self.connector.start(encoded.before(policy.reach(text.shape[1]))), None)
             watched = state.connector.watch() if self._aligns(state.connector) else None
             rule = policy.rule(len(text), text.device)
-            each, correct = self._answer_losses(
+            losses, correct = self._answer_losses(
                 state, rule, encoded.lengths, prompt, prompt_lengths, text, text_lengths
             )
-            answer = self._weighted(each.sum(1), task).sum() / tokens
+            answer = self._weighted(losses.sum(1), task).sum() / tokens
             stats["loss_llm"] = answer.detach()
             stats["acc"] = correct.sum() / tokens
-            stats.update(self._task_losses(each.detach().sum(1), text_lengths, task))
+            stats.update(self._task_losses(losses.detach().sum(1), text_lengths, task))
             loss = loss + (1.0 - self.ctc_weight) * answer
             if watched is not None and src_text is not None and src_text_lengths is not None:
                 said = is_transcript(text, text_lengths, src_text, src_text_lengths)
@@ -230,7 +234,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         return force_gatherable((loss, stats, tokens), loss.device)
 
     def _distance_to_teacher(self, encoded: Speech, speech: Tensor, lengths: Tensor) -> Tensor:
-        """Sum over frames of the mean squared distance to the teacher's frames."""
+        """The mean squared distance to the teacher's frames, summed over those of each recording, (B,)."""
         teacher = self._teacher[0]
         assert teacher is not None
         with torch.no_grad():
@@ -246,18 +250,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         width = int(shared.max())
         distance = (theirs.frames[:, :width] - encoded.frames[:, :width]).square().mean(2)  # (B, F)
         inside = torch.arange(width, device=shared.device) < shared[:, None]
-        return distance.masked_fill(~inside, 0.0).sum()
-
-    def _encode_each_once(self, speech: Tensor, lengths: Tensor) -> Speech:
-        """Encodes a recording once when neighbouring rows hold different instructions about it.
-
-        Batches sorted by length bring such rows together, and the encoder is a large part of a training step.
-        """
-        repeats = (lengths[1:] == lengths[:-1]) & (speech[1:] == speech[:-1]).all(1)
-        recording = torch.cat([repeats.new_zeros(1), ~repeats]).cumsum(0)  # (B,)
-        first = torch.cat([repeats.new_ones(1), ~repeats]).nonzero()[:, 0]
-        encoded = self.encode(speech[first], lengths[first])
-        return Speech(encoded.frames[recording], encoded.lengths[recording])
+        return distance.masked_fill(~inside, 0.0).sum(1)
 
     def _aligns(self, state: ConnectorState) -> TypeGuard[CrossAttentionState]:
         return self.alignment_weight > 0.0 and isinstance(state, CrossAttentionState)
@@ -330,6 +323,23 @@ def _weights_of(tasks: Sequence[str], weights: Mapping[str, float]) -> Tensor:
         if not 0.0 <= weight < float("inf"):
             raise ValueError(f"model_conf: task_weights: {name}: {weight} is no weight; it must be 0 or more")
     return torch.tensor([float(weights.get(name, 1.0)) for name in tasks])
+
+
+def recordings(speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Which neighbouring rows hold different instructions about one recording?
+
+    Batches sorted by length bring such rows together.
+
+    Args:
+        speech: (B, S).
+        lengths: (B,).
+
+    Returns:
+        the first row (R,) of each of R recordings, and which recording (B,) each row is about.
+    """
+    repeats = (lengths[1:] == lengths[:-1]) & (speech[1:] == speech[:-1]).all(1)
+    recording = torch.cat([repeats.new_zeros(1), ~repeats]).cumsum(0)
+    return torch.cat([repeats.new_ones(1), ~repeats]).nonzero()[:, 0], recording
 
 
 def join(prompt: Tensor, prompt_lengths: Tensor, text: Tensor, text_lengths: Tensor) -> tuple[Tensor, Tensor]:

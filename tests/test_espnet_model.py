@@ -14,7 +14,16 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 from torch import nn
 
 from espnet_bestow.connectors import CrossAttentionConnector
-from espnet_bestow.espnet_model import SILENCE, EncoderChain, ESPnetBestowModel, Features, ctc_loss_sum, join, too_long
+from espnet_bestow.espnet_model import (
+    SILENCE,
+    EncoderChain,
+    ESPnetBestowModel,
+    Features,
+    ctc_loss_sum,
+    join,
+    recordings,
+    too_long,
+)
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.model import ModelState
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy, answer_index, offline
@@ -243,11 +252,11 @@ def test_neighbours_about_one_recording_are_encoded_once(llm):
     cut = torch.cat([a[:20], torch.zeros(4)])
     speech = torch.stack([a, a, a, b, cut, cut])
     lengths = torch.tensor([24, 24, 24, 24, 24, 20])  # the last two differ in length only
-    shared = model._encode_each_once(speech, lengths)
-    assert model.encoder.rows == 4
-    every = model.encode(speech, lengths)
-    torch.testing.assert_close(shared.frames, every.frames)
-    assert torch.equal(shared.lengths, every.lengths)
+    first, recording = recordings(speech, lengths)
+    assert first.tolist() == [0, 3, 4, 5] and recording.tolist() == [0, 0, 0, 1, 2, 3]
+    data = batch([0, 0, 1])
+    model(**data)
+    assert model.encoder.rows == 2
 
 
 def test_sharing_a_recording_keeps_the_gradient(llm):

@@ -48,9 +48,10 @@ def test_only_in_training():
     features = Features(silence=SilenceAround(RATE, 1.0, 1.0))
     waveform, lengths = noise(*[30] * 20)
     features.eval()
-    assert torch.equal(features(waveform, lengths)[0], waveform)
+    assert torch.equal(features.surround(waveform, lengths)[0], waveform)
     features.train()
-    assert int(features(waveform, lengths)[1].max()) > 30
+    assert int(features.surround(waveform, lengths)[1].max()) > 30
+    assert torch.equal(features(waveform, lengths)[0], waveform)  # it belongs to training, not to features
 
 
 @pytest.mark.parametrize(("before", "after"), [(-0.1, 1.0), (0.1, -1.0)])

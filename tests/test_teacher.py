@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from espnet_bestow.espnet_model import ESPnetBestowModel, Features
 from espnet_bestow.silence import SilenceAround
 from espnet_bestow.task import BestowTask
 from tests.test_espnet_model import batch, build, llm  # noqa: F401
@@ -53,11 +52,25 @@ def test_a_pupil_becomes_its_teacher(llm):  # noqa: F811
     assert distances[-1] < 0.05 * distances[0]
 
 
-def test_silence_would_move_the_frames_away_from_the_teacher_s(llm):  # noqa: F811
-    pupil = build(llm)
-    features = Features(silence=SilenceAround(16000))
-    with pytest.raises(ValueError, match="silence: a teacher hears the recordings without it"):
-        ESPnetBestowModel(features, pupil.encoder, pupil.connector, llm, pupil.policy, teacher=build(llm))
+def test_pupil_and_teacher_hear_the_same_silence(llm):  # noqa: F811
+    teacher = build(llm)
+    pupil = build(llm, teacher=teacher).train()
+    pupil.features.silence = SilenceAround(16000, before=0.01, after=0.01)  # up to 160 samples around 24 to 40
+    pupil.load_state_dict(teacher.state_dict())
+    _, stats, _ = pupil(**batch())
+    assert stats["loss_teacher"].item() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_rows_about_one_recording_count_one_by_one(llm):  # noqa: F811
+    teacher = build(llm)
+    with torch.no_grad():
+        teacher.encoder.linear.bias += 0.3
+    pupil = build(llm, teacher=teacher)
+    _, alone, tokens = pupil(**batch([1]))
+    teacher.encoder.rows = 0
+    _, twice, both = pupil(**batch([1, 1]))
+    assert teacher.encoder.rows == 1 and both == 2 * tokens
+    assert twice["loss_teacher"].item() == pytest.approx(alone["loss_teacher"].item(), rel=1e-5)
 
 
 def test_encoders_that_do_not_match_are_named(llm):  # noqa: F811
