@@ -8,6 +8,7 @@ import yaml
 
 from espnet_bestow.bin.bestow_inference import get_parser as inference_parser
 from espnet_bestow.bin.merge_configs import merge, read_yaml
+from espnet_bestow.corpus.tasks import INSTRUCTIONS
 from espnet_bestow.llm.text_config import new_model, read_config
 from espnet_bestow.llm.tokenizer import load_tokenizer
 from espnet_bestow.task import BestowTask
@@ -25,7 +26,17 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(config: Path, llm: Path) -> argparse.Namespace:
     """What training would see, unknown keys being errors."""
-    words = ["--config", str(config), "--output_dir", "out", "--llm_conf", f"path={llm}"]
+    words = [
+        "--config",
+        str(config),
+        "--output_dir",
+        "out",
+        "--llm_conf",
+        f"path={llm}",
+        "--tasks",
+        *INSTRUCTIONS,
+        "sqa",
+    ]
     return BestowTask.get_parser().parse_args(words)
 
 
