@@ -49,6 +49,11 @@ class SeatedModelState:
         self.llm.sit(at)
         return at
 
+    def share(self, seat: int, others: Sequence[int], positions: int) -> None:
+        """The first text positions of ``others`` become those of ``seat``; nothing counts before Seats.advance."""
+        self.connector.share(seat, others, positions)
+        self.llm.share(seat, others, positions)
+
     def leave(self, seat: int) -> None:
         """Frees a seat; with the last one, all memory."""
         self.connector.leave(seat)

@@ -125,6 +125,12 @@ class SeatBuffer:
         """Replaces the first slots of one seat by ``content`` (n, ...)."""
         self._reserve(seat + 1, len(content), content[None])[seat, : len(content)] = content
 
+    def share(self, seat: int, others: Sequence[int], slots: int) -> None:
+        """The first slots of ``others`` become those of ``seat``."""
+        if others and self.data is not None:
+            data = self._reserve(max(others) + 1, slots, self.data)
+            data[list(others), :slots] = data[seat, :slots].clone()
+
     def cover(self, at: Placement, slots: int = 0) -> None:
         """Makes room, in what was written to before, for seats that have nothing here yet and for so many slots."""
         if self.data is not None:

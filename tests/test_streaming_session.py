@@ -342,6 +342,24 @@ def test_segments_by_silence(pool):
     assert run(opened(pool, "wait_k", options), np.zeros(32000, np.float32), 1600) == []
 
 
+def test_sessions_with_one_instruction_read_it_once(any_pool):
+    """Whether they begin together or later; what they say is what they say alone."""
+    jobs = [("wait_k", talk(1.0, 4)), ("align_att", talk(1.0, 5)), ("wait_k", talk(1.2, 6)), ("ed_att", talk(0.8, 7))]
+    alone = [plain(run(opened(lone(any_pool), name), audio, len(audio))) for name, audio in jobs]
+    rows = []
+    hook = any_pool.model.llm.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    sessions = []
+    for name, audio in jobs:
+        sessions.append(opened(any_pool, name))
+        sessions[-1].feed(audio[:1])
+        if len(sessions) >= 3:  # three begin together, one later
+            any_pool.step()
+    hook.remove()
+    lengths = any_pool.state.seats.lengths
+    assert rows == [1] and len(lengths) == 4 and len(set(lengths.values())) == 1
+    assert [plain(run(s, audio[1:], len(audio))) for s, (_, audio) in zip(sessions, jobs, strict=True)] == alone
+
+
 def test_the_decision_to_read_needs_no_llm(pool):
     """AlignAtt asks the connector; the LLM runs for the prompt and for tokens that are accepted, here none."""
     thoughts = []

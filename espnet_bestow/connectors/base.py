@@ -1,6 +1,7 @@
 """The one question every connector answers: given text embeddings and speech, what does the LLM get as input?"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +63,10 @@ class SeatedState(Protocol):
 
     def attention(self, block: int = -1) -> Tensor:
         """How the last text position of the last call attended to speech: (B, F), mean over heads of a block."""
+        ...
+
+    def share(self, seat: int, others: Sequence[int], slots: int) -> None:
+        """The first text positions of ``others`` become those of ``seat``."""
         ...
 
     def leave(self, seat: int) -> None:

@@ -195,6 +195,11 @@ class SeatedCrossAttentionState(_Seated):
         """Keys and values of each block."""
         return [buffer for cache in self.text for buffer in (cache.keys, cache.values)]
 
+    def share(self, seat: int, others: Sequence[int], slots: int) -> None:
+        """See SeatedState."""
+        for buffer in self.text_buffers:
+            buffer.share(seat, others, slots)
+
     def reserve(self, at: Placement) -> tuple[int, ...]:
         """Makes room for the new positions; where the memory of all buffers is from now on."""
         for buffer in self.text_buffers:
@@ -238,6 +243,10 @@ class SeatedRecurrentState(_Seated):
         """See SeatedState."""
         self.frames.sit(at)
         self.at = at
+
+    def share(self, seat: int, others: Sequence[int], slots: int) -> None:
+        """See SeatedState."""
+        self.history.share(seat, others, slots)
 
     def clear(self) -> None:
         """See SeatedState."""

@@ -89,6 +89,11 @@ class SeatedLLMState:
         assert self.cache.at is not None
         self.cache.at = self.cache.at.select(rows)
 
+    def share(self, seat: int, others: Sequence[int], slots: int) -> None:
+        """The first text positions of ``others`` become those of ``seat``."""
+        for buffer in self._buffers:
+            buffer.share(seat, others, slots)
+
     def clear(self) -> None:
         """Frees the memory of all seats."""
         for layer in self.cache.layers:
@@ -106,5 +111,10 @@ class SeatedLLMState:
         if self.token is None or not self.token.takes(x):
             return None
         assert self.cache.at is not None
+        return self.token(x, self.cache.at, self._buffers)
+
+    @property
+    def _buffers(self) -> list[SeatBuffer]:
+        """Keys and values of each layer."""
         layers = [layer for layer in self.cache.layers if isinstance(layer, _SeatedLayer)]
-        return self.token(x, self.cache.at, [buffer for layer in layers for buffer in layer.buffers])
+        return [buffer for layer in layers for buffer in layer.buffers]

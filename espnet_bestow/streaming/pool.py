@@ -171,13 +171,35 @@ class Pool:
             segment.pending = everything
 
     def _prefill(self, turns: Sequence[_Turn]) -> None:
-        """Prompt positions that see no speech: they need not wait for it."""
-        ids = [segment.blind for _, segment in turns]
-        text = self._read([segment for _, segment in turns], ids, [0] * len(ids))
-        self.model.think(text, self.state, keep=1)
+        """Prompt positions that see no speech: they need not wait for it, and are the same in all sessions."""
+        alike: dict[tuple[int, ...], list[Segment]] = {}
         for _, segment in turns:
-            self.state.seats.advance(self._seat(segment), len(segment.blind))
-            segment.blind = []
+            alike.setdefault(tuple(segment.blind), []).append(segment)
+        known = self._prompts()
+        new = {ids: segments[0] for ids, segments in alike.items() if ids not in known}
+        if new:
+            text = self._read(list(new.values()), list(new), [0] * len(new))
+            self.model.think(text, self.state, keep=1)
+        for ids, segments in alike.items():
+            seats = [self._seat(segment) for segment in segments]
+            source = known.get(ids, seats[0])
+            self.state.share(source, [seat for seat in seats if seat != source], len(ids))
+            for segment, seat in zip(segments, seats, strict=True):
+                self.state.seats.advance(seat, len(ids))
+                segment.blind = []
+
+    def _prompts(self) -> dict[tuple[int, ...], int]:
+        """Seats of segments that have read their prompts without speech, by these."""
+        found = {}
+        for session in self.sessions:
+            segment, policy = session.front, session.policy
+            if segment is None or segment.seat is None or isinstance(policy, DraftPolicy):  # those read it again
+                continue
+            if policy.blind_prompt:
+                ids = tuple(segment.prompt[:-1])
+                if len(ids) <= self.state.seats.lengths[segment.seat]:
+                    found[ids] = segment.seat
+        return found
 
     def _advance(self, turns: Sequence[_Turn]) -> None:
         """One token for each: reading decides whether it may be thought of."""
