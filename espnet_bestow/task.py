@@ -223,10 +223,8 @@ class BestowTask(ASRTask):
         policy = policy_choices.get_class(args.policy)(**args.policy_conf)
         if getattr(args, "collect_stats", False):
             # ESPnet builds an optimizer even then, and an optimizer wants a parameter.
-            none = (None, None, policy)
-            return ESPnetBestowModel(
-                Features(frontend), nn.Linear(1, 1), *none, tasks=cls.task_names(args), **model_conf
-            )
+            parts = Features(frontend), nn.Linear(1, 1), None, None, policy
+            return ESPnetBestowModel(*parts, tasks=cls.task_names(args), **model_conf)
         features = Features(
             frontend,
             specaug=_build(asr.specaug_choices, args),
