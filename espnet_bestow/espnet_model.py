@@ -1,14 +1,10 @@
-"""The ESPnet face of the model: features, loss, stats and weight."""
+"""The ESPnet face of the model: loss, stats and weight."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
-from espnet2.asr.frontend.abs_frontend import AbsFrontend
-from espnet2.asr.preencoder.abs_preencoder import AbsPreEncoder
-from espnet2.asr.specaug.abs_specaug import AbsSpecAug
-from espnet2.layers.abs_normalize import AbsNormalize
 from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
@@ -17,90 +13,16 @@ from espnet_bestow.alignment import alignment_losses, ctc_spans
 from espnet_bestow.connectors import Connector, ConnectorState, CrossAttentionConnector, Speech
 from espnet_bestow.connectors.attention import WatchedSpeech
 from espnet_bestow.connectors.cross_attention import CrossAttentionState
+from espnet_bestow.encoders.chain import final
 from espnet_bestow.encoders.chunks import chunks_of
+from espnet_bestow.encoders.features import Features
 from espnet_bestow.llm.causal_lm import CausalLM
+from espnet_bestow.losses import ctc_loss_sum, frame_distance, too_long
 from espnet_bestow.model import BestowModel, ModelState
-from espnet_bestow.silence import SilenceAround
+from espnet_bestow.rows import is_transcript, join, recordings
 from espnet_bestow.visibility import InChunks, Policy, Rule, answer_index
 
 Stats = dict[str, Tensor | None]
-
-LENGTHS_DIFFER = 2
-"""Frames by which two encoders of the same frame rate may differ at the end of an utterance."""
-
-SILENCE = 1024
-"""Samples after the longest utterance of a batch: half a window of up to 128 ms."""
-
-
-class Features(nn.Module):
-    """ESPnet's chain before the encoder, each part optional: frontend, SpecAugment, normalisation, pre-encoder.
-
-    Our own is what comes before it in training: silence around the recordings.
-    """
-
-    def __init__(
-        self,
-        frontend: AbsFrontend | None = None,
-        specaug: AbsSpecAug | None = None,
-        normalize: AbsNormalize | None = None,
-        preencoder: AbsPreEncoder | None = None,
-        silence: SilenceAround | None = None,
-    ):
-        super().__init__()
-        self.silence = silence
-        self.frontend = frontend
-        self.specaug = specaug
-        self.normalize = normalize
-        self.preencoder = preencoder
-
-    def extract(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S) -> (B, T, 80), before augmentation and normalisation.
-
-        ESPnet's STFT mirrors the end of the padded batch, so that the last frames of an utterance would depend on
-        whether it is the longest one. With silence after all of them, a batch gives what its members give alone.
-        """
-        if self.frontend is None:
-            return waveform, lengths
-        waveform = F.pad(waveform[:, : int(lengths.max())], (0, SILENCE))
-        feats, lengths = self.frontend(waveform, lengths)
-        return feats[:, : int(lengths.max())], lengths
-
-    def surround(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What a model in training hears of recordings (B, S): them, and silence around them."""
-        return self.silence(waveform, lengths) if self.silence is not None and self.training else (waveform, lengths)
-
-    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S) -> (B, T, 80)."""
-        return self.refine(*self.extract(waveform, lengths))
-
-    def refine(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What follows :meth:`extract`: (B, T, 80) -> (B, T, 80), of a pre-encoder less and wider."""
-        if self.specaug is not None and self.training:
-            feats, lengths = self.specaug(feats, lengths)
-        if self.normalize is not None:
-            feats, lengths = self.normalize(feats, lengths)
-        if self.preencoder is not None:
-            feats, lengths = self.preencoder(feats, lengths)
-        return feats, lengths
-
-
-def final(frames: Tensor | tuple[Tensor, object]) -> Tensor:
-    """The output of an ESPnet encoder; those with intermediate CTC return a tuple, whose first part it is."""
-    return frames[0] if isinstance(frames, tuple) else frames
-
-
-class EncoderChain(nn.Module):
-    """An ESPnet encoder followed by an ESPnet post-encoder."""
-
-    def __init__(self, encoder: nn.Module, postencoder: nn.Module):
-        super().__init__()
-        self.encoder = encoder
-        self.postencoder = postencoder
-
-    def forward(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, None]:
-        """(B, T, 80) -> (B, F, D_enc)."""
-        frames, lengths, _ = self.encoder(feats, lengths)
-        return *self.postencoder(final(frames), lengths), None
 
 
 class ESPnetBestowModel(BestowModel, AbsESPnetModel):
@@ -239,18 +161,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         assert teacher is not None
         with torch.no_grad():
             theirs = teacher.to(speech.device).encode(speech, lengths)
-        widths = theirs.frames.shape[2], encoded.frames.shape[2]
-        if widths[0] != widths[1]:
-            raise ValueError(f"the teacher's frames are {widths[0]} wide, those of the encoder {widths[1]}")
-        # Down-sampling rounds differently at the end.
-        shared = torch.minimum(theirs.lengths, encoded.lengths)
-        if int((theirs.lengths - encoded.lengths).abs().max()) > LENGTHS_DIFFER:
-            lengths_found = f"{theirs.lengths.tolist()} and {encoded.lengths.tolist()}"
-            raise ValueError(f"teacher and encoder differ in their frame rate: they make {lengths_found} frames")
-        width = int(shared.max())
-        distance = (theirs.frames[:, :width] - encoded.frames[:, :width]).square().mean(2)  # (B, F)
-        inside = torch.arange(width, device=shared.device) < shared[:, None]
-        return distance.masked_fill(~inside, 0.0).sum(1)
+        return frame_distance(encoded, theirs)
 
     def _aligns(self, state: ConnectorState) -> TypeGuard[CrossAttentionState]:
         return self.alignment_weight > 0.0 and isinstance(state, CrossAttentionState)
@@ -323,90 +234,3 @@ def _weights_of(tasks: Sequence[str], weights: Mapping[str, float]) -> Tensor:
         if not 0.0 <= weight < float("inf"):
             raise ValueError(f"model_conf: task_weights: {name}: {weight} is no weight; it must be 0 or more")
     return torch.tensor([float(weights.get(name, 1.0)) for name in tasks])
-
-
-def recordings(speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Which neighbouring rows hold different instructions about one recording?
-
-    Batches sorted by length bring such rows together.
-
-    Args:
-        speech: (B, S).
-        lengths: (B,).
-
-    Returns:
-        the first row (R,) of each of R recordings, and which recording (B,) each row is about.
-    """
-    repeats = (lengths[1:] == lengths[:-1]) & (speech[1:] == speech[:-1]).all(1)
-    recording = torch.cat([repeats.new_zeros(1), ~repeats]).cumsum(0)
-    return torch.cat([repeats.new_ones(1), ~repeats]).nonzero()[:, 0], recording
-
-
-def join(prompt: Tensor, prompt_lengths: Tensor, text: Tensor, text_lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Prompt and answer of each row, one after the other, right-padded, without the last token (nothing follows it).
-
-    Args:
-        prompt: (B, P) ids.
-        prompt_lengths: (B,).
-        text: (B, A) ids.
-        text_lengths: (B,).
-
-    Returns:
-        ids (B, U) with 0 at padding, and mask (B, U).
-    """
-    lengths = prompt_lengths + text_lengths - 1
-    column = torch.arange(int(lengths.max()), device=prompt.device).expand(len(lengths), -1)
-    after = column - prompt_lengths[:, None]
-    answer = text.gather(1, after.clamp(0, text.shape[1] - 1))
-    ids = torch.where(after < 0, prompt.gather(1, column.clamp(max=prompt.shape[1] - 1)), answer)
-    mask = column < lengths[:, None]
-    return ids.masked_fill(~mask, 0), mask
-
-
-def is_transcript(text: Tensor, text_lengths: Tensor, src_text: Tensor, src_text_lengths: Tensor) -> Tensor:
-    """Which rows answer with exactly what was said (and the end token), (B,) bool.
-
-    Args:
-        text: (B, A) ids, padded with -1.
-        text_lengths: (B,).
-        src_text: (B, N) ids, padded with -1.
-        src_text_lengths: (B,).
-    """
-    width = min(text.shape[1], src_text.shape[1])
-    inside = torch.arange(width, device=text.device) < src_text_lengths[:, None]
-    same = ((text[:, :width] == src_text[:, :width]) | ~inside).all(1)
-    return same & (text_lengths == src_text_lengths + 1)
-
-
-def ctc_loss_sum(logits: Tensor, lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
-    """CTC loss summed over the batch; the last class is blank.
-
-    A target longer than its frames has no alignment and contributes 0 (see :func:`too_long`).
-
-    Args:
-        logits: (B, F, C).
-        lengths: (B,).
-        target: (B, N) ids.
-        target_lengths: (B,).
-    """
-    logp = logits.float().log_softmax(-1).transpose(0, 1)
-    blank = logits.shape[-1] - 1
-    return F.ctc_loss(
-        logp, target.clamp(min=0), lengths, target_lengths, blank=blank, reduction="sum", zero_infinity=True
-    )
-
-
-def too_long(lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
-    """Which rows have fewer frames than CTC needs: one for each token, one more between two that are equal.
-
-    Args:
-        lengths: (B,) frames.
-        target: (B, N) ids.
-        target_lengths: (B,).
-
-    Returns:
-        (B,) bool.
-    """
-    inside = torch.arange(1, target.shape[1], device=target.device) < target_lengths[:, None]
-    repeats = ((target[:, 1:] == target[:, :-1]) & inside).sum(1)
-    return target_lengths + repeats > lengths

@@ -39,8 +39,10 @@ from espnet_bestow.encoders import (
     StreamingFastConformerEncoder,
     WhisperLogMelFrontend,
 )
+from espnet_bestow.encoders.chain import EncoderChain
 from espnet_bestow.encoders.depthwise import quicken_depthwise
-from espnet_bestow.espnet_model import EncoderChain, ESPnetBestowModel, Features
+from espnet_bestow.encoders.features import Features
+from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.llm.causal_lm import CausalLM, FrozenCausalLM
 from espnet_bestow.llm.lora import LoRACausalLM
 from espnet_bestow.llm.tokenizer import load_tokenizer

@@ -9,7 +9,9 @@ from torch import nn
 
 from espnet_bestow.alignment import Spans, alignment_losses, ctc_spans
 from espnet_bestow.connectors import RecurrentConnector
-from espnet_bestow.espnet_model import ESPnetBestowModel, Features, is_transcript
+from espnet_bestow.encoders.features import Features
+from espnet_bestow.espnet_model import ESPnetBestowModel
+from espnet_bestow.rows import is_transcript
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
 from tests.test_espnet_model import D_ENC, FrameEncoder, batch, build, llm, padded  # noqa: F401
 

@@ -14,18 +14,13 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 from torch import nn
 
 from espnet_bestow.connectors import CrossAttentionConnector
-from espnet_bestow.espnet_model import (
-    SILENCE,
-    EncoderChain,
-    ESPnetBestowModel,
-    Features,
-    ctc_loss_sum,
-    join,
-    recordings,
-    too_long,
-)
+from espnet_bestow.encoders.chain import EncoderChain
+from espnet_bestow.encoders.features import SILENCE, Features
+from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.llm.causal_lm import CausalLM
+from espnet_bestow.losses import ctc_loss_sum, too_long
 from espnet_bestow.model import ModelState
+from espnet_bestow.rows import join, recordings
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy, answer_index, offline
 from tests.llm_fixtures import write_llm
 

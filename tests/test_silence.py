@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from espnet_bestow.espnet_model import Features
+from espnet_bestow.encoders.features import Features
 from espnet_bestow.silence import SilenceAround
 from espnet_bestow.task import BestowTask
 from tests.tiny_training import train

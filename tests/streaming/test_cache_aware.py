@@ -7,7 +7,7 @@ from espnet2.layers.global_mvn import GlobalMVN
 from espnet2.layers.utterance_mvn import UtteranceMVN
 
 from espnet_bestow.encoders import ConvSubsampling, FastConformerEncoder, RunningMVN, StreamingFastConformerEncoder
-from espnet_bestow.espnet_model import Features
+from espnet_bestow.encoders.features import Features
 from espnet_bestow.streaming.cache_aware import CacheAwareListener
 from espnet_bestow.streaming.features import StreamFeatures
 from espnet_bestow.streaming.listener import Ear

@@ -7,7 +7,7 @@ from espnet2.asr.encoder.contextual_block_transformer_encoder import ContextualB
 from espnet2.asr.frontend.default import DefaultFrontend
 
 from espnet_bestow.encoders import RunningMVN, StreamingFastConformerEncoder
-from espnet_bestow.espnet_model import Features
+from espnet_bestow.encoders.features import Features
 from espnet_bestow.streaming.contextual_block import ChunkedListener
 
 BLOCKS = {"block_size": 8, "hop_size": 3, "look_ahead": 2}

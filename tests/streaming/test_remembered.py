@@ -7,7 +7,7 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 
 from espnet_bestow.connectors import Speech
 from espnet_bestow.encoders import ConvSubsampling
-from espnet_bestow.espnet_model import Features
+from espnet_bestow.encoders.features import Features
 from espnet_bestow.streaming.features import LogMel
 from espnet_bestow.streaming.listener import RecomputedListener
 from espnet_bestow.streaming.policies import EVERYTHING

@@ -1,0 +1,65 @@
+"""What comes before an encoder: ESPnet's frontend, SpecAugment, normalisation and pre-encoder, as one module."""
+
+import torch.nn.functional as F
+from espnet2.asr.frontend.abs_frontend import AbsFrontend
+from espnet2.asr.preencoder.abs_preencoder import AbsPreEncoder
+from espnet2.asr.specaug.abs_specaug import AbsSpecAug
+from espnet2.layers.abs_normalize import AbsNormalize
+from torch import Tensor, nn
+
+from espnet_bestow.silence import SilenceAround
+
+SILENCE = 1024
+"""Samples after the longest utterance of a batch: half a window of up to 128 ms."""
+
+
+class Features(nn.Module):
+    """ESPnet's chain before the encoder, each part optional: frontend, SpecAugment, normalisation, pre-encoder.
+
+    Our own is what comes before it in training: silence around the recordings.
+    """
+
+    def __init__(
+        self,
+        frontend: AbsFrontend | None = None,
+        specaug: AbsSpecAug | None = None,
+        normalize: AbsNormalize | None = None,
+        preencoder: AbsPreEncoder | None = None,
+        silence: SilenceAround | None = None,
+    ):
+        super().__init__()
+        self.silence = silence
+        self.frontend = frontend
+        self.specaug = specaug
+        self.normalize = normalize
+        self.preencoder = preencoder
+
+    def extract(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S) -> (B, T, 80), before augmentation and normalisation.
+
+        ESPnet's STFT mirrors the end of the padded batch, so that the last frames of an utterance would depend on
+        whether it is the longest one. With silence after all of them, a batch gives what its members give alone.
+        """
+        if self.frontend is None:
+            return waveform, lengths
+        waveform = F.pad(waveform[:, : int(lengths.max())], (0, SILENCE))
+        feats, lengths = self.frontend(waveform, lengths)
+        return feats[:, : int(lengths.max())], lengths
+
+    def surround(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What a model in training hears of recordings (B, S): them, and silence around them."""
+        return self.silence(waveform, lengths) if self.silence is not None and self.training else (waveform, lengths)
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S) -> (B, T, 80)."""
+        return self.refine(*self.extract(waveform, lengths))
+
+    def refine(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What follows :meth:`extract`: (B, T, 80) -> (B, T, 80), of a pre-encoder less and wider."""
+        if self.specaug is not None and self.training:
+            feats, lengths = self.specaug(feats, lengths)
+        if self.normalize is not None:
+            feats, lengths = self.normalize(feats, lengths)
+        if self.preencoder is not None:
+            feats, lengths = self.preencoder(feats, lengths)
+        return feats, lengths
