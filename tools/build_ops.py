@@ -43,7 +43,10 @@ if platform.machine() in ("x86_64", "AMD64"):
     ISAS |= {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 
 # Sources compiled once per instruction set.
-KERNELS = ("staircase", "panel_linear", "few_rows", "chunk")
+KERNELS = (
+    *("staircase_forward", "staircase_backward", "few_queries"),
+    *("panel_linear", "few_rows", "chunk", "kernels"),
+)
 # Sources that register ops.
 REGISTRATIONS = ("ops", "token_step", "chunk_step", "ctc_path")
 

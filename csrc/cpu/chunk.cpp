@@ -1,5 +1,6 @@
 // What lies between the products of a conformer block, for the few frames of a chunk: norms, gates, the convolution
-// over time, and attention with relative positions. Compiled once per instruction set (BESTOW_ISA), like staircase.cpp.
+// over time, and attention with relative positions. Compiled once per instruction set (BESTOW_ISA), like
+// staircase_forward.cpp.
 
 #include "bestow/cpu.h"
 #include "bestow/simd.h"

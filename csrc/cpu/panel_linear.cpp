@@ -1,7 +1,7 @@
 // x W^T + b in float32 for a few rows x, where reading W once at the speed of memory is all there is to win.
 //
 // W lies in panels of 16 outputs, input by input: a thread reads it as one stream, and sums stay in vectors.
-// Compiled once per instruction set (BESTOW_ISA), like staircase.cpp.
+// Compiled once per instruction set (BESTOW_ISA), like staircase_forward.cpp.
 
 #include "bestow/cpu.h"
 #include "bestow/simd.h"

@@ -1,0 +1,179 @@
+// Staircase attention of a few query rows, as in decoding: keys and values are read where they lie. Compiled once per
+// instruction set (BESTOW_ISA), like staircase_forward.cpp.
+
+#include <cmath>
+
+#include "bestow/staircase.h"
+
+namespace bestow::BESTOW_ISA {
+namespace {
+
+constexpr int64_t kPrefetchRows = 8;
+
+// A few rows: keys and values are read once, where they lie, and all rows use them then. Queries and sums are padded to
+// whole vectors.
+constexpr int64_t kFewKeys = 8;  // keys that all rows use before the next are read
+
+// scores[i][j] = queries[i] . keys[j] of kRows queries and n keys.
+template <class T, int kRows>
+inline void score_keys(const float* queries, const T* k, int64_t row, int64_t n, int64_t width, float* scores,
+                       int64_t ld) {
+  constexpr int kKeys = 4;  // as many chains of additions run side by side, for each row
+  const int64_t padded = round_up(width, kLanes), whole = width / kLanes * kLanes;
+  for (int64_t j = 0; j < n; j += kKeys) {
+    const T* key[kKeys];
+    Vec c[kRows][kKeys];
+#pragma GCC unroll 4
+    for (int x = 0; x < kKeys; ++x) {
+      key[x] = k + least(j + x, n - 1) * row;
+#pragma GCC unroll 2
+      for (int r = 0; r < kRows; ++r) c[r][x] = zero();
+    }
+    const auto multiply = [&](int64_t d, const auto& part) {
+      Vec q[kRows];
+#pragma GCC unroll 2
+      for (int r = 0; r < kRows; ++r) q[r] = load(queries + r * padded + d);
+#pragma GCC unroll 4
+      for (int x = 0; x < kKeys; ++x) {
+        const Vec y = part(key[x] + d);
+#pragma GCC unroll 2
+        for (int r = 0; r < kRows; ++r) c[r][x] = fma(q[r], y, c[r][x]);
+      }
+    };
+    for (int64_t d = 0; d < whole; d += kLanes) multiply(d, [](const T* from) { return load(from); });
+    if (whole < width) multiply(whole, [&](const T* from) { return load_first(from, width - whole); });
+    for (int r = 0; r < kRows; ++r) {
+      for (int x = 0; x < kKeys; ++x) scores[r * ld + j + x] = sum(c[r][x]);  // ld has room for the last four
+    }
+  }
+}
+
+// Adds the weighted values of n keys to kVecs vectors of one row's sums.
+template <class T, int kVecs>
+inline void add_values(const T* v, int64_t row, int64_t n, const float* weights, float* sums) {
+  Vec c[kVecs];
+#pragma GCC unroll 8
+  for (int j = 0; j < kVecs; ++j) c[j] = load(sums + j * kLanes);
+  for (int64_t i = 0; i < n; ++i, v += row) {
+    const Vec w = splat(weights[i]);
+#pragma GCC unroll 8
+    for (int j = 0; j < kVecs; ++j) c[j] = fma(w, load(v + j * kLanes), c[j]);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kVecs; ++j) store(sums + j * kLanes, c[j]);
+}
+
+// The same for the vector of which only the first `count` numbers are left.
+template <class T>
+inline void add_last_values(const T* v, int64_t row, int64_t n, int64_t count, const float* weights, float* sums) {
+  Vec c = load(sums);
+  for (int64_t i = 0; i < n; ++i, v += row) c = fma(splat(weights[i]), load_first(v, count), c);
+  store(sums, c);
+}
+
+template <class T>
+struct FewQueries {
+  const Forward& p;
+  const int64_t share, ld, padded;
+  float *queries, *scores, *sums;
+
+  FewQueries(Arena& arena, const Forward& problem)
+      : p(problem),
+        share(p.heads / p.kv_heads),
+        ld(round_up(p.frames, most(kLanes, kFewKeys))),
+        padded(round_up(p.width, kLanes)) {
+    queries = arena.take<float>(kFewRows * padded);
+    scores = arena.take<float>(kFewRows * ld);
+    sums = arena.take<float>(kFewRows * padded);
+  }
+
+  void run(const Unit& at) {
+    const int64_t span = at.end - at.begin, rows = share * span, width = p.width;
+    int64_t sees[kFewRows], all = 0;
+    float totals[kFewRows];
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t u = at.begin + i % span;
+      all = most(all, sees[i] = seen(p, at.b, u));
+      pack_rows(row_of<T>(p.q, at.b, at.group * share + i / span, u), width, 1, width, queries + i * padded, padded);
+    }
+    const T* k = row_of<T>(p.k, at.b, at.group, 0);
+    for (int64_t j = 0; j < all; j += kFewKeys, k += kFewKeys * p.k.row) {
+      fetch(k + kPrefetchRows * p.k.row, p.k.row, kFewKeys, width);
+      const int64_t n = least(kFewKeys, all - j);
+      int64_t i = 0;
+      for (; i + 2 <= rows; i += 2)
+        score_keys<T, 2>(queries + i * padded, k, p.k.row, n, width, scores + i * ld + j, ld);
+      if (i < rows) score_keys<T, 1>(queries + i * padded, k, p.k.row, n, width, scores + i * ld + j, ld);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t h = at.group * share + i / span, u = at.begin + i % span;
+      float* row = scores + i * ld;
+      const float peak = greatest_score(row, sees[i], p.scale, -INFINITY);
+      totals[i] = sum(weigh(row, row, sees[i], sees[i], p.scale, peak));
+      p.lse[(at.b * p.heads + h) * p.positions + u] = sees[i] == 0 ? INFINITY : peak + std::log(totals[i]);
+    }
+    write_zeros(sums, rows * padded);
+    const T* v = row_of<T>(p.v, at.b, at.group, 0);
+    for (int64_t j = 0; j < all; j += kFewKeys, v += kFewKeys * p.v.row) {
+      fetch(v + kPrefetchRows * p.v.row, p.v.row, kFewKeys, width);
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t n = most(0, least(kFewKeys, sees[i] - j));
+        const float* weights = scores + i * ld + j;
+        float* to = sums + i * padded;
+        int64_t d = 0;
+        for (; d + 8 * kLanes <= width; d += 8 * kLanes) add_values<T, 8>(v + d, p.v.row, n, weights, to + d);
+        for (; d + 4 * kLanes <= width; d += 4 * kLanes) add_values<T, 4>(v + d, p.v.row, n, weights, to + d);
+        for (; d + kLanes <= width; d += kLanes) add_values<T, 1>(v + d, p.v.row, n, weights, to + d);
+        if (d < width) add_last_values(v + d, p.v.row, n, width - d, weights, to + d);
+      }
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      T* to = row_of<T>(p.out, at.b, at.group * share + i / span, at.begin + i % span);
+      if (sees[i] == 0) {
+        write_zeros(to, width);
+      } else {
+        write_row(to, sums + i * padded, width, 1.0f / totals[i]);
+      }
+    }
+  }
+};
+
+template <class T>
+size_t space(const Forward& p) {
+  Arena arena{nullptr};
+  const FewQueries<T> counted(arena, p);
+  return arena.used;
+}
+
+template <class T>
+void run(const Forward& p, int64_t begin, int64_t end, void* workspace) {
+  Arena arena{static_cast<char*>(workspace)};
+  FewQueries<T> few(arena, p);
+  for (int64_t unit = begin; unit < end; ++unit) few.run(Unit(p, unit));
+}
+
+}  // namespace
+
+size_t few_queries_bytes(const Forward& p) {
+  switch (p.scalar) {
+    case Scalar::kFloat:
+      return space<float>(p);
+    case Scalar::kBFloat16:
+      return space<BFloat16>(p);
+    default:
+      return space<Half>(p);
+  }
+}
+
+void few_queries(const Forward& p, int64_t begin, int64_t end, void* workspace) {
+  switch (p.scalar) {
+    case Scalar::kFloat:
+      return run<float>(p, begin, end, workspace);
+    case Scalar::kBFloat16:
+      return run<BFloat16>(p, begin, end, workspace);
+    default:
+      return run<Half>(p, begin, end, workspace);
+  }
+}
+
+}  // namespace bestow::BESTOW_ISA

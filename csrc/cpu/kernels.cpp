@@ -1,0 +1,43 @@
+// The kernels of one instruction set as a table. Compiled once per instruction set (BESTOW_ISA).
+
+#include "bestow/cpu.h"
+
+namespace bestow::BESTOW_ISA {
+
+// staircase_forward.cpp, staircase_backward.cpp
+size_t forward_bytes(const Forward& p);
+void forward(const Forward& p, int64_t begin, int64_t end, void* workspace);
+size_t backward_bytes(const Backward& p);
+void backward(const Backward& p, int64_t begin, int64_t end, void* workspace);
+
+// panel_linear.cpp
+void panel_linear(const PanelLinear& p, int64_t begin, int64_t end);
+
+// few_rows.cpp
+void round_rows(const float* x, int64_t rows, int64_t inputs, int16_t* out, float* steps);
+void few_rows(const FewRows& p, int64_t begin, int64_t end);
+
+// chunk.cpp
+void norm(const NormRows& p, int64_t begin, int64_t end);
+void gate(const float* x, const float* by, int64_t n, float* out);
+void convolve(const Taps& p, int64_t begin, int64_t end);
+void chunk_attention(const ChunkAttention& p, int64_t begin, int64_t end, float* scratch);
+
+#define BESTOW_TEXT(x) #x
+#define BESTOW_NAME(x) BESTOW_TEXT(x)
+
+extern const Kernels kKernels;
+const Kernels kKernels = {BESTOW_NAME(BESTOW_ISA),
+                          forward_bytes,
+                          forward,
+                          backward_bytes,
+                          backward,
+                          panel_linear,
+                          round_rows,
+                          few_rows,
+                          norm,
+                          gate,
+                          convolve,
+                          chunk_attention};
+
+}  // namespace bestow::BESTOW_ISA
