@@ -47,6 +47,8 @@ KERNELS = (
     *("staircase_forward", "staircase_backward", "few_queries"),
     *("panel_linear", "few_rows", "chunk", "kernels"),
 )
+# Sources that leave the CPU's choice to others or need none.
+PLAIN = ("dispatch", "best_path")
 # Sources that register ops.
 REGISTRATIONS = ("ops", "token_step", "chunk_step", "ctc_path")
 
@@ -75,14 +77,14 @@ def extensions() -> list[Extension]:
 
 
 def cpu_steps(compiler: str, into: Path, extra: list[str]) -> list[Step]:
-    """Compiles the kernels once per instruction set, and what chooses among them."""
+    """Compiles the kernels once per instruction set, and what needs no kernel or chooses among them."""
     common = [compiler, *COMMON, *extra]
     steps = [
         Step(into / f"{kernels}_{isa}.o", CSRC / "cpu" / f"{kernels}.cpp", [*common, f"-DBESTOW_ISA={isa}", *flags])
         for kernels in KERNELS
         for isa, flags in ISAS.items()
     ]
-    return [*steps, Step(into / "dispatch.o", CSRC / "cpu" / "dispatch.cpp", common)]
+    return [*steps, *(Step(into / f"{name}.o", CSRC / "cpu" / f"{name}.cpp", common) for name in PLAIN)]
 
 
 def torch_step(compiler: str, into: Path, source: Path, include: list[str]) -> Step:

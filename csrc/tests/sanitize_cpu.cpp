@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "bestow/best_path.h"
 #include "bestow/cpu.h"
 
 namespace {
@@ -113,6 +114,15 @@ void one_chunk(const bestow::Kernels& isa) {
   isa.convolve({width, kernel, past.data(), taps.data(), below(2) ? ones.data() : nullptr, out.data()}, 0, rows);
 }
 
+void one_best_path() {
+  const int64_t frames = below(30), classes = 2 + below(10), count = below(12);
+  std::vector<float> logp(frames * classes);
+  for (float& x : logp) x = -static_cast<float>(below(1000)) / 100;
+  std::vector<int64_t> tokens(count), path(frames);
+  for (int64_t& token : tokens) token = below(classes - 1);
+  bestow::best_path({logp.data(), frames, classes, tokens.data(), count}, path.data());
+}
+
 }  // namespace
 
 int main() {
@@ -121,7 +131,8 @@ int main() {
     std::puts("skipped: BESTOW_CPU_ISA does not run on this CPU");
     return 0;
   }
-  for (int i = 0; i < 400; ++i) one_problem(*isa), one_panel_linear(*isa), one_linear(*isa), one_chunk(*isa);
-  std::printf("%s: 1600 problems, nothing out of bounds\n", isa->name);
+  for (int i = 0; i < 400; ++i)
+    one_problem(*isa), one_panel_linear(*isa), one_linear(*isa), one_chunk(*isa), one_best_path();
+  std::printf("%s: 2000 problems, nothing out of bounds\n", isa->name);
   return 0;
 }
