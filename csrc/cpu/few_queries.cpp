@@ -71,6 +71,34 @@ inline void add_last_values(const T* v, int64_t row, int64_t n, int64_t count, c
   store(sums, c);
 }
 
+inline float greatest_score(const float* scores, int64_t n, float scale) {
+  const Vec factor = splat(scale);
+  const int64_t whole = n / kLanes * kLanes;
+  Vec top = splat(-INFINITY);
+  for (int64_t i = 0; i < whole; i += kLanes) top = max(mul(factor, load(scores + i)), top);
+  if (whole < n) top = max(keep(mul(factor, load(scores + whole)), top, n - whole), top);
+  return greatest(top);
+}
+
+// Scores become weights e^(scale score - peak) of n keys, with zeros up to a whole vector; returns their sum in kLanes
+// parts.
+inline Vec weigh(float* scores, int64_t n, float scale, float peak) {
+  const Vec factor = splat(scale), shift = splat(-peak);
+  Vec total = zero();
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vec x = exp_negative(fma(factor, load(scores + i), shift));
+    total = add(total, x);
+    store(scores + i, x);
+  }
+  if (i < n) {
+    const Vec x = keep(exp_negative(fma(factor, load(scores + i), shift)), zero(), n - i);
+    total = add(total, x);
+    store(scores + i, x);
+  }
+  return total;
+}
+
 template <class T>
 struct FewQueries {
   const Forward& p;
@@ -108,8 +136,8 @@ struct FewQueries {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t h = at.group * share + i / span, u = at.begin + i % span;
       float* row = scores + i * ld;
-      const float peak = greatest_score(row, sees[i], p.scale, -INFINITY);
-      totals[i] = sum(weigh(row, row, sees[i], sees[i], p.scale, peak));
+      const float peak = greatest_score(row, sees[i], p.scale);
+      totals[i] = sum(weigh(row, sees[i], p.scale, peak));
       p.lse[(at.b * p.heads + h) * p.positions + u] = sees[i] == 0 ? INFINITY : peak + std::log(totals[i]);
     }
     write_zeros(sums, rows * padded);

@@ -1,13 +1,15 @@
 // Staircase attention on the CPU. Compiled once per instruction set, each time with its own flags and BESTOW_ISA.
 //
-// One unit of work is a key head of one utterance. Its keys and values are packed chunk after chunk, into panels of
-// kLanes columns side by side, and only as far as some row sees. Each chunk meets all query rows that see into it,
-// while it is in the caches: scores, one more step of each row's softmax, the product with the values. A slice of a few
-// rows computes up to its own furthest row; nothing is computed for frames that no row of it sees, and no mask exists
-// anywhere. Where the query rows are few (decoding), keys and values are read as they lie.
+// One unit of work is a key head of one utterance. Its query rows are packed once, into panels of kLanes rows side by
+// side; keys and values are used as they lie, chunk after chunk, and only as far as some row sees. Each chunk meets all
+// query rows that see into it, while it is in the caches: scores, one more step of each row's softmax, the product with
+// the values. Scores of a key lie side by side for all queries, so that a softmax is kLanes of them at a time and none
+// has to be summed across a vector. A slice of a few rows computes up to its own furthest row; nothing is computed for
+// frames that no row of it sees, and no mask exists anywhere. Where the query rows are few (decoding), see
+// few_queries.cpp.
 //
-// Where the CPU multiplies pairs of bfloat16 numbers, the forward pass of bfloat16 tensors packs keys and values as
-// pairs; everywhere else 16-bit inputs are widened while they are packed, and computing is float.
+// Where the CPU multiplies pairs of bfloat16 numbers, the forward pass of bfloat16 tensors computes with those;
+// everywhere else 16-bit keys and values are widened chunk by chunk, and computing is float.
 
 #include <cmath>
 
@@ -17,20 +19,32 @@ namespace bestow::BESTOW_ISA {
 namespace {
 
 constexpr int64_t kBand = 64;  // query rows whose scores against a chunk are held at a time
-static_assert(kBand % kTileRows == 0, "whole tiles");
+static_assert(kBand % kTileRows == 0 && kBand % kLanes == 0, "whole tiles and vectors");
+static_assert(kChunk % 2 == 0, "whole pairs of keys");
+
+// The right side of a product, with its strides over depth and from one vector of columns to the next.
+struct Columns {
+  const float* at;
+  int64_t step, vec;
+};
 
 // How the numbers of one product travel: as floats, or as pairs of bfloat16 numbers where the CPU multiplies those.
 template <class T>
 struct Floats {
   using How = Plain;
-  using Weight = float;
   static int64_t depth(int64_t n) { return n; }
+  static int64_t key_row(int64_t width) { return round_up(width, kLanes); }
   static void pack_query(const T* q, int64_t width, float* to) { pack_rows(q, width, 1, width, to, width); }
-  static void pack_keys(const T* k, int64_t row, int64_t n, int64_t width, float* panels) {
-    pack_panels(k, row, n, width, panels);
+  static const float* keys(const T* k, int64_t row, int64_t n, int64_t width, float* copy) {
+    return dense_rows(k, row, n, width, key_row(width), copy);
   }
-  static void pack_values(const T* v, int64_t row, int64_t n, int64_t width, float* panels) {
-    pack_columns(v, row, n, width, panels);
+  static Columns values(const T* v, int64_t row, int64_t n, int64_t width, float* copy) {
+    pack_columns(v, row, n, width, copy);
+    return {copy, kLanes, kChunk * kLanes};
+  }
+  // The weights of keys j and j + 1, for one vector of queries, take the place of their scores.
+  static void keep_weights(float* column, int64_t j, Vec even, Vec odd) {
+    store(column + j * kBand, even), store(column + (j + 1) * kBand, odd);
   }
 };
 
@@ -45,40 +59,35 @@ inline __m256i bits_of(const BFloat16* p, int64_t n) {
   if (n >= kLanes) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm256_maskz_loadu_epi16(first(n), p);
 }
-// kLanes pairs, of which the first `left` numbers exist.
-inline Vec pairs_of(const BFloat16* p, int64_t left) {
-  if (left >= 2 * kLanes) return _mm512_loadu_ps(p);
-  return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16((1u << left) - 1, p));
-}
 
 struct PairsOfBFloat16 {
   using How = Pairs;
-  using Weight = BFloat16;
   static int64_t depth(int64_t n) { return (n + 1) / 2; }  // an odd number of them ends in half a pair
+  static int64_t key_row(int64_t width) { return depth(width); }
+  // Pairs along D lie in memory as they are wanted.
   static void pack_query(const BFloat16* q, int64_t width, float* to) {
     to[depth(width) - 1] = 0.0f;
     std::memcpy(to, q, width * sizeof(BFloat16));
   }
-  // Pairs along D lie in memory as they are wanted: packing is the float one, on 32-bit lanes.
-  static void pack_keys(const BFloat16* k, int64_t row, int64_t n, int64_t width, float* panels) {
-    for (int64_t i = 0; i < n; i += kLanes, panels += depth(width) * kLanes) {
-      for (int64_t d = 0; d < depth(width); d += kLanes) {
-        Vec x[kLanes];
-        for (int r = 0; r < kLanes; ++r) x[r] = i + r < n ? pairs_of(k + (i + r) * row + 2 * d, width - 2 * d) : zero();
-        transpose(x);
-        for (int r = 0; r < kLanes && d + r < depth(width); ++r) store(panels + (d + r) * kLanes, x[r]);
-      }
-    }
+  static const float* keys(const BFloat16* k, int64_t row, int64_t n, int64_t width, float* copy) {
+    for (int64_t i = 0; i < n; ++i) pack_query(k + i * row, width, copy + i * depth(width));
+    return copy;
   }
-  // rows (n, width) -> panels [width / kLanes][kChunk / 2][kLanes] of pairs of rows.
-  static void pack_values(const BFloat16* v, int64_t row, int64_t n, int64_t width, float* panels) {
-    for (int64_t i = 0; i < n; i += 2, v += 2 * row, panels += kLanes) {
-      float* to = panels;
+  // rows (n, width) -> [width / kLanes][kChunk / 2][kLanes] of pairs of rows.
+  static Columns values(const BFloat16* v, int64_t row, int64_t n, int64_t width, float* copy) {
+    float* pairs = copy;
+    for (int64_t i = 0; i < n; i += 2, v += 2 * row, pairs += kLanes) {
+      float* to = pairs;
       for (int64_t d = 0; d < width; d += kLanes, to += kChunk / 2 * kLanes) {
         const __m256i even = bits_of(v + d, width - d);
         store(to, pair_up(even, i + 1 < n ? bits_of(v + row + d, width - d) : _mm256_setzero_si256()));
       }
     }
+    return {copy, kLanes, kChunk / 2 * kLanes};
+  }
+  // Row j / 2 is read before it is written.
+  static void keep_weights(float* column, int64_t j, Vec even, Vec odd) {
+    store(column + j / 2 * kBand, pair_up(rounded(even), rounded(odd)));
   }
 };
 
@@ -88,48 +97,58 @@ struct PairsOfBFloat16 {
 template <class T, class Form>
 struct ForwardUnit {
   using How = typename Form::How;
-  using Weight = typename Form::Weight;
   const Forward& p;
-  const int64_t share, most_rows, depth, padded;
-  float *keys, *values, *scores, *queries, *sums, *totals, *peaks;
+  const int64_t share, most_rows, depth, padded, key_row;
+  float *key_copy, *value_copy, *scores, *queries, *panels, *sums, *totals, *peaks;
   int64_t* sees;
+  const float* keys;  // of one chunk, as is what follows
+  Columns values;
+  int64_t start, count;
   Ahead<const T> next_keys, next_values;  // those of the next chunk, while one is computed with
 
   ForwardUnit(Arena& arena, const Forward& problem)
       : p(problem),
         share(p.heads / p.kv_heads),
-        most_rows(share * p.positions),
+        most_rows(round_up(share * p.positions, kLanes)),
         depth(Form::depth(p.width)),
-        padded(round_up(p.width, kLanes)) {
-    keys = arena.take<float>(kChunk * depth);
-    values = arena.take<float>(Form::depth(kChunk) * padded);
-    scores = arena.take<float>(kBand * kChunk);
-    queries = arena.take<float>(most_rows * depth);
+        padded(round_up(p.width, kLanes)),
+        key_row(Form::key_row(p.width)) {
+    key_copy = arena.take<float>(kChunk * key_row);
+    value_copy = arena.take<float>(Form::depth(kChunk) * padded);
+    scores = arena.take<float>(kChunk * kBand);
+    queries = arena.take<float>(kLanes * depth + kLanes);  // the last row is written in whole vectors
+    panels = arena.take<float>(most_rows * depth);
     sums = arena.take<float>(most_rows * padded);
-    totals = arena.take<float>(most_rows * kLanes);
+    totals = arena.take<float>(most_rows);
     peaks = arena.take<float>(most_rows);
     sees = arena.take<int64_t>(most_rows);
   }
 
   void run(const Unit& at) {
-    const int64_t span = at.end - at.begin, rows = share * span;
+    const int64_t span = at.end - at.begin, rows = share * span, whole = round_up(rows, kLanes);
     int64_t all = 0;
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t h = at.group * share + i / span, u = at.begin + i % span;
-      all = most(all, sees[i] = seen(p, at.b, u));
-      peaks[i] = -INFINITY;
-      Form::pack_query(row_of<T>(p.q, at.b, h, u), p.width, queries + i * depth);
+    for (int64_t i = 0; i < whole; i += kLanes) {
+      int64_t some = 0;
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const int64_t row = i + lane, h = at.group * share + row / span, u = at.begin + row % span;
+        some = most(some, sees[row] = row < rows ? seen(p, at.b, u) : 0);
+        if (row < rows && sees[row] > 0) Form::pack_query(row_of<T>(p.q, at.b, h, u), p.width, queries + lane * depth);
+      }
+      // Rows that see nothing are left out, or hold what the buffer held: nobody reads their scores.
+      if (some > 0) pack_panels(queries, depth, least(kLanes, rows - i), depth, panels + i * depth);
+      all = most(all, some);
+      store(peaks + i, splat(-INFINITY));
+      store(totals + i, zero());
     }
     write_zeros(sums, rows * padded);
-    write_zeros(totals, rows * kLanes);
-    for (int64_t start = 0; start < all; start += kChunk) {
-      const int64_t n = least(kChunk, all - start);
-      Form::pack_keys(row_of<T>(p.k, at.b, at.group, start), p.k.row, n, p.width, keys);
-      Form::pack_values(row_of<T>(p.v, at.b, at.group, start), p.v.row, n, p.width, values);
-      const int64_t next = start + n, more = least(kChunk, all - next);
+    for (start = 0; start < all; start += kChunk) {
+      count = least(kChunk, all - start);
+      keys = Form::keys(row_of<T>(p.k, at.b, at.group, start), p.k.row, count, p.width, key_copy);
+      values = Form::values(row_of<T>(p.v, at.b, at.group, start), p.v.row, count, p.width, value_copy);
+      const int64_t next = start + count, more = least(kChunk, all - next);
       next_keys = {row_of<T>(p.k, at.b, at.group, next), p.k.row, more, p.width};
       next_values = {row_of<T>(p.v, at.b, at.group, next), p.v.row, more, p.width};
-      for (int64_t i = 0; i < rows; i += kBand) attend(i, least(kBand, rows - i), start);
+      for (int64_t i = 0; i < rows; i += kBand) attend(i, least(kBand, rows - i));
     }
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t h = at.group * share + i / span, u = at.begin + i % span;
@@ -139,61 +158,116 @@ struct ForwardUnit {
         write_zeros(to, p.width);
         *lse = INFINITY;
       } else {
-        const float total = sum(load(totals + i * kLanes));
-        write_row(to, sums + i * padded, p.width, 1.0f / total);
-        *lse = peaks[i] + std::log(total);
+        write_row(to, sums + i * padded, p.width, 1.0f / totals[i]);
+        *lse = peaks[i] + std::log(totals[i]);
       }
     }
   }
 
-  // Folds row i's scores for the chunk into its softmax: they become weights, and what was summed before shrinks to the
-  // new peak.
-  void weigh_row(int64_t i, float* row, int64_t start, int64_t near) {
-    const int64_t n = most(0, least(kChunk, sees[i] - start));
-    const float peak = greatest_score(row, n, p.scale, peaks[i]);
-    float *total = totals + i * kLanes, *to = sums + i * padded;
-    if (peak > peaks[i]) {
-      const Vec shrink = exp_negative(splat(peaks[i] - peak));
-      store(total, mul(shrink, load(total)));
-      for (int64_t d = 0; d < padded; d += kLanes) store(to + d, mul(shrink, load(to + d)));
-      peaks[i] = peak;
-    }
-    store(total, add(load(total), weigh(row, reinterpret_cast<Weight*>(row), n, near, p.scale, peak)));
+  // Keys of the chunk that some of the rows begin ... end see.
+  int64_t near(int64_t begin, int64_t end) const {
+    int64_t n = 0;
+    for (int64_t i = begin; i < end; ++i) n = most(n, sees[i]);
+    return most(0, least(count, n - start));
   }
 
-  // Rows begin ... begin + count meet the chunk of keys from `start` on. A group of panels stays in the nearest cache
-  // while all of these rows pass over it.
-  void attend(int64_t begin, int64_t count, int64_t start) {
-    int64_t near[kBand / kTileRows];  // keys of this chunk that a slice of kTileRows rows goes through
-    int64_t all = 0;
-    for (int64_t r = 0; r < count; r += kTileRows) {
-      int64_t n = 0;
-      for (int64_t i = r; i < least(count, r + kTileRows); ++i) n = most(n, sees[begin + i]);
-      all = most(all, near[r / kTileRows] = most(0, least(kChunk, n - start)));
+  // Rows begin ... begin + rows meet the chunk.
+  void attend(int64_t begin, int64_t rows) {
+    int64_t nears[kBand / kTileRows], vec_nears[kBand / kLanes], all = 0;
+    const int64_t vecs = (rows + kLanes - 1) / kLanes;
+    for (int64_t v = 0; v < vecs; ++v) {
+      vec_nears[v] = near(begin + v * kLanes, begin + (v + 1) * kLanes);
+      all = most(all, vec_nears[v]);
     }
-    const auto near_of = [&](int64_t r) { return near[r / kTileRows]; };
-    for (int64_t at = 0; at < all; at += kTileVecs * kLanes) {
-      for (int64_t r = 0; r < count; r += kTileRows) {
-        const int64_t left = near_of(r) - at;
-        if (left <= 0) continue;
+    if (all == 0) return;
+    for (int64_t r = 0; r < rows; r += kTileRows)
+      nears[r / kTileRows] = near(begin + r, begin + least(rows, r + kTileRows));
+    score(begin, vec_nears, vecs);
+    for (int64_t v = 0; v < vecs; ++v) {
+      if (vec_nears[v] > 0) weigh(begin + v * kLanes, scores + v * kLanes, vec_nears[v]);
+    }
+    for (int64_t at = 0, wide; at < padded / kLanes; at += wide) {
+      wide = next_vecs(padded / kLanes - at);
+      for (int64_t r = 0; r < rows; r += kTileRows) {
+        const int64_t n = nears[r / kTileRows];
+        if (n == 0) continue;
         next_keys.ask(1), next_values.ask(1);
-        const int64_t vecs = least(kTileVecs, (left + kLanes - 1) / kLanes);
-        multiply_deep<How>(least(kTileRows, count - r),
-                           {queries + (begin + r) * depth, depth, 1, keys + at * depth, kLanes, depth * kLanes,
-                            scores + r * kChunk + at, kChunk, depth, vecs});
+        multiply<How, true>(least(kTileRows, rows - r),
+                            {scores + r, 1, kBand, values.at + at * values.vec, values.step, values.vec,
+                             sums + (begin + r) * padded + at * kLanes, padded, Form::depth(n), wide});
       }
     }
-    for (int64_t r = 0; r < count; ++r) weigh_row(begin + r, scores + r * kChunk, start, near_of(r));
-    for (int64_t at = 0, vecs; at < padded / kLanes; at += vecs) {
-      vecs = next_vecs(padded / kLanes - at);
-      for (int64_t r = 0; r < count; r += kTileRows) {
-        if (near_of(r) == 0) continue;
-        next_keys.ask(1), next_values.ask(1);
-        multiply<How, true>(least(kTileRows, count - r),
-                            {scores + r * kChunk, kChunk, 1, values + at * Form::depth(kChunk) * kLanes, kLanes,
-                             Form::depth(kChunk) * kLanes, sums + (begin + r) * padded + at * kLanes, padded,
-                             Form::depth(near_of(r)), vecs});
+  }
+
+  // Scores of the band behind row `begin`, some vectors of queries at a time: their panels stay in the nearest cache
+  // while the keys pass by. Where a vector of them has seen all it sees, the others go on without it.
+  void score(int64_t begin, const int64_t* nears, int64_t vecs) {
+    int64_t low = 0, high = vecs;
+    for (int64_t j = 0, until; j < count; j = until) {
+      while (low < high && nears[low] <= j) ++low;
+      while (low < high && nears[high - 1] <= j) --high;
+      if (low == high) return;
+      until = count;
+      for (int64_t v = low; v < high; ++v) until = nears[v] > j ? least(until, nears[v]) : until;
+      until = least(count, round_up(until, kTileRows));
+      for (int64_t v = low, wide; v < high; v += wide) {
+        wide = next_vecs(high - v);
+        const int64_t step = wide == 1 ? kTallRows : kTileRows;
+        for (int64_t k = j; k < until; k += step) {
+          next_keys.ask(1), next_values.ask(1);
+          multiply_deep<How>(least(step, until - k),
+                             {keys + k * key_row, key_row, 1, panels + (begin + v * kLanes) * depth, kLanes,
+                              depth * kLanes, scores + k * kBand + v * kLanes, kBand, depth, wide});
+        }
       }
+    }
+  }
+
+  // Folds the scores of kLanes queries from row i on with n keys into their softmax: they become weights, and what was
+  // summed before shrinks to the new peak.
+  void weigh(int64_t i, float* column, int64_t n) {
+    float seen_here[kLanes];
+    int64_t common = n;  // keys that all of these rows see
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const int64_t own = most(0, least(n, sees[i + lane] - start));
+      seen_here[lane] = static_cast<float>(own), common = least(common, own);
+    }
+    const Vec factor = splat(p.scale), limit = load(seen_here), before = load(peaks + i);
+    Vec top = before;
+    for (int64_t j = 0; j < common; ++j) top = max(mul(factor, load(column + j * kBand)), top);
+    for (int64_t j = common; j < n; ++j)
+      top = where_below(splat(j), limit, max(mul(factor, load(column + j * kBand)), top), top);
+    const Vec shrink = where_below(before, top, exp_negative(sub(before, top)), splat(1.0f));
+    if (start > 0) shrink_sums(i, shrink);
+    store(peaks + i, top);
+    const Vec shift = sub(zero(), top), nothing = splat(-87.0f);
+    const auto weight = [&](int64_t j) { return exp_negative(fma(factor, load(column + j * kBand), shift)); };
+    const auto seen_weight = [&](int64_t j) {
+      const Vec place = splat(j), x = fma(factor, load(column + j * kBand), shift);
+      return where_below(place, limit, exp_negative(where_below(place, limit, x, nothing)), zero());
+    };
+    Vec even = zero(), odd = zero();
+    int64_t j = 0;
+    for (; j + 2 <= common; j += 2) {
+      const Vec x = weight(j), y = weight(j + 1);
+      even = add(even, x), odd = add(odd, y);
+      Form::keep_weights(column, j, x, y);
+    }
+    for (; j < n; j += 2) {
+      const Vec x = seen_weight(j), y = j + 1 < n ? seen_weight(j + 1) : zero();
+      even = add(even, x), odd = add(odd, y);
+      Form::keep_weights(column, j, x, y);
+    }
+    store(totals + i, fma(shrink, load(totals + i), add(even, odd)));
+  }
+
+  void shrink_sums(int64_t i, Vec shrink) {
+    float by[kLanes];
+    store(by, shrink);
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      if (by[lane] == 1.0f) continue;
+      float* row = sums + (i + lane) * padded;
+      for (int64_t d = 0; d < padded; d += kLanes) store(row + d, mul(splat(by[lane]), load(row + d)));
     }
   }
 };

@@ -92,8 +92,18 @@ inline void stripe(const Product& p) {
   }
 }
 
+// Rows of a product whose one vector of columns would leave the multipliers idle with fewer.
+constexpr int kTallRows = 8;
+
 template <class How, bool kAdd>
 void multiply(int64_t rows, const Product& p) {
+  if (kTileRows < kTallRows && rows > kTileRows) {
+    if (rows == kTallRows) return tile<How, kAdd, kTallRows, 1>(p, 0);
+    multiply<How, kAdd>(kTileRows, p);
+    Product rest = p;
+    rest.a += kTileRows * p.a_row, rest.c += kTileRows * p.c_row;
+    return multiply<How, kAdd>(rows - kTileRows, rest);
+  }
   switch (rows) {
     case 1:
       return stripe<How, kAdd, 1>(p);

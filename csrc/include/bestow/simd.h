@@ -60,6 +60,9 @@ inline Vec nearest(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST
 inline Vec times_power(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }  // x 2^n
 inline __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1); }
 inline Vec keep(Vec x, Vec other, int64_t n) { return _mm512_mask_mov_ps(other, first(n), x); }  // x in lanes below n
+inline Vec where_below(Vec a, Vec b, Vec x, Vec y) {  // x where a < b, y elsewhere
+  return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
+}
 inline float sum(Vec x) { return _mm512_reduce_add_ps(x); }
 inline float greatest(Vec x) { return _mm512_reduce_max_ps(x); }
 
@@ -133,6 +136,7 @@ inline __m256i below(int64_t n) {  // which lanes are
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 inline Vec keep(Vec x, Vec other, int64_t n) { return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(below(n))); }
+inline Vec where_below(Vec a, Vec b, Vec x, Vec y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 inline float sum(Vec x) {
   __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   y = _mm_add_ps(y, _mm_movehl_ps(y, y));
@@ -239,6 +243,7 @@ inline Vec keep(Vec x, Vec other, int64_t n) {
   for (int i = 0; i < 4; ++i) x[i] = i < n ? x[i] : other[i];
   return x;
 }
+inline Vec where_below(Vec a, Vec b, Vec x, Vec y) { return a < b ? x : y; }
 inline float sum(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 inline float greatest(Vec x) {
   float most = x[0];

@@ -1,4 +1,4 @@
-// What the passes of staircase attention share: their workspace, where rows are and how far they see, the softmax.
+// What the passes of staircase attention share: their workspace, where rows are and how far they see.
 #pragma once
 
 #include "bestow/cpu.h"
@@ -78,39 +78,6 @@ struct Ahead {
     next += count * row, left -= count;
   }
 };
-
-// ---- softmax ----
-
-inline float greatest_score(const float* scores, int64_t n, float scale, float least_known) {
-  const Vec factor = splat(scale);
-  const int64_t whole = n / kLanes * kLanes;
-  Vec top = splat(least_known);
-  for (int64_t i = 0; i < whole; i += kLanes) top = max(mul(factor, load(scores + i)), top);
-  if (whole < n) top = max(keep(mul(factor, load(scores + whole)), top, n - whole), top);
-  return greatest(top);
-}
-
-// Scores -> weights e^(scale score - peak) of the first n, 0 after them up to `near`; returns their sum in kLanes
-// parts. Weights may take the place of the scores.
-template <class W>
-inline Vec weigh(const float* scores, W* weights, int64_t n, int64_t near, float scale, float peak) {
-  const Vec factor = splat(scale), shift = splat(-peak);
-  Vec total = zero();
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const Vec x = exp_negative(fma(factor, load(scores + i), shift));
-    total = add(total, x);
-    store(weights + i, x);
-  }
-  if (i < n) {
-    const Vec x = keep(exp_negative(fma(factor, load(scores + i), shift)), zero(), n - i);
-    total = add(total, x);
-    store(weights + i, x);
-    i += kLanes;
-  }
-  for (; i < near; i += kLanes) store(weights + i, zero());
-  return total;
-}
 
 // few_queries.cpp: a forward pass of at most kFewRows rows for each key head.
 size_t few_queries_bytes(const Forward& p);
