@@ -5,8 +5,7 @@
 namespace bestow::BESTOW_ISA {
 namespace {
 
-constexpr int64_t kRows = 64;  // query rows whose weights for all keys are held at a time
-static_assert(kRows <= kChunk, "rows and keys are packed alike");
+static_assert(kBand <= kChunk, "rows and keys are packed alike");
 constexpr int64_t kAskRows = 2;  // rows that each step asks for ahead
 
 // With weights P = e^(scale q k - lse) and dP = grad v:  dS = scale P (dP - sum_j P dP),
@@ -19,41 +18,41 @@ struct BackwardUnit {
   const Backward& p;
   const int64_t padded;
   const T *keys, *values;
+  const float *key_rows, *value_rows;     // the same as floats, where they lie or in the copy
   Ahead<const T> next_keys, next_values;  // those of the chunk that will be packed next
   int64_t all, packed, summed;  // keys that some row sees; of these the packed ones, and those with sums in dk and dv
-  float *key_panels, *value_panels, *key_columns, *dk_sums, *dv_sums, *dk, *dv;
-  const float *queries, *grads;  // of one block, as is what follows
-  float *query_copy, *grad_copy, *query_columns, *grad_columns, *dq;
-  float *weights, *slopes;  // [chunk][row][kChunk]
-  float *totals, *dots;     // sums of P and of P dP, in kLanes parts
-  int64_t sees[kRows];
+  float *key_copy, *value_copy, *key_columns, *dk_sums, *dv_sums, *dk, *dv;
+  float *query_panels, *grad_panels, *query_columns, *grad_columns, *dq;  // of one block, as is what follows
+  float *weights, *slopes;                                                // (keys, kBand)
+  float totals[kBand], dots[kBand], shifts[kBand];                        // sums of P and of P dP; -lse
+  int64_t sees[kBand];
 
   BackwardUnit(Arena& arena, const Backward& problem) : p(problem), padded(round_up(p.width, kLanes)) {
     const int64_t frames = round_up(p.frames, kChunk);
-    key_panels = arena.take<float>(frames * p.width);
-    value_panels = arena.take<float>(frames * p.width);
+    key_copy = arena.take<float>(frames * padded);
+    value_copy = arena.take<float>(frames * padded);
     key_columns = arena.take<float>(frames * padded);
     dk_sums = arena.take<float>(frames * padded);
     dv_sums = arena.take<float>(frames * padded);
-    query_copy = arena.take<float>(kRows * padded);
-    grad_copy = arena.take<float>(kRows * padded);
+    query_panels = arena.take<float>(kBand * p.width);
+    grad_panels = arena.take<float>(kBand * p.width);
     query_columns = arena.take<float>(kChunk * padded);
     grad_columns = arena.take<float>(kChunk * padded);
-    dq = arena.take<float>(kRows * padded);
-    weights = arena.take<float>(kRows * frames);
-    slopes = arena.take<float>(kRows * frames);
-    totals = arena.take<float>(kRows * kLanes);
-    dots = arena.take<float>(kRows * kLanes);
+    dq = arena.take<float>(kBand * padded);
+    weights = arena.take<float>(kBand * frames);
+    slopes = arena.take<float>(kBand * frames);
   }
 
   void run(int64_t b, int64_t group) {
     const int64_t share = p.heads / p.kv_heads;
     keys = row_of<T>(p.k, b, group, 0), values = row_of<T>(p.v, b, group, 0);
+    key_rows = dense_rows(keys, p.k.row, 0, p.width, padded, key_copy);
+    value_rows = dense_rows(values, p.v.row, 0, p.width, padded, value_copy);
     all = furthest(p, b, 0, p.positions), packed = 0, summed = 0;
     T *to_k = row_of<T>(p.dk, b, group, 0), *to_v = row_of<T>(p.dv, b, group, 0);
     dk = sums_in(to_k, dk_sums), dv = sums_in(to_v, dv_sums);
     for (int64_t h = group * share; h < (group + 1) * share; ++h) {
-      for (int64_t u = 0; u < p.positions; u += kRows) block(b, h, u, least(kRows, p.positions - u));
+      for (int64_t u = 0; u < p.positions; u += kBand) block(b, h, u, least(kBand, p.positions - u));
     }
     if (dk == dk_sums) write_sums(to_k, dk);
     if (dv == dv_sums) write_sums(to_v, dv);
@@ -76,8 +75,8 @@ struct BackwardUnit {
   // The first block of rows that gets as far packs a chunk for all of them.
   void pack_next() {
     const int64_t n = least(kChunk, all - packed), next = packed + n, more = least(kChunk, all - next);
-    pack_panels(keys + packed * p.k.row, p.k.row, n, p.width, key_panels + packed * p.width);
-    pack_panels(values + packed * p.v.row, p.v.row, n, p.width, value_panels + packed * p.width);
+    dense_rows(keys + packed * p.k.row, p.k.row, n, p.width, padded, key_copy + packed * padded);
+    dense_rows(values + packed * p.v.row, p.v.row, n, p.width, padded, value_copy + packed * padded);
     pack_columns(keys + packed * p.k.row, p.k.row, n, p.width, key_columns + packed * padded);
     next_keys = {keys + next * p.k.row, p.k.row, more, p.width};
     next_values = {values + next * p.v.row, p.v.row, more, p.width};
@@ -85,31 +84,42 @@ struct BackwardUnit {
   }
 
   void block(int64_t b, int64_t h, int64_t u, int64_t rows) {
+    const int64_t vecs = (rows + kLanes - 1) / kLanes;
     int64_t own = 0;
-    for (int64_t r = 0; r < rows; ++r) own = most(own, sees[r] = seen(p, b, u + r));
+    for (int64_t r = 0; r < vecs * kLanes; ++r) {
+      own = most(own, sees[r] = r < rows ? seen(p, b, u + r) : 0);
+      shifts[r] = sees[r] > 0 ? -p.lse[(b * p.heads + h) * p.positions + u + r] : 0.0f;
+      totals[r] = dots[r] = 0.0f;
+    }
     if (own > 0) {
       const T *q = row_of<T>(p.q, b, h, u), *grad = row_of<T>(p.grad, b, h, u);
-      queries = dense_rows(q, p.q.row, rows, p.width, padded, query_copy);
-      grads = dense_rows(grad, p.grad.row, rows, p.width, padded, grad_copy);
+      pack_panels(q, p.q.row, rows, p.width, query_panels);
+      pack_panels(grad, p.grad.row, rows, p.width, grad_panels);
       pack_columns(q, p.q.row, rows, p.width, query_columns);
       pack_columns(grad, p.grad.row, rows, p.width, grad_columns);
       write_zeros(dq, rows * padded);
-      write_zeros(totals, rows * kLanes);
-      write_zeros(dots, rows * kLanes);
-      const float* lse = p.lse + (b * p.heads + h) * p.positions + u;
+      int64_t nears[kBand / kLanes];
+      const auto look = [&](int64_t start) {
+        for (int64_t v = 0; v < vecs; ++v) nears[v] = near(sees + v * kLanes, kLanes, start, kChunk);
+      };
       for (int64_t start = 0; start < own; start += kChunk) {
         if (packed <= start) pack_next();
-        float *weight = weights + start * kRows, *slope = slopes + start * kRows;
-        score(rows, start, queries, key_panels, weight, next_keys);
-        score(rows, start, grads, value_panels, slope, next_values);
-        for (int64_t r = 0; r < rows; ++r) weigh_row(r, start, weight + r * kChunk, slope + r * kChunk, lse[r]);
+        look(start);
+        float *weight = weights + start * kBand, *slope = slopes + start * kBand;
+        const int64_t at = start * padded;
+        multiply_seen<Plain>({key_rows + at, query_panels, padded, p.width, weight}, nears, vecs,
+                             [&] { next_keys.ask(kAskRows); });
+        multiply_seen<Plain>({value_rows + at, grad_panels, padded, p.width, slope}, nears, vecs,
+                             [&] { next_values.ask(kAskRows); });
+        for (int64_t v = 0; v < vecs; ++v) weigh(v * kLanes, start, nears[v], weight, slope);
       }
       const int64_t whole = least(all, round_up(own, kTileRows));  // keys of the tiles of dk and dv
       int64_t skip = 0;
       for (int64_t start = 0; start < own; start += kChunk) {
         const int64_t n = least(kChunk, whole - start);
-        float *weight = weights + start * kRows, *slope = slopes + start * kRows;
-        for (int64_t r = 0; r < rows; ++r) slope_row(r, start, n, weight + r * kChunk, slope + r * kChunk);
+        look(start);
+        float *weight = weights + start * kBand, *slope = slopes + start * kBand;
+        for (int64_t v = 0; v < vecs; ++v) incline(v * kLanes, start, nears[v], n, weight, slope);
         add_to_queries(rows, start, n, slope);
         skip = add_to_keys(rows, start, n, skip, weight, slope);
       }
@@ -125,61 +135,51 @@ struct BackwardUnit {
     }
   }
 
-  // Keys of the chunk from `start` on that row r sees.
-  int64_t sees_of(int64_t r, int64_t start) const { return most(0, least(kChunk, sees[r] - start)); }
-
-  // ... that the slice of rows from r on goes through.
-  int64_t near_of(int64_t r, int64_t rows, int64_t start) const {
-    int64_t n = 0;
-    for (int64_t i = r; i < least(rows, r + kTileRows); ++i) n = most(n, sees_of(i, start));
-    return n;
-  }
-
-  // Products of the block's rows with the panels of one chunk. A group of panels stays in the nearest cache while all
-  // rows pass over it.
-  void score(int64_t rows, int64_t start, const float* from, const float* panels, float* to,
-             Ahead<const T>& next) const {
-    for (int64_t at = 0; at < kChunk; at += kTileVecs * kLanes) {
-      for (int64_t r = 0; r < rows; r += kTileRows) {
-        const int64_t left = near_of(r, rows, start) - at;
-        if (left <= 0) continue;
-        next.ask(kAskRows);
-        const int64_t vecs = least(kTileVecs, (left + kLanes - 1) / kLanes);
-        const float *a = from + r * padded, *b = panels + (start + at) * p.width;
-        float* c = to + r * kChunk + at;
-        multiply_deep<Plain>(least(kTileRows, rows - r),
-                             {a, padded, 1, b, kLanes, p.width * kLanes, c, kChunk, p.width, vecs});
-      }
+  // The scores of kLanes rows from row i on with n keys become weights.
+  void weigh(int64_t i, int64_t start, int64_t n, float* weight, const float* slope) {
+    const Sight sight(sees + i, start, n);
+    const Vec factor = splat(p.scale), shift = load(shifts + i), nothing = splat(-87.0f);
+    // Long sums of equal numbers round the same way each time: four short ones err less.
+    constexpr int64_t kStrands = 4;
+    Vec total[kStrands] = {zero(), zero(), zero(), zero()}, dot[kStrands] = {zero(), zero(), zero(), zero()};
+    weight += i, slope += i;
+    const auto weigh_key = [&](int64_t j, int64_t s) {
+      const Vec x = exp_negative(fma(factor, load(weight + j * kBand), shift));
+      store(weight + j * kBand, x);
+      total[s] = add(total[s], x), dot[s] = fma(x, load(slope + j * kBand), dot[s]);
+    };
+    int64_t j = 0;
+    for (; j + kStrands <= sight.common; j += kStrands) {
+#pragma GCC unroll 4
+      for (int64_t s = 0; s < kStrands; ++s) weigh_key(j + s, s);
     }
-  }
-
-  // Row r's scores for a chunk become weights.
-  void weigh_row(int64_t r, int64_t start, float* weight, const float* slope, float lse) {
-    const int64_t n = sees_of(r, start);
-    const Vec factor = splat(p.scale), shift = splat(-lse);
-    Vec total = load(totals + r * kLanes), dot = load(dots + r * kLanes);
-    for (int64_t i = 0; i < n; i += kLanes) {
-      const Vec x = keep(exp_negative(fma(factor, load(weight + i), shift)), zero(), n - i);
-      store(weight + i, x);
-      total = add(total, x);
-      dot = add(dot, keep(mul(x, load(slope + i)), zero(), n - i));
+    for (; j < n; ++j) {
+      const Vec place = splat(j), score = fma(factor, load(weight + j * kBand), shift);
+      const auto if_seen = [&](Vec x, Vec other) { return where_below(place, sight.each, x, other); };
+      const Vec x = if_seen(exp_negative(if_seen(score, nothing)), zero());
+      store(weight + j * kBand, x);
+      const int64_t s = j % kStrands;
+      total[s] = add(total[s], x), dot[s] = add(dot[s], if_seen(mul(x, load(slope + j * kBand)), zero()));
     }
-    store(totals + r * kLanes, total), store(dots + r * kLanes, dot);
+    const auto all_of = [](const Vec(&x)[kStrands]) { return add(add(x[0], x[2]), add(x[1], x[3])); };
+    store(totals + i, add(load(totals + i), all_of(total))), store(dots + i, add(load(dots + i), all_of(dot)));
   }
 
-  // Row r's dP for a chunk become dS; up to n, its weights and these become 0 where it does not see.
-  void slope_row(int64_t r, int64_t start, int64_t n, float* weight, float* slope) const {
+  // Their dP become dS. Up to `whole` keys, weights and dS are 0 where a row does not see.
+  void incline(int64_t i, int64_t start, int64_t n, int64_t whole, float* weight, float* slope) const {
+    const Sight sight(sees + i, start, n);
     // lse is one rounded number; what it leaves the weights' sum away from 1 would be in every gradient.
-    const float correction = 1.0f / sum(load(totals + r * kLanes));
-    const Vec one = splat(correction), mean = splat(sum(load(dots + r * kLanes)) * correction), factor = splat(p.scale);
-    const int64_t own = sees_of(r, start);
-    int64_t i = 0;
-    for (; i < own; i += kLanes) {
-      const Vec w = mul(one, load(weight + i)), x = mul(mul(factor, w), sub(load(slope + i), mean));
-      store(weight + i, w);
-      store(slope + i, keep(x, zero(), own - i));
+    const Vec correction = div(splat(1.0f), load(totals + i)), mean = mul(load(dots + i), correction);
+    const Vec factor = splat(p.scale);
+    weight += i, slope += i;
+    for (int64_t j = 0; j < n; ++j) {
+      const Vec w = mul(correction, load(weight + j * kBand));
+      const Vec x = mul(mul(factor, w), sub(load(slope + j * kBand), mean));
+      const auto if_seen = [&](Vec x) { return where_below(splat(j), sight.each, x, zero()); };
+      store(weight + j * kBand, j < sight.common ? w : if_seen(w));
+      store(slope + j * kBand, j < sight.common ? x : if_seen(x));
     }
-    for (; i < n; i += kLanes) store(weight + i, zero()), store(slope + i, zero());
+    for (int64_t j = n; j < whole; ++j) store(weight + j * kBand, zero()), store(slope + j * kBand, zero());
   }
 
   // dq of the block. The chunk's n rows of dk and dv are wanted next.
@@ -188,13 +188,13 @@ struct BackwardUnit {
     for (int64_t at = 0, vecs; at < padded / kLanes; at += vecs) {
       vecs = next_vecs(padded / kLanes - at);
       for (int64_t r = 0; r < rows; r += kTileRows) {
-        const int64_t near = near_of(r, rows, start);
-        if (near == 0) continue;
+        const int64_t depth = near(sees + r, least(kTileRows, rows - r), start, kChunk);
+        if (depth == 0) continue;
         next_dk.ask(kAskRows), next_dv.ask(kAskRows);
-        const float *a = slope + r * kChunk, *b = key_columns + start * padded + at * kChunk * kLanes;
+        const float *a = slope + r, *b = key_columns + start * padded + at * kChunk * kLanes;
         float* c = dq + r * padded + at * kLanes;
         multiply<Plain, true>(least(kTileRows, rows - r),
-                              {a, kChunk, 1, b, kLanes, kChunk * kLanes, c, padded, near, vecs});
+                              {a, 1, kBand, b, kLanes, kChunk * kLanes, c, padded, depth, vecs});
       }
     }
   }
@@ -212,9 +212,9 @@ struct BackwardUnit {
         vecs = next_vecs(padded / kLanes - at);
         for (int64_t j = 0; j < n; j += kTileRows) {
           const int64_t count = least(kTileRows, n - j), first = skips[j / kTileRows];
-          const float *a = from + first * kChunk + j, *b = columns + (at * kChunk + first) * kLanes;
+          const float *a = from + j * kBand + first, *b = columns + (at * kChunk + first) * kLanes;
           float* c = to + j * padded + at * kLanes;
-          const Product product{a, 1, kChunk, b, kLanes, kChunk * kLanes, c, padded, rows - first, vecs};
+          const Product product{a, kBand, 1, b, kLanes, kChunk * kLanes, c, padded, rows - first, vecs};
           start + j < summed ? multiply<Plain, true>(count, product) : multiply<Plain, false>(count, product);
         }
       }

@@ -18,8 +18,6 @@
 namespace bestow::BESTOW_ISA {
 namespace {
 
-constexpr int64_t kBand = 64;  // query rows whose scores against a chunk are held at a time
-static_assert(kBand % kTileRows == 0 && kBand % kLanes == 0, "whole tiles and vectors");
 static_assert(kChunk % 2 == 0, "whole pairs of keys");
 
 // The right side of a product, with its strides over depth and from one vector of columns to the next.
@@ -164,25 +162,19 @@ struct ForwardUnit {
     }
   }
 
-  // Keys of the chunk that some of the rows begin ... end see.
-  int64_t near(int64_t begin, int64_t end) const {
-    int64_t n = 0;
-    for (int64_t i = begin; i < end; ++i) n = most(n, sees[i]);
-    return most(0, least(count, n - start));
-  }
-
   // Rows begin ... begin + rows meet the chunk.
   void attend(int64_t begin, int64_t rows) {
     int64_t nears[kBand / kTileRows], vec_nears[kBand / kLanes], all = 0;
     const int64_t vecs = (rows + kLanes - 1) / kLanes;
     for (int64_t v = 0; v < vecs; ++v) {
-      vec_nears[v] = near(begin + v * kLanes, begin + (v + 1) * kLanes);
+      vec_nears[v] = near(sees + begin + v * kLanes, kLanes, start, count);
       all = most(all, vec_nears[v]);
     }
     if (all == 0) return;
     for (int64_t r = 0; r < rows; r += kTileRows)
-      nears[r / kTileRows] = near(begin + r, begin + least(rows, r + kTileRows));
-    score(begin, vec_nears, vecs);
+      nears[r / kTileRows] = near(sees + begin + r, least(kTileRows, rows - r), start, count);
+    const auto ask = [&] { next_keys.ask(1), next_values.ask(1); };
+    multiply_seen<How>({keys, panels + begin * depth, key_row, depth, scores}, vec_nears, vecs, ask);
     for (int64_t v = 0; v < vecs; ++v) {
       if (vec_nears[v] > 0) weigh(begin + v * kLanes, scores + v * kLanes, vec_nears[v]);
     }
@@ -191,7 +183,7 @@ struct ForwardUnit {
       for (int64_t r = 0; r < rows; r += kTileRows) {
         const int64_t n = nears[r / kTileRows];
         if (n == 0) continue;
-        next_keys.ask(1), next_values.ask(1);
+        ask();
         multiply<How, true>(least(kTileRows, rows - r),
                             {scores + r, 1, kBand, values.at + at * values.vec, values.step, values.vec,
                              sums + (begin + r) * padded + at * kLanes, padded, Form::depth(n), wide});
@@ -199,40 +191,12 @@ struct ForwardUnit {
     }
   }
 
-  // Scores of the band behind row `begin`, some vectors of queries at a time: their panels stay in the nearest cache
-  // while the keys pass by. Where a vector of them has seen all it sees, the others go on without it.
-  void score(int64_t begin, const int64_t* nears, int64_t vecs) {
-    int64_t low = 0, high = vecs;
-    for (int64_t j = 0, until; j < count; j = until) {
-      while (low < high && nears[low] <= j) ++low;
-      while (low < high && nears[high - 1] <= j) --high;
-      if (low == high) return;
-      until = count;
-      for (int64_t v = low; v < high; ++v) until = nears[v] > j ? least(until, nears[v]) : until;
-      until = least(count, round_up(until, kTileRows));
-      for (int64_t v = low, wide; v < high; v += wide) {
-        wide = next_vecs(high - v);
-        const int64_t step = wide == 1 ? kTallRows : kTileRows;
-        for (int64_t k = j; k < until; k += step) {
-          next_keys.ask(1), next_values.ask(1);
-          multiply_deep<How>(least(step, until - k),
-                             {keys + k * key_row, key_row, 1, panels + (begin + v * kLanes) * depth, kLanes,
-                              depth * kLanes, scores + k * kBand + v * kLanes, kBand, depth, wide});
-        }
-      }
-    }
-  }
-
   // Folds the scores of kLanes queries from row i on with n keys into their softmax: they become weights, and what was
   // summed before shrinks to the new peak.
   void weigh(int64_t i, float* column, int64_t n) {
-    float seen_here[kLanes];
-    int64_t common = n;  // keys that all of these rows see
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const int64_t own = most(0, least(n, sees[i + lane] - start));
-      seen_here[lane] = static_cast<float>(own), common = least(common, own);
-    }
-    const Vec factor = splat(p.scale), limit = load(seen_here), before = load(peaks + i);
+    const Sight sight(sees + i, start, n);
+    const int64_t common = sight.common;
+    const Vec factor = splat(p.scale), limit = sight.each, before = load(peaks + i);
     Vec top = before;
     for (int64_t j = 0; j < common; ++j) top = max(mul(factor, load(column + j * kBand)), top);
     for (int64_t j = common; j < n; ++j)

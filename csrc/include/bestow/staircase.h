@@ -79,6 +79,64 @@ struct Ahead {
   }
 };
 
+// How many of the `count` keys from `start` on some of the rows see.
+inline int64_t near(const int64_t* sees, int64_t rows, int64_t start, int64_t count) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < rows; ++i) n = most(n, sees[i]);
+  return most(0, least(count, n - start));
+}
+
+// How many of the `count` keys from `start` on each of kLanes rows sees, and all of them do.
+struct Sight {
+  Vec each;
+  int64_t common;
+  Sight(const int64_t* sees, int64_t start, int64_t count) : common(count) {
+    float own[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const int64_t n = near(sees + lane, 1, start, count);
+      own[lane] = static_cast<float>(n), common = least(common, n);
+    }
+    each = load(own);
+  }
+};
+
+// A product of keys, row by row, with vectors of kLanes query rows side by side, in panels.
+struct Scores {
+  const float *keys, *panels;
+  int64_t key_row, depth;
+  float* out;  // (keys, kBand)
+};
+constexpr int64_t kBand = 64;  // query rows whose scores against a chunk lie side by side
+static_assert(kBand % kTileRows == 0 && kBand % kLanes == 0, "whole tiles and vectors");
+
+// Scores of `vecs` vectors of queries, of which vector v sees nears[v] keys. A few of them at a time stay in the
+// nearest cache while the keys pass by; where one has seen all it sees, the others go on without it.
+template <class How, class Ask>
+void multiply_seen(const Scores& p, const int64_t* nears, int64_t vecs, const Ask& ask) {
+  for (int64_t j = 0, low = 0, high = vecs;;) {
+    while (low < high && nears[low] <= j) ++low;
+    while (low < high && nears[high - 1] <= j) --high;
+    if (low == high) return;
+    int64_t until = 0, last = 0;
+    for (int64_t v = low; v < high; ++v) {
+      last = most(last, nears[v]);
+      if (nears[v] > j) until = until == 0 ? nears[v] : least(until, nears[v]);
+    }
+    until = least(last, round_up(until, kTileRows));
+    for (int64_t v = low, wide; v < high; v += wide) {
+      wide = next_vecs(high - v);
+      const int64_t step = wide == 1 ? kTallRows : kTileRows;
+      for (int64_t k = j; k < until; k += step) {
+        ask();
+        multiply_deep<How>(least(step, until - k),
+                           {p.keys + k * p.key_row, p.key_row, 1, p.panels + v * kLanes * p.depth, kLanes,
+                            p.depth * kLanes, p.out + k * kBand + v * kLanes, kBand, p.depth, wide});
+      }
+    }
+    j = until;
+  }
+}
+
 // few_queries.cpp: a forward pass of at most kFewRows rows for each key head.
 size_t few_queries_bytes(const Forward& p);
 void few_queries(const Forward& p, int64_t begin, int64_t end, void* workspace);
