@@ -115,7 +115,8 @@ struct FewQueries {
     sums = arena.take<float>(kFewRows * padded);
   }
 
-  void run(const Unit& at) {
+  void run(int64_t unit) {
+    const Unit at(p, unit);
     const int64_t span = at.end - at.begin, rows = share * span, width = p.width;
     int64_t sees[kFewRows], all = 0;
     float totals[kFewRows];
@@ -166,42 +167,12 @@ struct FewQueries {
   }
 };
 
-template <class T>
-size_t space(const Forward& p) {
-  Arena arena{nullptr};
-  const FewQueries<T> counted(arena, p);
-  return arena.used;
-}
-
-template <class T>
-void run(const Forward& p, int64_t begin, int64_t end, void* workspace) {
-  Arena arena{static_cast<char*>(workspace)};
-  FewQueries<T> few(arena, p);
-  for (int64_t unit = begin; unit < end; ++unit) few.run(Unit(p, unit));
-}
-
 }  // namespace
 
-size_t few_queries_bytes(const Forward& p) {
-  switch (p.scalar) {
-    case Scalar::kFloat:
-      return space<float>(p);
-    case Scalar::kBFloat16:
-      return space<BFloat16>(p);
-    default:
-      return space<Half>(p);
-  }
-}
+size_t few_queries_bytes(const Forward& p) { return bytes_of<FewQueries>(p); }
 
 void few_queries(const Forward& p, int64_t begin, int64_t end, void* workspace) {
-  switch (p.scalar) {
-    case Scalar::kFloat:
-      return run<float>(p, begin, end, workspace);
-    case Scalar::kBFloat16:
-      return run<BFloat16>(p, begin, end, workspace);
-    default:
-      return run<Half>(p, begin, end, workspace);
-  }
+  run_units<FewQueries>(p, begin, end, workspace);
 }
 
 }  // namespace bestow::BESTOW_ISA

@@ -43,8 +43,8 @@ struct BackwardUnit {
     slopes = arena.take<float>(kBand * frames);
   }
 
-  void run(int64_t b, int64_t group) {
-    const int64_t share = p.heads / p.kv_heads;
+  void run(int64_t unit) {
+    const int64_t b = unit / p.kv_heads, group = unit % p.kv_heads, share = p.heads / p.kv_heads;
     keys = row_of<T>(p.k, b, group, 0), values = row_of<T>(p.v, b, group, 0);
     key_rows = dense_rows(keys, p.k.row, 0, p.width, padded, key_copy);
     value_rows = dense_rows(values, p.v.row, 0, p.width, padded, value_copy);
@@ -225,42 +225,12 @@ struct BackwardUnit {
   }
 };
 
-template <class T>
-size_t space(const Backward& p) {
-  Arena arena{nullptr};
-  const BackwardUnit<T> unit(arena, p);
-  return arena.used;
-}
-
-template <class T>
-void run(const Backward& p, int64_t begin, int64_t end, void* workspace) {
-  Arena arena{static_cast<char*>(workspace)};
-  BackwardUnit<T> unit(arena, p);
-  for (int64_t i = begin; i < end; ++i) unit.run(i / p.kv_heads, i % p.kv_heads);
-}
-
 }  // namespace
 
-size_t backward_bytes(const Backward& p) {
-  switch (p.scalar) {
-    case Scalar::kFloat:
-      return space<float>(p);
-    case Scalar::kBFloat16:
-      return space<BFloat16>(p);
-    default:
-      return space<Half>(p);
-  }
-}
+size_t backward_bytes(const Backward& p) { return bytes_of<BackwardUnit>(p); }
 
 void backward(const Backward& p, int64_t begin, int64_t end, void* workspace) {
-  switch (p.scalar) {
-    case Scalar::kFloat:
-      return run<float>(p, begin, end, workspace);
-    case Scalar::kBFloat16:
-      return run<BFloat16>(p, begin, end, workspace);
-    default:
-      return run<Half>(p, begin, end, workspace);
-  }
+  run_units<BackwardUnit>(p, begin, end, workspace);
 }
 
 }  // namespace bestow::BESTOW_ISA

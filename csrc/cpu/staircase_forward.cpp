@@ -46,6 +46,11 @@ struct Floats {
   }
 };
 
+template <class T>
+struct FormOf {
+  using type = Floats<T>;
+};
+
 #if defined(__AVX512BF16__)
 
 // Two rows of bfloat16 -> one row of pairs, (even row, odd row) in each lane.
@@ -89,11 +94,17 @@ struct PairsOfBFloat16 {
   }
 };
 
+template <>
+struct FormOf<BFloat16> {
+  using type = PairsOfBFloat16;
+};
+
 #endif
 
 // The rows of one unit, chunk after chunk of its keys.
-template <class T, class Form>
+template <class T>
 struct ForwardUnit {
+  using Form = typename FormOf<T>::type;
   using How = typename Form::How;
   const Forward& p;
   const int64_t share, most_rows, depth, padded, key_row;
@@ -122,7 +133,8 @@ struct ForwardUnit {
     sees = arena.take<int64_t>(most_rows);
   }
 
-  void run(const Unit& at) {
+  void run(int64_t unit) {
+    const Unit at(p, unit);
     const int64_t span = at.end - at.begin, rows = share * span, whole = round_up(rows, kLanes);
     int64_t all = 0;
     for (int64_t i = 0; i < whole; i += kLanes) {
@@ -236,52 +248,14 @@ struct ForwardUnit {
   }
 };
 
-#if defined(__AVX512BF16__)
-using BFloat16Form = PairsOfBFloat16;
-#else
-using BFloat16Form = Floats<BFloat16>;
-#endif
-
-template <class T, class Form>
-size_t space(const Forward& p) {
-  Arena arena{nullptr};
-  const ForwardUnit<T, Form> counted(arena, p);
-  return arena.used;
-}
-
-template <class T, class Form>
-void run(const Forward& p, int64_t begin, int64_t end, void* workspace) {
-  Arena arena{static_cast<char*>(workspace)};
-  ForwardUnit<T, Form> many(arena, p);
-  for (int64_t unit = begin; unit < end; ++unit) many.run(Unit(p, unit));
-}
-
 inline bool few(const Forward& p) { return p.positions * (p.heads / p.kv_heads) <= kFewRows; }
 
 }  // namespace
 
-size_t forward_bytes(const Forward& p) {
-  if (few(p)) return few_queries_bytes(p);
-  switch (p.scalar) {
-    case Scalar::kFloat:
-      return space<float, Floats<float>>(p);
-    case Scalar::kBFloat16:
-      return space<BFloat16, BFloat16Form>(p);
-    default:
-      return space<Half, Floats<Half>>(p);
-  }
-}
+size_t forward_bytes(const Forward& p) { return few(p) ? few_queries_bytes(p) : bytes_of<ForwardUnit>(p); }
 
 void forward(const Forward& p, int64_t begin, int64_t end, void* workspace) {
-  if (few(p)) return few_queries(p, begin, end, workspace);
-  switch (p.scalar) {
-    case Scalar::kFloat:
-      return run<float, Floats<float>>(p, begin, end, workspace);
-    case Scalar::kBFloat16:
-      return run<BFloat16, BFloat16Form>(p, begin, end, workspace);
-    default:
-      return run<Half, Floats<Half>>(p, begin, end, workspace);
-  }
+  few(p) ? few_queries(p, begin, end, workspace) : run_units<ForwardUnit>(p, begin, end, workspace);
 }
 
 }  // namespace bestow::BESTOW_ISA

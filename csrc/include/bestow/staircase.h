@@ -137,6 +137,42 @@ void multiply_seen(const Scores& p, const int64_t* nears, int64_t vecs, const As
   }
 }
 
+// A Kernel<T> takes its memory from an arena when it is made for a problem, and does one unit of it at a time.
+template <template <class> class Kernel, class Problem>
+size_t bytes_of(const Problem& p) {
+  Arena arena{nullptr};
+  switch (p.scalar) {
+    case Scalar::kFloat:
+      Kernel<float>(arena, p);
+      break;
+    case Scalar::kBFloat16:
+      Kernel<BFloat16>(arena, p);
+      break;
+    default:
+      Kernel<Half>(arena, p);
+  }
+  return arena.used;
+}
+
+template <class Kernel, class Problem>
+void run_as(const Problem& p, int64_t begin, int64_t end, void* workspace) {
+  Arena arena{static_cast<char*>(workspace)};
+  Kernel kernel(arena, p);
+  for (int64_t unit = begin; unit < end; ++unit) kernel.run(unit);
+}
+
+template <template <class> class Kernel, class Problem>
+void run_units(const Problem& p, int64_t begin, int64_t end, void* workspace) {
+  switch (p.scalar) {
+    case Scalar::kFloat:
+      return run_as<Kernel<float>>(p, begin, end, workspace);
+    case Scalar::kBFloat16:
+      return run_as<Kernel<BFloat16>>(p, begin, end, workspace);
+    default:
+      return run_as<Kernel<Half>>(p, begin, end, workspace);
+  }
+}
+
 // few_queries.cpp: a forward pass of at most kFewRows rows for each key head.
 size_t few_queries_bytes(const Forward& p);
 void few_queries(const Forward& p, int64_t begin, int64_t end, void* workspace);
