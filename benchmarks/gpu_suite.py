@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -108,13 +109,17 @@ def check(dtype: torch.dtype, shape: Shape, kv_heads: int, device: str) -> dict[
         out = attention(*inputs, visible)
         return [out.detach(), *torch.autograd.grad(out, inputs, grad.to(to))]
 
-    exact = run(reference.staircase_attention, torch.float64)
+    def weights(of: ModuleType, to: torch.dtype) -> Tensor:
+        return of.staircase_weights(q.to(to), k.to(to), visible)
+
+    exact = [*run(reference.staircase_attention, torch.float64), weights(reference, torch.float64)]
     with sdpa_kernel(SDPBackend.MATH):
-        plain = run(reference.staircase_attention, dtype)
-    theirs = run(reference.staircase_attention, dtype)  # by the backend that torch chooses
-    ours = run(ops.staircase_attention, dtype)
+        plain = [*run(reference.staircase_attention, dtype), weights(reference, dtype)]
+    theirs = [*run(reference.staircase_attention, dtype), plain[-1]]  # by the backend that torch chooses
+    ours = [*run(ops.staircase_attention, dtype), weights(ops, dtype)]
     ratios = {}
-    for name, mine, other, simple, right in zip(("out", "dq", "dk", "dv"), ours, theirs, plain, exact, strict=True):
+    names = ("out", "dq", "dk", "dv", "weights")
+    for name, mine, other, simple, right in zip(names, ours, theirs, plain, exact, strict=True):
         errors = [(x.double() - right).abs().max().item() for x in (mine, other, simple)]
         # Half a unit in the last place of the largest value: below that no kernel can be told from another.
         unit = torch.finfo(dtype).eps * right.abs().max().item() / 2 + 1e-30

@@ -80,50 +80,53 @@ inline float greatest_score(const float* scores, int64_t n, float scale) {
   return greatest(top);
 }
 
-// Scores become weights e^(scale score - peak) of n keys, with zeros up to a whole vector; returns their sum in kLanes
+// Scores become weights 2^(scale score - peak) of n keys, with zeros up to a whole vector; returns their sum in kLanes
 // parts.
 inline Vec weigh(float* scores, int64_t n, float scale, float peak) {
   const Vec factor = splat(scale), shift = splat(-peak);
   Vec total = zero();
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    const Vec x = exp_negative(fma(factor, load(scores + i), shift));
+    const Vec x = exp2_negative(fma(factor, load(scores + i), shift));
     total = add(total, x);
     store(scores + i, x);
   }
   if (i < n) {
-    const Vec x = keep(exp_negative(fma(factor, load(scores + i), shift)), zero(), n - i);
+    const Vec x = keep(exp2_negative(fma(factor, load(scores + i), shift)), zero(), n - i);
     total = add(total, x);
     store(scores + i, x);
   }
   return total;
 }
 
+// The weights of a few rows, before they are divided by their sums.
 template <class T>
-struct FewQueries {
-  const Forward& p;
+struct FewRowsOfWeights {
+  const Staircase& p;
   const int64_t share, ld, padded;
-  float *queries, *scores, *sums;
+  float *queries, *scores;
+  int64_t rows, span, begin, all;  // of one unit, as is what follows; `all` is the most that a row sees
+  int64_t sees[kFewRows];
+  float peaks[kFewRows], totals[kFewRows];  // of scores in powers of two
 
-  FewQueries(Arena& arena, const Forward& problem)
+  FewRowsOfWeights(Arena& arena, const Staircase& problem)
       : p(problem),
         share(p.heads / p.kv_heads),
         ld(round_up(p.frames, most(kLanes, kFewKeys))),
         padded(round_up(p.width, kLanes)) {
     queries = arena.take<float>(kFewRows * padded);
     scores = arena.take<float>(kFewRows * ld);
-    sums = arena.take<float>(kFewRows * padded);
   }
 
-  void run(int64_t unit) {
-    const Unit at(p, unit);
-    const int64_t span = at.end - at.begin, rows = share * span, width = p.width;
-    int64_t sees[kFewRows], all = 0;
-    float totals[kFewRows];
+  int64_t head(int64_t group, int64_t i) const { return group * share + i / span; }
+  int64_t position(int64_t i) const { return begin + i % span; }
+
+  void weigh_rows(const Unit& at) {
+    span = at.end - at.begin, rows = share * span, begin = at.begin, all = 0;
+    const int64_t width = p.width;
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t u = at.begin + i % span;
-      all = most(all, sees[i] = seen(p, at.b, u));
-      pack_rows(row_of<T>(p.q, at.b, at.group * share + i / span, u), width, 1, width, queries + i * padded, padded);
+      all = most(all, sees[i] = seen(p, at.b, position(i)));
+      pack_rows(row_of<T>(p.q, at.b, head(at.group, i), position(i)), width, 1, width, queries + i * padded, padded);
     }
     const T* k = row_of<T>(p.k, at.b, at.group, 0);
     for (int64_t j = 0; j < all; j += kFewKeys, k += kFewKeys * p.k.row) {
@@ -134,13 +137,29 @@ struct FewQueries {
         score_keys<T, 2>(queries + i * padded, k, p.k.row, n, width, scores + i * ld + j, ld);
       if (i < rows) score_keys<T, 1>(queries + i * padded, k, p.k.row, n, width, scores + i * ld + j, ld);
     }
+    const float scale = p.scale * kLog2E;
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t h = at.group * share + i / span, u = at.begin + i % span;
-      float* row = scores + i * ld;
-      const float peak = greatest_score(row, sees[i], p.scale);
-      totals[i] = sum(weigh(row, sees[i], p.scale, peak));
-      p.lse[(at.b * p.heads + h) * p.positions + u] = sees[i] == 0 ? INFINITY : peak + std::log(totals[i]);
+      peaks[i] = greatest_score(scores + i * ld, sees[i], scale);
+      totals[i] = sum(weigh(scores + i * ld, sees[i], scale, peaks[i]));
     }
+  }
+};
+
+template <class T>
+struct FewQueries : FewRowsOfWeights<T> {
+  using Base = FewRowsOfWeights<T>;
+  using Base::all, Base::ld, Base::padded, Base::peaks, Base::rows, Base::scores, Base::sees, Base::totals;
+  const Forward& p;
+  float* sums;
+
+  FewQueries(Arena& arena, const Forward& problem) : Base(arena, problem), p(problem) {
+    sums = arena.take<float>(kFewRows * padded);
+  }
+
+  void run(int64_t unit) {
+    const Unit at(p, unit);
+    this->weigh_rows(at);
+    const int64_t width = p.width;
     write_zeros(sums, rows * padded);
     const T* v = row_of<T>(p.v, at.b, at.group, 0);
     for (int64_t j = 0; j < all; j += kFewKeys, v += kFewKeys * p.v.row) {
@@ -157,12 +176,33 @@ struct FewQueries {
       }
     }
     for (int64_t i = 0; i < rows; ++i) {
-      T* to = row_of<T>(p.out, at.b, at.group * share + i / span, at.begin + i % span);
+      const int64_t h = this->head(at.group, i), u = this->position(i);
+      T* to = row_of<T>(p.out, at.b, h, u);
+      float* lse = p.lse + (at.b * p.heads + h) * p.positions + u;
       if (sees[i] == 0) {
         write_zeros(to, width);
+        *lse = INFINITY;
       } else {
         write_row(to, sums + i * padded, width, 1.0f / totals[i]);
+        *lse = peaks[i] * kLn2 + std::log(totals[i]);
       }
+    }
+  }
+};
+
+template <class T>
+struct FewWeights : FewRowsOfWeights<T> {
+  const Softmax& p;
+  FewWeights(Arena& arena, const Softmax& problem) : FewRowsOfWeights<T>(arena, problem), p(problem) {}
+
+  void run(int64_t unit) {
+    const Unit at(p, unit);
+    this->weigh_rows(at);
+    for (int64_t i = 0; i < this->rows; ++i) {
+      T* to = row_of<T>(p.out, at.b, this->head(at.group, i), this->position(i));
+      const int64_t n = this->sees[i];
+      if (n > 0) write_row(to, this->scores + i * this->ld, n, 1.0f / this->totals[i]);
+      write_zeros(to + n, p.frames - n);
     }
   }
 };
@@ -173,6 +213,12 @@ size_t few_queries_bytes(const Forward& p) { return bytes_of<FewQueries>(p); }
 
 void few_queries(const Forward& p, int64_t begin, int64_t end, void* workspace) {
   run_units<FewQueries>(p, begin, end, workspace);
+}
+
+size_t softmax_bytes(const Softmax& p) { return bytes_of<FewWeights>(p); }
+
+void softmax(const Softmax& p, int64_t begin, int64_t end, void* workspace) {
+  run_units<FewWeights>(p, begin, end, workspace);
 }
 
 }  // namespace bestow::BESTOW_ISA

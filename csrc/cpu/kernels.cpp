@@ -10,6 +10,10 @@ void forward(const Forward& p, int64_t begin, int64_t end, void* workspace);
 size_t backward_bytes(const Backward& p);
 void backward(const Backward& p, int64_t begin, int64_t end, void* workspace);
 
+// few_queries.cpp
+size_t softmax_bytes(const Softmax& p);
+void softmax(const Softmax& p, int64_t begin, int64_t end, void* workspace);
+
 // panel_linear.cpp
 void panel_linear(const PanelLinear& p, int64_t begin, int64_t end);
 
@@ -32,6 +36,8 @@ const Kernels kKernels = {BESTOW_NAME(BESTOW_ISA),
                           forward,
                           backward_bytes,
                           backward,
+                          softmax_bytes,
+                          softmax,
                           panel_linear,
                           round_rows,
                           few_rows,

@@ -13,93 +13,10 @@
 
 #include <cmath>
 
-#include "bestow/staircase.h"
+#include "bestow/forms.h"
 
 namespace bestow::BESTOW_ISA {
 namespace {
-
-static_assert(kChunk % 2 == 0, "whole pairs of keys");
-
-// The right side of a product, with its strides over depth and from one vector of columns to the next.
-struct Columns {
-  const float* at;
-  int64_t step, vec;
-};
-
-// How the numbers of one product travel: as floats, or as pairs of bfloat16 numbers where the CPU multiplies those.
-template <class T>
-struct Floats {
-  using How = Plain;
-  static int64_t depth(int64_t n) { return n; }
-  static int64_t key_row(int64_t width) { return round_up(width, kLanes); }
-  static void pack_query(const T* q, int64_t width, float* to) { pack_rows(q, width, 1, width, to, width); }
-  static const float* keys(const T* k, int64_t row, int64_t n, int64_t width, float* copy) {
-    return dense_rows(k, row, n, width, key_row(width), copy);
-  }
-  static Columns values(const T* v, int64_t row, int64_t n, int64_t width, float* copy) {
-    pack_columns(v, row, n, width, copy);
-    return {copy, kLanes, kChunk * kLanes};
-  }
-  // The weights of keys j and j + 1, for one vector of queries, take the place of their scores.
-  static void keep_weights(float* column, int64_t j, Vec even, Vec odd) {
-    store(column + j * kBand, even), store(column + (j + 1) * kBand, odd);
-  }
-};
-
-template <class T>
-struct FormOf {
-  using type = Floats<T>;
-};
-
-#if defined(__AVX512BF16__)
-
-// Two rows of bfloat16 -> one row of pairs, (even row, odd row) in each lane.
-inline Vec pair_up(__m256i even, __m256i odd) {
-  const __m512i low = _mm512_cvtepu16_epi32(even), high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16);
-  return _mm512_castsi512_ps(_mm512_or_si512(low, high));
-}
-inline __m256i bits_of(const BFloat16* p, int64_t n) {
-  if (n >= kLanes) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return _mm256_maskz_loadu_epi16(first(n), p);
-}
-
-struct PairsOfBFloat16 {
-  using How = Pairs;
-  static int64_t depth(int64_t n) { return (n + 1) / 2; }  // an odd number of them ends in half a pair
-  static int64_t key_row(int64_t width) { return depth(width); }
-  // Pairs along D lie in memory as they are wanted.
-  static void pack_query(const BFloat16* q, int64_t width, float* to) {
-    to[depth(width) - 1] = 0.0f;
-    std::memcpy(to, q, width * sizeof(BFloat16));
-  }
-  static const float* keys(const BFloat16* k, int64_t row, int64_t n, int64_t width, float* copy) {
-    for (int64_t i = 0; i < n; ++i) pack_query(k + i * row, width, copy + i * depth(width));
-    return copy;
-  }
-  // rows (n, width) -> [width / kLanes][kChunk / 2][kLanes] of pairs of rows.
-  static Columns values(const BFloat16* v, int64_t row, int64_t n, int64_t width, float* copy) {
-    float* pairs = copy;
-    for (int64_t i = 0; i < n; i += 2, v += 2 * row, pairs += kLanes) {
-      float* to = pairs;
-      for (int64_t d = 0; d < width; d += kLanes, to += kChunk / 2 * kLanes) {
-        const __m256i even = bits_of(v + d, width - d);
-        store(to, pair_up(even, i + 1 < n ? bits_of(v + row + d, width - d) : _mm256_setzero_si256()));
-      }
-    }
-    return {copy, kLanes, kChunk / 2 * kLanes};
-  }
-  // Row j / 2 is read before it is written.
-  static void keep_weights(float* column, int64_t j, Vec even, Vec odd) {
-    store(column + j / 2 * kBand, pair_up(rounded(even), rounded(odd)));
-  }
-};
-
-template <>
-struct FormOf<BFloat16> {
-  using type = PairsOfBFloat16;
-};
-
-#endif
 
 // The rows of one unit, chunk after chunk of its keys.
 template <class T>
@@ -121,7 +38,7 @@ struct ForwardUnit {
         most_rows(round_up(share * p.positions, kLanes)),
         depth(Form::depth(p.width)),
         padded(round_up(p.width, kLanes)),
-        key_row(Form::key_row(p.width)) {
+        key_row(Form::row(p.width)) {
     key_copy = arena.take<float>(kChunk * key_row);
     value_copy = arena.take<float>(Form::depth(kChunk) * padded);
     scores = arena.take<float>(kChunk * kBand);
@@ -153,11 +70,14 @@ struct ForwardUnit {
     write_zeros(sums, rows * padded);
     for (start = 0; start < all; start += kChunk) {
       count = least(kChunk, all - start);
-      keys = Form::keys(row_of<T>(p.k, at.b, at.group, start), p.k.row, count, p.width, key_copy);
-      values = Form::values(row_of<T>(p.v, at.b, at.group, start), p.v.row, count, p.width, value_copy);
-      const int64_t next = start + count, more = least(kChunk, all - next);
-      next_keys = {row_of<T>(p.k, at.b, at.group, next), p.k.row, more, p.width};
-      next_values = {row_of<T>(p.v, at.b, at.group, next), p.v.row, more, p.width};
+      keys = Form::rows(row_of<T>(p.k, at.b, at.group, start), p.k.row, count, p.width, key_copy);
+      values = Form::columns(row_of<T>(p.v, at.b, at.group, start), p.v.row, count, p.width, value_copy);
+      if (start + count < all) {
+        look_ahead(at.b, at.group, start + count, all);
+      } else {
+        const Unit to(p, least(unit + 1, p.units() - 1));
+        look_ahead(to.b, to.group, 0, all);  // about as far as here
+      }
       for (int64_t i = 0; i < rows; i += kBand) attend(i, least(kBand, rows - i));
     }
     for (int64_t i = 0; i < rows; ++i) {
@@ -169,9 +89,16 @@ struct ForwardUnit {
         *lse = INFINITY;
       } else {
         write_row(to, sums + i * padded, p.width, 1.0f / totals[i]);
-        *lse = peaks[i] + std::log(totals[i]);
+        *lse = peaks[i] * kLn2 + std::log(totals[i]);
       }
     }
+  }
+
+  // The chunk that is wanted next begins at key `from`, of those before `until`.
+  void look_ahead(int64_t b, int64_t group, int64_t from, int64_t until) {
+    const int64_t n = least(kChunk, until - from);
+    next_keys = {row_of<T>(p.k, b, group, from), p.k.row, n, p.width};
+    next_values = {row_of<T>(p.v, b, group, from), p.v.row, n, p.width};
   }
 
   // Rows begin ... begin + rows meet the chunk.
@@ -185,7 +112,7 @@ struct ForwardUnit {
     if (all == 0) return;
     for (int64_t r = 0; r < rows; r += kTileRows)
       nears[r / kTileRows] = near(sees + begin + r, least(kTileRows, rows - r), start, count);
-    const auto ask = [&] { next_keys.ask(1), next_values.ask(1); };
+    const auto ask = [&] { next_keys.ask(kAskRows), next_values.ask(kAskRows); };
     multiply_seen<How>({keys, panels + begin * depth, key_row, depth, scores}, vec_nears, vecs, ask);
     for (int64_t v = 0; v < vecs; ++v) {
       if (vec_nears[v] > 0) weigh(begin + v * kLanes, scores + v * kLanes, vec_nears[v]);
@@ -204,35 +131,35 @@ struct ForwardUnit {
   }
 
   // Folds the scores of kLanes queries from row i on with n keys into their softmax: they become weights, and what was
-  // summed before shrinks to the new peak.
+  // summed before shrinks to the new peak. Scores are in powers of two here.
   void weigh(int64_t i, float* column, int64_t n) {
     const Sight sight(sees + i, start, n);
     const int64_t common = sight.common;
-    const Vec factor = splat(p.scale), limit = sight.each, before = load(peaks + i);
+    const Vec factor = splat(p.scale * kLog2E), limit = sight.each, before = load(peaks + i);
     Vec top = before;
     for (int64_t j = 0; j < common; ++j) top = max(mul(factor, load(column + j * kBand)), top);
     for (int64_t j = common; j < n; ++j)
       top = where_below(splat(j), limit, max(mul(factor, load(column + j * kBand)), top), top);
-    const Vec shrink = where_below(before, top, exp_negative(sub(before, top)), splat(1.0f));
+    const Vec shrink = where_below(before, top, exp2_negative(sub(before, top)), splat(1.0f));
     if (start > 0) shrink_sums(i, shrink);
     store(peaks + i, top);
-    const Vec shift = sub(zero(), top), nothing = splat(-87.0f);
-    const auto weight = [&](int64_t j) { return exp_negative(fma(factor, load(column + j * kBand), shift)); };
+    const Vec shift = sub(zero(), top), nothing = splat(kLeastPower);
+    const auto weight = [&](int64_t j) { return exp2_negative(fma(factor, load(column + j * kBand), shift)); };
     const auto seen_weight = [&](int64_t j) {
       const Vec place = splat(j), x = fma(factor, load(column + j * kBand), shift);
-      return where_below(place, limit, exp_negative(where_below(place, limit, x, nothing)), zero());
+      return where_below(place, limit, exp2_negative(where_below(place, limit, x, nothing)), zero());
     };
     Vec even = zero(), odd = zero();
     int64_t j = 0;
     for (; j + 2 <= common; j += 2) {
       const Vec x = weight(j), y = weight(j + 1);
       even = add(even, x), odd = add(odd, y);
-      Form::keep_weights(column, j, x, y);
+      Form::keep(column, j, x, y);
     }
     for (; j < n; j += 2) {
       const Vec x = seen_weight(j), y = j + 1 < n ? seen_weight(j + 1) : zero();
       even = add(even, x), odd = add(odd, y);
-      Form::keep_weights(column, j, x, y);
+      Form::keep(column, j, x, y);
     }
     store(totals + i, fma(shrink, load(totals + i), add(even, odd)));
   }

@@ -3,3 +3,4 @@
 #include "../cuda/launch_backward.cu"
 #include "../cuda/launch_decode.cu"
 #include "../cuda/launch_forward.cu"
+#include "../cuda/launch_weights.cu"

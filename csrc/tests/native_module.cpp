@@ -24,6 +24,7 @@ PYBIND11_MODULE(bestow_emulated, m) {
       .def_readwrite("grad_q", &BestowAttention::grad_q)
       .def_readwrite("grad_k", &BestowAttention::grad_k)
       .def_readwrite("grad_v", &BestowAttention::grad_v)
+      .def_readwrite("weights", &BestowAttention::weights)
       .def_readwrite("batch", &BestowAttention::batch)
       .def_readwrite("heads", &BestowAttention::heads)
       .def_readwrite("kv_heads", &BestowAttention::kv_heads)
@@ -39,6 +40,7 @@ PYBIND11_MODULE(bestow_emulated, m) {
   m.def("forward", [](const BestowAttention& a, int dtype) { return bestow_cuda_forward(&a, dtype, nullptr); });
   m.def("backward", [](const BestowAttention& a, int dtype) { return bestow_cuda_backward(&a, dtype, nullptr); });
   m.def("decode", [](const BestowAttention& a, int dtype) { return bestow_cuda_decode(&a, dtype, nullptr); });
+  m.def("weights", [](const BestowAttention& a, int dtype) { return bestow_cuda_weights(&a, dtype, nullptr); });
   m.def("decode_splits", [](const BestowAttention& a, int processors) { return bestow_decode_splits(&a, processors); });
   m.def("decode_scratch", [](const BestowAttention& a) { return bestow_decode_scratch(&a); });
 }

@@ -60,6 +60,14 @@ void one_problem(const bestow::Kernels& isa) {
   std::unique_ptr<void, decltype(&std::free)> space(std::aligned_alloc(64, isa.forward_bytes(forward)), &std::free);
   isa.forward(forward, 0, forward.units(), space.get());
 
+  if (heads / kv_heads * positions <= bestow::kFewRows) {
+    Array weights(scalar, batch, heads, positions, frames, false);
+    bestow::Softmax softmax{p};
+    softmax.v = {}, softmax.out = weights.rows;
+    space.reset(std::aligned_alloc(64, isa.softmax_bytes(softmax)));
+    isa.softmax(softmax, 0, softmax.units(), space.get());
+  }
+
   bestow::Backward backward{p};
   backward.grad = grad.rows, backward.lse = lse.data();
   backward.dq = dq.rows, backward.dk = dk.rows, backward.dv = dv.rows;

@@ -110,6 +110,23 @@ std::tuple<Tensor, Tensor, Tensor> staircase_backward(Tensor grad, Tensor q, Ten
   return {dq, dk, dv};
 }
 
+Tensor staircase_weights(Tensor q, Tensor k, Tensor visible, double scale) {
+  q = dense_rows(q), k = dense_rows(k);
+  bestow::Softmax p{problem(q, k, k, visible, scale)};
+  Tensor out = torch::stable::new_empty(q, {p.batch, p.heads, p.positions, p.frames});
+  if (out.numel() == 0) return out;
+  STD_TORCH_CHECK(p.heads / p.kv_heads * p.positions <= bestow::kFewRows, "staircase_weights: more than ",
+                  bestow::kFewRows, " rows of a key head");
+  p.out = rows(out);
+  const bestow::Kernels& isa = chosen();
+  const size_t bytes = isa.softmax_bytes(p);
+  // Less than 256 KB of keys are not worth a thread.
+  const int64_t grain = 1 + (1 << 16) / (p.frames * p.width + 1);
+  torch::stable::parallel_for(0, p.units(), grain,
+                              [&](int64_t begin, int64_t end) { isa.softmax(p, begin, end, workspace(bytes)); });
+  return out;
+}
+
 Tensor panel_linear(Tensor x, Tensor panels, std::optional<Tensor> bias) {
   STD_TORCH_CHECK(x.dim() > 0 && panels.dim() == 3 && panels.size(2) == bestow::kPanel && panels.is_contiguous() &&
                       panels.size(1) == x.size(-1),
@@ -179,6 +196,8 @@ STABLE_TORCH_LIBRARY(bestow, m) {
   m.def(
       "staircase_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor visible, Tensor out, Tensor lse, "
       "float scale) -> (Tensor dq, Tensor dk, Tensor dv)");
+  // The weights (B, H, U, F) of at most 8 query rows for each key head; without gradient.
+  m.def("staircase_weights(Tensor q, Tensor k, Tensor visible, float scale) -> Tensor");
   // x (..., K), panels (N / 16, K, 16), bias (N), all float32 -> (..., N)
   m.def("panel_linear(Tensor x, Tensor panels, Tensor? bias) -> Tensor");
   // x (M, K) float32; weight (N, K) float32 or bfloat16, or int8 with a scale per row; scale and bias (N) float32
@@ -189,6 +208,7 @@ STABLE_TORCH_LIBRARY(bestow, m) {
 STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
   m.impl("staircase_forward", TORCH_BOX(&staircase_forward));
   m.impl("staircase_backward", TORCH_BOX(&staircase_backward));
+  m.impl("staircase_weights", TORCH_BOX(&staircase_weights));
   m.impl("panel_linear", TORCH_BOX(&panel_linear));
   m.impl("few_rows_linear", TORCH_BOX(&few_rows_linear));
 }

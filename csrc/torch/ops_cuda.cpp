@@ -115,6 +115,17 @@ std::tuple<Tensor, Tensor> staircase_forward(Tensor q, Tensor k, Tensor v, Tenso
   return {out, lse};
 }
 
+Tensor staircase_weights(Tensor q, Tensor k, Tensor visible, double scale) {
+  const DeviceGuard guard(q.get_device());
+  q = readable(q), k = readable(k), visible = torch::stable::contiguous(visible);
+  BestowAttention a = problem(q, k, k, visible, scale);
+  Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2), k.size(2)});
+  if (out.numel() == 0) return out;
+  a.weights = described(out);
+  check(bestow_cuda_weights(&a, dtype_of(q), current_stream(q)), "staircase weights", q);
+  return out;
+}
+
 std::tuple<Tensor, Tensor, Tensor> staircase_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor visible,
                                                       Tensor out, Tensor lse, double scale) {
   const DeviceGuard guard(q.get_device());
@@ -146,4 +157,5 @@ std::tuple<Tensor, Tensor, Tensor> staircase_backward(Tensor grad, Tensor q, Ten
 STABLE_TORCH_LIBRARY_IMPL(bestow, CUDA, m) {
   m.impl("staircase_forward", TORCH_BOX(&staircase_forward));
   m.impl("staircase_backward", TORCH_BOX(&staircase_backward));
+  m.impl("staircase_weights", TORCH_BOX(&staircase_weights));
 }

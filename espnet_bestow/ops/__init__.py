@@ -65,12 +65,15 @@ def staircase_weights(
 ) -> Tensor:  # (B, H, U, F)
     """The weights that :func:`staircase_attention` gives to each key; exactly 0 in rows that see none.
 
-    For the few rows whose weights are wanted themselves (where does a token look?); no kernel stands behind it.
+    For rows whose weights are wanted themselves: where does a token look? Up to 8 of a key head have a kernel, without
+    gradient.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not belong together.
     """
     _check(q, k, k, visible)
+    if native is not None and native.takes_weights(q, k):
+        return native.staircase_weights(q, k, visible, scale)
     return reference.staircase_weights(q, k, visible, scale)
 
 

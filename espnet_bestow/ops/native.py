@@ -38,6 +38,34 @@ def staircase_attention(
     return torch.ops.bestow.staircase_forward(q, k, v, visible, scale)[0]
 
 
+FEW_QUERIES = 8
+"""Up to so many query rows of a key head read keys once, where they lie."""
+
+
+def takes_weights(q: Tensor, k: Tensor) -> bool:
+    """Is there a kernel for the weights of rows like these?"""
+    wants_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    few = q.shape[1] * q.shape[2] <= FEW_QUERIES * k.shape[1]
+    return few and takes(q) and not wants_gradient
+
+
+def staircase_weights(
+    q: Tensor,  # (B, H, U, D)
+    k: Tensor,  # (B, H_kv, F, D)
+    visible: Tensor,  # (B, U) int32
+    scale: float | None = None,
+) -> Tensor:  # (B, H, U, F)
+    """See :func:`espnet_bestow.ops.staircase_weights`."""
+    if scale is None:
+        scale = max(q.shape[3], 1) ** -0.5
+    return torch.ops.bestow.staircase_weights(q, k, visible, scale)
+
+
+@register_fake("bestow::staircase_weights")
+def _weights_fake(q: Tensor, k: Tensor, visible: Tensor, scale: float) -> Tensor:
+    return q.new_empty(*q.shape[:3], k.shape[2])
+
+
 def takes_panels(weight: Tensor) -> bool:
     """Is there a kernel for this weight (N, K) in panels?"""
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.shape[0] % PANEL == 0

@@ -70,7 +70,13 @@ class Emulated:
         self._run(self.module.decode, attention, q.dtype)
         return out, lse
 
-    def _attention(self, scale, visible, lse, delta=None, **tensors):
+    def weights(self, q, k, visible, scale) -> Tensor:
+        weights = torch.full((*q.shape[:3], k.shape[2]), torch.nan, dtype=q.dtype)
+        attention = self._attention(scale, visible, q=q, k=k, weights=weights)
+        self._run(self.module.weights, attention, q.dtype)
+        return weights
+
+    def _attention(self, scale, visible, lse=None, delta=None, **tensors):
         attention = self.module.Attention()
         for name, x in tensors.items():
             assert x.stride(3) == 1
@@ -80,7 +86,8 @@ class Emulated:
         attention.kv_heads, attention.keys = k.shape[1:3]
         attention.scale = scale
         attention.set_visible(visible.data_ptr())
-        attention.set_lse(lse.data_ptr())
+        if lse is not None:
+            attention.set_lse(lse.data_ptr())
         if delta is not None:
             attention.set_delta(delta.data_ptr())
         return attention

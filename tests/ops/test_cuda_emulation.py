@@ -103,6 +103,19 @@ def test_decode(kernels, shape, splits, dtype):
 
 
 @pytest.mark.parametrize("dtype", ALL, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_weights(kernels, shape, dtype):
+    q, k, _, visible = inputs(dtype, **shape)
+    exact, theirs = (
+        reference.staircase_weights(q.to(dtype), k.nan_to_num().to(dtype), visible, 0.3)
+        for dtype in (torch.float64, q.dtype)
+    )
+    ours = kernels.weights(q, k, visible, 0.3)
+    assert_as_good_as_torch(ours, theirs, exact, "weights")
+    assert ours.masked_select((exact == 0) & (torch.arange(k.shape[2]) >= visible[:, None, :, None])).any() == 0
+
+
+@pytest.mark.parametrize("dtype", ALL, ids=str)
 def test_rows_that_see_nothing(kernels, dtype):
     q, k, v, visible = inputs(dtype, batch=2)
     visible.zero_()
@@ -110,6 +123,7 @@ def test_rows_that_see_nothing(kernels, dtype):
     out, lse = kernels.forward(q, k, v, visible, 1.0)
     results = [out, kernels.decode(q, k, v, visible, 1.0, 2)[0]]
     results += kernels.backward(torch.ones_like(q), q, k, v, visible, out, lse, 1.0)
+    results += [kernels.weights(q, k, visible, 1.0)]
     assert all(torch.equal(x, torch.zeros_like(x)) for x in results)
 
 
@@ -144,7 +158,7 @@ def test_nothing_to_do(kernels, sizes):
     q, k, v, visible = inputs(torch.float32, **sizes)
     out, lse = kernels.forward(q, k, v, visible, 1.0)
     grads = kernels.backward(torch.ones_like(q), q, k, v, visible, out, lse, 1.0)
-    for x in (out, kernels.decode(q, k, v, visible, 1.0, 1)[0], *grads):
+    for x in (out, kernels.decode(q, k, v, visible, 1.0, 1)[0], kernels.weights(q, k, visible, 1.0), *grads):
         assert torch.equal(x, torch.zeros_like(x))
 
 

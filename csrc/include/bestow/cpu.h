@@ -38,6 +38,12 @@ struct Backward : Staircase {
   int64_t units() const { return batch * kv_heads; }
 };
 
+// The softmax itself of at most kFewRows query rows for each key head; v plays no part.
+struct Softmax : Staircase {
+  Rows out;  // (B, H, U, F)
+  int64_t units() const { return batch * kv_heads; }
+};
+
 // out = x W^T + bias in float32, W cut in panels of kPanel outputs.
 constexpr int64_t kPanel = 16;
 
@@ -101,6 +107,8 @@ struct Kernels {
   void (*forward)(const Forward&, int64_t begin, int64_t end, void* workspace);
   size_t (*backward_bytes)(const Backward&);
   void (*backward)(const Backward&, int64_t begin, int64_t end, void* workspace);
+  size_t (*softmax_bytes)(const Softmax&);
+  void (*softmax)(const Softmax&, int64_t begin, int64_t end, void* workspace);
   void (*panel_linear)(const PanelLinear&, int64_t begin, int64_t end);
   // x (rows, inputs) as integers times a step size per row; the step is NaN where the row is not finite.
   void (*round_rows)(const float* x, int64_t rows, int64_t inputs, int16_t* out, float* steps);

@@ -33,6 +33,7 @@ struct BestowAttention {
   BestowTensor k, v;              // (B, H_kv, F, D)
   BestowTensor grad_out, grad_q;  // (B, H, U, D)
   BestowTensor grad_k, grad_v;    // (B, H_kv, F, D)
+  BestowTensor weights;           // (B, H, U, F), wherever its rows begin
   const int32_t* visible;         // (B, U) dense
   float* lse;                     // (B, H, U) dense: log of the softmax denominator; -inf where nothing is seen
   float* delta;                   // (B, H, U) dense, scratch of the backward pass
@@ -48,6 +49,9 @@ int bestow_cuda_backward(const BestowAttention* attention, int dtype, void* stre
 
 // 1 to 8 query rows per stream over `splits` parts of the keys, then their merge.
 int bestow_cuda_decode(const BestowAttention* attention, int dtype, void* stream);
+
+// Reads q and k, writes the softmax of each row; for few rows, any number will do.
+int bestow_cuda_weights(const BestowAttention* attention, int dtype, void* stream);
 
 // How many parts keep `processors` multiprocessors busy.
 int bestow_decode_splits(const BestowAttention* attention, int processors);

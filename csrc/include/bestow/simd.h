@@ -261,21 +261,34 @@ inline void transpose(Vec (&r)[4]) {
 
 #endif
 
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+constexpr float kLeastPower = -126.0f;  // of two that is a normal number
+
+// 2^(r + n) for r in -1/2 ... 1/2 and whole n, relative error 8e-8.
+inline Vec power_of_two(Vec r, Vec n) {
+  Vec p = splat(1.535336e-4f);
+  p = fma(p, r, splat(1.3398875e-3f));
+  p = fma(p, r, splat(9.6184374e-3f));
+  p = fma(p, r, splat(5.5503325e-2f));
+  p = fma(p, r, splat(2.4022648e-1f));
+  p = fma(p, r, splat(6.931472e-1f));
+  p = fma(p, r, splat(1.0f));
+  return times_power(p, n);
+}
+
+// 2^x for x <= 0; what is smaller than any normal number becomes the smallest of them. NaN stays NaN.
+inline Vec exp2_negative(Vec x) {
+  x = max(splat(kLeastPower), x);
+  const Vec n = nearest(x);
+  return power_of_two(sub(x, n), n);
+}
+
 // e^x for x <= 0, relative error 2e-7; NaN stays NaN.
 inline Vec exp_negative(Vec x) {
   x = max(splat(-87.0f), x);
-  const Vec n = nearest(mul(x, splat(1.44269504f)));
-  Vec r = fma(n, splat(-0.693359375f), x);  // ln 2 in two parts: this product is exact
-  r = fma(n, splat(2.12194440e-4f), r);
-  Vec p = splat(1.0f / 5040);
-  p = fma(p, r, splat(1.0f / 720));
-  p = fma(p, r, splat(1.0f / 120));
-  p = fma(p, r, splat(1.0f / 24));
-  p = fma(p, r, splat(1.0f / 6));
-  p = fma(p, r, splat(0.5f));
-  p = fma(p, r, splat(1.0f));
-  p = fma(p, r, splat(1.0f));
-  return times_power(p, n);
+  const Vec n = nearest(mul(x, splat(kLog2E)));
+  // log2 e in two parts, and no rounding between the product and the difference.
+  return power_of_two(fma(x, splat(1.925963e-8f), fma(x, splat(kLog2E), sub(zero(), n))), n);
 }
 
 // The first n < kLanes elements; the other lanes are 0.

@@ -37,10 +37,13 @@ inline int64_t furthest(const Staircase& p, int64_t b, int64_t begin, int64_t en
 // Where a unit's query rows are: key head `group` of utterance `b`, positions begin ... end of its heads.
 struct Unit {
   int64_t b, group, begin, end;
-  Unit(const Forward& p, int64_t unit) {
-    const int64_t split = unit % p.splits, pair = unit / p.splits;
-    b = pair / p.kv_heads, group = pair % p.kv_heads;
-    const int64_t share = round_up((p.positions + p.splits - 1) / p.splits, kTileRows);
+  Unit(const Forward& p, int64_t unit) : Unit(p, unit / p.splits, unit % p.splits, p.splits) {}
+  Unit(const Softmax& p, int64_t unit) : Unit(p, unit, 0, 1) {}
+
+ private:
+  Unit(const Staircase& p, int64_t pair, int64_t split, int64_t splits)
+      : b(pair / p.kv_heads), group(pair % p.kv_heads) {
+    const int64_t share = round_up((p.positions + splits - 1) / splits, kTileRows);
     begin = least(p.positions, split * share), end = least(p.positions, begin + share);
   }
 };
@@ -66,6 +69,8 @@ inline void fetch(const T* rows, int64_t row, int64_t count, int64_t width) {
     for (size_t at = 0; at < width * sizeof(T); at += 64) __builtin_prefetch(line + at);
   }
 }
+
+constexpr int64_t kAskRows = 2;  // with each small product; fewer are not there in time
 
 // Rows wanted soon, asked for a few at a time between other work.
 template <class T>
