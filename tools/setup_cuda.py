@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-LAUNCHERS = tuple(CSRC / "cuda" / f"launch_{what}.cu" for what in ("backward", "forward", "decode", "weights"))  # slowest first
+# Slowest first.
+LAUNCHERS = tuple(CSRC / "cuda" / f"launch_{what}.cu" for what in ("backward", "forward", "decode", "weights"))
 # No instruction newer than sm_80's is used: its PTX is made once, assembled for each architecture, and kept for
 # those that are not named, whose driver assembles it at the first call. A machine without a GPU leaves them all to it.
 PTX = "80"
