@@ -8,11 +8,15 @@
 namespace bestow::BESTOW_ISA {
 namespace {
 
-constexpr int64_t kPrefetchRows = 8;
-
-// A few rows: keys and values are read once, where they lie, and all rows use them then. Queries and sums are padded to
-// whole vectors.
+// Keys and values are read once, where they lie, and all rows use them then. Queries and sums are padded to whole
+// vectors.
 constexpr int64_t kFewKeys = 8;  // keys that all rows use before the next are read
+
+// Asks for what comes 4 KB after the rows that are read now: nearer would be too late, farther would be gone again.
+template <class T>
+inline void fetch_ahead(const T* rows, int64_t row, int64_t width) {
+  fetch(rows + 4096 / most(1, width * sizeof(T)) * row, row, kFewKeys, width);
+}
 
 // scores[i][j] = queries[i] . keys[j] of kRows queries and n keys.
 template <class T, int kRows>
@@ -130,7 +134,7 @@ struct FewRowsOfWeights {
     }
     const T* k = row_of<T>(p.k, at.b, at.group, 0);
     for (int64_t j = 0; j < all; j += kFewKeys, k += kFewKeys * p.k.row) {
-      fetch(k + kPrefetchRows * p.k.row, p.k.row, kFewKeys, width);
+      fetch_ahead(k, p.k.row, width);
       const int64_t n = least(kFewKeys, all - j);
       int64_t i = 0;
       for (; i + 2 <= rows; i += 2)
@@ -163,7 +167,7 @@ struct FewQueries : FewRowsOfWeights<T> {
     write_zeros(sums, rows * padded);
     const T* v = row_of<T>(p.v, at.b, at.group, 0);
     for (int64_t j = 0; j < all; j += kFewKeys, v += kFewKeys * p.v.row) {
-      fetch(v + kPrefetchRows * p.v.row, p.v.row, kFewKeys, width);
+      fetch_ahead(v, p.v.row, width);
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t n = most(0, least(kFewKeys, sees[i] - j));
         const float* weights = scores + i * ld + j;

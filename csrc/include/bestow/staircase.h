@@ -61,12 +61,13 @@ void write_zeros(T* to, int64_t count) {
   std::memset(static_cast<void*>(to), 0, count * sizeof(T));
 }
 
-// Asks for rows that will be read soon: memory answers too late for a program that asks when it needs them.
+// Asks for rows that will be read soon: memory answers too late for a program that asks when it needs them. They are
+// wanted in the second cache: the first has room for what is computed with now, and takes few requests at a time.
 template <class T>
 inline void fetch(const T* rows, int64_t row, int64_t count, int64_t width) {
   for (int64_t i = 0; i < count; ++i, rows += row) {
     const char* line = reinterpret_cast<const char*>(rows);
-    for (size_t at = 0; at < width * sizeof(T); at += 64) __builtin_prefetch(line + at);
+    for (size_t at = 0; at < width * sizeof(T); at += 64) __builtin_prefetch(line + at, 0, 2);
   }
 }
 
