@@ -6,6 +6,7 @@ namespace bestow::BESTOW_ISA {
 namespace {
 
 static_assert(kBand <= kChunk, "rows and keys are packed alike");
+
 // With weights P = e^(scale q k - lse) and dP = grad v:  dS = scale P (dP - sum_j P dP),
 // dq = dS k, dk = dS^T q, dv = P^T grad.
 //

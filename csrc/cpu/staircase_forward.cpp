@@ -1,15 +1,15 @@
 // Staircase attention on the CPU. Compiled once per instruction set, each time with its own flags and BESTOW_ISA.
 //
 // One unit of work is a key head of one utterance. Its query rows are packed once, into panels of kLanes rows side by
-// side; keys are used as they lie, chunk after chunk, values packed into panels of columns, and both only as far as
+// side; keys and values are used as they lie, chunk after chunk, where products can read them so, and only as far as
 // some row sees. Each chunk meets all query rows that see into it, while it is in the caches: scores, one more step of
 // each row's softmax, the product with the values. Scores of a key lie side by side for all queries, so that a softmax
 // is kLanes of them at a time and none has to be summed across a vector. Scores are computed as far as one of kLanes
 // rows sees, products with values as far as one of a few; no mask lies in memory anywhere. Where the query rows are few
 // (decoding), see few_queries.cpp.
 //
-// Where the CPU multiplies pairs of bfloat16 numbers, the forward pass of bfloat16 tensors computes with those;
-// everywhere else 16-bit keys and values are widened chunk by chunk, and computing is float.
+// Where the CPU multiplies pairs of bfloat16 numbers, bfloat16 tensors are computed with those; everywhere else 16-bit
+// keys and values are widened chunk by chunk, and computing is float (forms.h).
 
 #include <cmath>
 

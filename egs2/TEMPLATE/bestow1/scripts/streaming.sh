@@ -32,11 +32,11 @@ train_bidi() {
 same_encoder() { [ "$(sed -n 's/^encoder: *//p' "$1")" = "$(sed -n 's/^encoder: *//p' "$2")" ]; }
 
 # train_unid: every part goes on from S-bidi, which has learnt to write before it has heard all, or from the offline
-# model if there is no S-bidi; if these have the streaming encoder already, whose frames are then a target where the
-# configuration has a teacher_weight. Otherwise connector and LLM do; the new encoder is pre-trained with CTC if
-# --unid_ctc_config says how, and with the offline model as its teacher if --unid_teacher_weight says how much.
+# model if there is no S-bidi, if these have the streaming encoder already. Otherwise connector and LLM do; the new
+# encoder is pre-trained with CTC if --unid_ctc_config says how, and with the offline model as its teacher if
+# --unid_teacher_weight says how much.
 train_unid() {
-    local init=("${before_unid}") weights= teacher=()
+    local init=("${before_unid}") weights=
     keep_origin "${unid_exp}" "${origin[@]}" "${offline_weights}" "${before_unid}"
     streaming_config "${unid_config}" "${unid_exp}"
     if ! same_encoder "${bestow_config}" "${unid_exp}/train.yaml"; then
@@ -53,11 +53,9 @@ train_unid() {
             init+=("${weights}:features:features" "${weights}:encoder:encoder")
             if has_ctc_head "${unid_exp}/train.yaml"; then init+=("${weights}:ctc:ctc"); fi
         fi
-    elif grep -q '^ *teacher_weight:' "${unid_exp}/train.yaml"; then
-        teacher=(--model_conf "teacher=$(dirname "${before_unid}")")
     fi
     train_model "${unid_exp}/train.yaml" "${unid_exp}" "${stats_dir}" --policy_conf "step=${step}" \
-        --init_param "${init[@]}" "${teacher[@]}" "${unid_words[@]}"
+        --init_param "${init[@]}" "${unid_words[@]}"
 }
 
 # empty_but_stamps DIR: what another model or another policy wrote is no part of a curve.
