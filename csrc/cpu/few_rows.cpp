@@ -15,7 +15,8 @@ namespace {
 constexpr int kMostRows = 4;
 template <int kRows>
 constexpr int kOutputsBeside = kRows == kMostRows ? 3 : 8 / kRows;
-constexpr int64_t kBlock = 24;  // outputs that all rows meet before the next ones: a multiple of those above
+constexpr int64_t kBlock = 24;         // outputs that all rows meet before the next ones: a multiple of those above
+constexpr int64_t kAheadBytes = 4096;  // between the weights that are read and those that are asked for
 
 template <class T>  // float or BFloat16
 struct FloatProducts {
@@ -88,11 +89,15 @@ inline void tile(const FewRows& p, int64_t m, int64_t n) {
   typename P::Sum sums[kRows][kOutputs];
   for (auto& row : sums)
     for (auto& sum : row) sum = P::nothing();
+  constexpr int64_t kAhead = kAheadBytes / sizeof(Weight);
   int64_t k = 0;
   for (; k + P::kStep <= p.inputs; k += P::kStep) {
+    // Behind the end of a row, those of the next tile's.
+    const Weight* soon = w + k + kAhead + (k + kAhead < p.inputs ? 0 : (kOutputs - 1) * p.inputs);
     decltype(P::input(x)) inputs[kRows];
     for (int i = 0; i < kRows; ++i) inputs[i] = P::input(x + i * p.inputs + k);
     for (int j = 0; j < kOutputs; ++j) {
+      __builtin_prefetch(soon + j * p.inputs, 0, 2);
       const auto weight = P::weight(w + j * p.inputs + k);
       for (int i = 0; i < kRows; ++i) sums[i][j] = P::add(sums[i][j], inputs[i], weight);
     }
