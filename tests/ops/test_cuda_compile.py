@@ -86,6 +86,10 @@ cp "$BESTOW_TEST_OBJECT" "$2"
 """
 
 
+OBJECTS = len(setup_cuda.LAUNCHERS) + 1
+"""The launchers and their registration."""
+
+
 class TestBuild:
     """tools/build_ops.py with the host's compiler and an nvcc that only pretends, in a process of its own."""
 
@@ -118,16 +122,16 @@ class TestBuild:
 
     def test_nvcc_is_used_where_it_is(self, build):
         done = build(BESTOW_CUDA_ARCHS="90")
-        assert done.stdout == "4 CUDA (sm_90 and PTX of sm_80)\n", done.stderr
+        assert done.stdout == f"{OBJECTS} CUDA (sm_90 and PTX of sm_80)\n", done.stderr
 
     def test_without_ninja_too(self, build, tmp_path):
         for name in ("sh", "cp", "as"):
             (tmp_path / name).symlink_to(shutil.which(name) or pytest.skip(f"no {name}"))
         done = build(PATH=str(tmp_path), BESTOW_CUDA_ARCHS="80 90")
-        assert done.stdout == "4 CUDA (sm_80 sm_90 and PTX of sm_80)\n", done.stderr
+        assert done.stdout == f"{OBJECTS} CUDA (sm_80 sm_90 and PTX of sm_80)\n", done.stderr
         # No nvidia-smi either, so no GPU.
         done = build(PATH=str(tmp_path))
-        assert done.stdout == "4 CUDA (PTX of sm_80)\n", done.stderr
+        assert done.stdout == f"{OBJECTS} CUDA (PTX of sm_80)\n", done.stderr
 
     def test_cuda_can_be_left_out(self, build):
         done = build(BESTOW_CUDA="0")
