@@ -16,6 +16,8 @@ from io import BytesIO
 from itertools import product
 from pathlib import Path
 
+from espnet_bestow.ops.native import cpu_isa
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 from build_ops import COMMON, ISAS, PLAIN, Step, run  # noqa: E402
@@ -33,9 +35,9 @@ def build(commit: str, isa: str, into: Path) -> Path:
     with tarfile.open(fileobj=BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
     compiler = os.environ.get("CXX", "c++")
-    flags = [*COMMON, *ISAS[isa], f"-DBESTOW_ISA={isa}", f"-I{folder / 'csrc' / 'include'}"]
-    # Its own headers come first.
-    flags = [flag for flag in flags if flag != f"-I{ROOT / 'csrc'}/include"]
+    # With its headers, not with those of the working tree.
+    common = [flag for flag in COMMON if not flag.startswith("-I")]
+    flags = [*common, *ISAS[isa], f"-DBESTOW_ISA={isa}", f"-I{folder / 'csrc' / 'include'}"]
     sources = [path for path in (folder / "csrc" / "cpu").glob("*.cpp") if path.stem not in PLAIN]
     sources.append(ROOT / "csrc" / "tests" / "time_cpu.cpp")
     steps = [Step(folder / f"{source.stem}.o", source, [compiler, *flags]) for source in sources]
@@ -53,7 +55,7 @@ def milliseconds(program: Path, *words: object) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commits", nargs=2)
-    parser.add_argument("--isa", choices=ISAS, default=list(ISAS)[-1], help="default: the widest")
+    parser.add_argument("--isa", choices=ISAS, default=cpu_isa(), help="default: what runs here")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="of both programs in turn")
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
