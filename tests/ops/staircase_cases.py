@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from espnet_bestow.ops import reference, staircase_attention
+from espnet_bestow.ops import reference, staircase_attention, staircase_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -97,4 +97,30 @@ def complaints(case: Case) -> list[str]:
             found.append(f"{name}: error {error:.3g}, allowed {allowed:.3g}")
         if name in ("out", "dq") and ours.masked_select(blind).any():
             found.append(f"{name} is not 0 in a row that sees nothing")
+    return found
+
+
+def few_rows(seed: int) -> Case:
+    """A random problem, cut down to at most 8 rows of a key head."""
+    case = random_case(seed)
+    rows = max(1, 8 * case.k.shape[1] // case.q.shape[1])
+    case.q, case.grad, case.visible = case.q[:, :, :rows], case.grad[:, :, :rows], case.visible[:, :rows]
+    return case
+
+
+def weights_complaints(case: Case) -> list[str]:
+    """The same for the weights of a problem's rows."""
+    exact = reference.staircase_weights(case.q.double(), case.k.double(), case.visible, case.scale)
+    usual = reference.staircase_weights(case.q, case.k, case.visible, case.scale).double()
+    ours = staircase_weights(case.q, case.k, case.visible, case.scale)
+    if ours.dtype != case.q.dtype or ours.shape != exact.shape:
+        return [f"weights are {ours.dtype} {tuple(ours.shape)}"]
+    found = []
+    unseen = torch.arange(case.k.shape[2]) >= case.visible[:, None, :, None]
+    if ours.masked_select(unseen.expand_as(ours)).any():
+        found.append("what is not seen has a weight")
+    allowed = 2 * float((usual - exact).abs().max()) + 4 * torch.finfo(case.q.dtype).eps
+    error = float((ours.double() - exact).abs().max())
+    if not error <= allowed:  # NaN is wrong, too
+        found.append(f"weights: error {error:.3g}, allowed {allowed:.3g}")
     return found

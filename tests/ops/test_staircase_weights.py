@@ -3,38 +3,15 @@
 import pytest
 import torch
 
-from espnet_bestow.ops import native, reference, staircase_attention, staircase_weights
+from espnet_bestow.ops import native, staircase_attention, staircase_weights
 from tests.ops.instruction_sets import ISAS, run_with
-from tests.ops.staircase_cases import DTYPES, random_case
+from tests.ops.staircase_cases import DTYPES, few_rows, weights_complaints
 
 needs_kernel = pytest.mark.skipif(native is None, reason="the compiled ops were not built")
 
 
-def few(seed: int):
-    """A random problem, cut down to at most 8 rows of a key head."""
-    case = random_case(seed)
-    rows = max(1, 8 * case.k.shape[1] // case.q.shape[1])
-    case.q, case.visible = case.q[:, :, :rows], case.visible[:, :rows]
-    return case
-
-
-def complaint(case) -> str | None:
-    """What is wrong with the weights of a problem."""
-    exact = reference.staircase_weights(case.q.double(), case.k.double(), case.visible, case.scale)
-    usual = reference.staircase_weights(case.q, case.k, case.visible, case.scale).double()
-    ours = staircase_weights(case.q, case.k, case.visible, case.scale)
-    if ours.dtype != case.q.dtype or ours.shape != exact.shape:
-        return f"{ours.dtype} {tuple(ours.shape)}"
-    unseen = torch.arange(case.k.shape[2]) >= case.visible[:, None, :, None]
-    if ours.masked_select(unseen.expand_as(ours)).any():
-        return "what is not seen has a weight"
-    allowed = 2 * (usual - exact).abs().max() + 4 * torch.finfo(case.q.dtype).eps
-    error = (ours.double() - exact).abs().max()
-    return f"error {error:.3g}, allowed {allowed:.3g}" if error > allowed else None
-
-
 def test_random_problems():
-    wrong = {seed: found for seed in range(150) if (found := complaint(few(seed)))}
+    wrong = {seed: found for seed in range(150) if (found := weights_complaints(few_rows(seed)))}
     assert not wrong
 
 
@@ -42,8 +19,8 @@ def test_random_problems():
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa):
     code = """
-from tests.ops.test_staircase_weights import complaint, few
-wrong = {seed: found for seed in range(150, 200) if (found := complaint(few(seed)))}
+from tests.ops.staircase_cases import few_rows, weights_complaints
+wrong = {seed: found for seed in range(150, 200) if (found := weights_complaints(few_rows(seed)))}
 assert not wrong, wrong
 """
     run_with(isa, code)
