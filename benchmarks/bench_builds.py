@@ -41,7 +41,7 @@ def build(commit: str, isa: str, into: Path) -> Path:
     sources = [path for path in (folder / "csrc" / "cpu").glob("*.cpp") if path.stem not in PLAIN]
     sources.append(ROOT / "csrc" / "tests" / "time_cpu.cpp")
     steps = [Step(folder / f"{source.stem}.o", source, [compiler, *flags]) for source in sources]
-    run(steps, folder)
+    run(steps, folder, sys.stderr)  # the table has standard output for itself
     program = folder / "time_cpu"
     subprocess.run([compiler, *(str(step.output) for step in steps), "-pthread", "-o", str(program)], check=True)
     return program

@@ -54,6 +54,14 @@ def test_all_learn_to_keep_silent_and_wait_k_with_less_silence_before(llm, tmp_p
     assert BestowTask.build_model(arguments(llm, tmp_path, *names)).features.silence.longest == longest
 
 
+@pytest.mark.parametrize("names", [(), ("train_bidi.yaml",)])
+def test_offline_and_bidi_hear_everything_and_learn_with_chunks_too(llm, tmp_path, names):
+    """S-unid fine-tunes for minutes: by then connector and LLM must know frames that have not heard everything."""
+    encoder = BestowTask.build_model(arguments(llm, tmp_path, *names)).encoder
+    assert encoder.context == "whole"
+    assert (70, 6) in encoder.contexts
+
+
 def test_unid_streams_with_the_offline_weights(llm, tmp_path):
     unid = BestowTask.build_model(arguments(llm, tmp_path, "train_unid.yaml"))
     offline = BestowTask.build_model(arguments(llm, tmp_path))
