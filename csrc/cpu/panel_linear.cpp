@@ -9,29 +9,34 @@
 namespace bestow::BESTOW_ISA {
 namespace {
 
-constexpr int kVecs = kPanel / kLanes;                // of one panel
-constexpr int kRows = kTileRows * kTileVecs / kVecs;  // rows whose sums fit into the registers
-constexpr int64_t kAhead = 256;                       // floats by which fetching runs ahead of use: 1 KB
+constexpr int kVecs = kPanel / kLanes;                             // of one panel
+constexpr int kWide = kTileVecs < kVecs ? 1 : kTileVecs / kVecs;   // panels that more than a few rows meet at once
+constexpr int kRows = kTileRows * kTileVecs / (kVecs * kWide);     // rows whose sums then fit into the registers
+constexpr int64_t kAhead = 256;                                    // floats that are asked for ahead of use: 1 KB
 
-// R rows of x times one panel. Few rows are summed in S strands, so that additions need not wait for each other.
-template <int R>
-void rows_times_panel(const PanelLinear& p, const float* x, const float* panel, const float* bias, float* out) {
-  constexpr int S = R * kVecs >= 6 ? 1 : R * kVecs >= 3 ? 2 : 4;
-  Vec sums[S][R][kVecs];
+// R rows of x times P panels. Few rows are summed in S strands, so that additions need not wait for each other.
+template <int R, int P>
+void rows_times_panels(const PanelLinear& p, const float* x, const float* panel, const float* bias, float* out) {
+  constexpr int V = P * kVecs;
+  constexpr int S = R * V >= 6 ? 1 : R * V >= 3 ? 2 : 4;
+  const int64_t apart = p.inputs * kPanel;
+  Vec sums[S][R][V];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVecs; ++v) {
+    for (int v = 0; v < V; ++v) {
       sums[0][r][v] = bias ? load(bias + v * kLanes) : zero();
       for (int s = 1; s < S; ++s) sums[s][r][v] = zero();
     }
   }
   const auto add_input = [&](int64_t k, int s) {
     const float* weights = panel + k * kPanel;
-    __builtin_prefetch(weights + kAhead);
-    Vec w[kVecs];
-    for (int v = 0; v < kVecs; ++v) w[v] = load(weights + v * kLanes);
+    Vec w[V];
+    for (int v = 0; v < V; ++v) w[v] = load(weights + v / kVecs * apart + v % kVecs * kLanes);
+    for (int i = 0; i < P; ++i) __builtin_prefetch(weights + i * apart + kAhead);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec one = splat(x[r * p.inputs + k]);
-      for (int v = 0; v < kVecs; ++v) sums[s][r][v] = fma(w[v], one, sums[s][r][v]);
+      for (int v = 0; v < V; ++v) sums[s][r][v] = fma(w[v], one, sums[s][r][v]);
     }
   };
   int64_t k = 0;
@@ -39,33 +44,39 @@ void rows_times_panel(const PanelLinear& p, const float* x, const float* panel, 
     for (int s = 0; s < S; ++s) add_input(k + s, s);
   }
   for (; k < p.inputs; ++k) add_input(k, 0);
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVecs; ++v) {
+    for (int v = 0; v < V; ++v) {
       for (int s = 1; s < S; ++s) sums[0][r][v] = add(sums[0][r][v], sums[s][r][v]);
       store(out + r * p.outputs + v * kLanes, sums[0][r][v]);
     }
   }
 }
 
-template <int R>
-void times_panel(int64_t rows, const PanelLinear& p, const float* x, const float* panel, const float* bias,
-                 float* out) {
-  if (rows == R) return rows_times_panel<R>(p, x, panel, bias, out);
-  if constexpr (R > 1) times_panel<R - 1>(rows, p, x, panel, bias, out);
+template <int P, int R = kRows>
+void times_panels(int64_t rows, const PanelLinear& p, const float* x, const float* panel, const float* bias,
+                  float* out) {
+  if (rows == R) return rows_times_panels<R, P>(p, x, panel, bias, out);
+  if constexpr (R > 1) times_panels<P, R - 1>(rows, p, x, panel, bias, out);
+}
+
+// All rows times the P panels from `unit` on, in groups of like size.
+template <int P>
+void all_rows(const PanelLinear& p, int64_t unit) {
+  const float* panel = p.panels + unit * kPanel * p.inputs;
+  const float* bias = p.bias ? p.bias + unit * kPanel : nullptr;
+  const int64_t groups = (p.rows + kRows - 1) / kRows, size = (p.rows + groups - 1) / groups;
+  for (int64_t row = 0; row < p.rows; row += size) {
+    const int64_t rows = p.rows - row < size ? p.rows - row : size;
+    times_panels<P>(rows, p, p.x + row * p.inputs, panel, bias, p.out + row * p.outputs + unit * kPanel);
+  }
 }
 
 }  // namespace
 
 void panel_linear(const PanelLinear& p, int64_t begin, int64_t end) {
-  const int64_t groups = (p.rows + kRows - 1) / kRows, size = (p.rows + groups - 1) / groups;
-  for (int64_t i = begin; i < end; ++i) {
-    const float* panel = p.panels + i * kPanel * p.inputs;
-    const float* bias = p.bias ? p.bias + i * kPanel : nullptr;
-    for (int64_t row = 0; row < p.rows; row += size) {
-      const int64_t rows = p.rows - row < size ? p.rows - row : size;
-      times_panel<kRows>(rows, p, p.x + row * p.inputs, panel, bias, p.out + row * p.outputs + i * kPanel);
-    }
-  }
+  for (; begin + kWide <= end; begin += kWide) all_rows<kWide>(p, begin);
+  for (; begin < end; ++begin) all_rows<1>(p, begin);
 }
 
 }  // namespace bestow::BESTOW_ISA
