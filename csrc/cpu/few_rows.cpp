@@ -3,10 +3,14 @@
 // Reading the weights is all the work: every weight is read once, widened in a register, and meets all input rows
 // there. Eight sums are in flight at a time, or twelve of four rows, of as many outputs as the rows leave room for.
 //
+// From a vector's width of rows on (kManyRows) reading float weights is the smaller part: rows then become the lanes,
+// each weight meets a vector of them, and no sum has to be taken across lanes.
+//
 // With int8 weights the inputs become 16-bit integers, one step size per row, and products are summed exactly. Against
 // the rounding of the weights that of the inputs does not count, and no weight has to become a float.
 
 #include "bestow/cpu.h"
+#include "bestow/products.h"
 #include "bestow/simd.h"
 
 namespace bestow::BESTOW_ISA {
@@ -81,7 +85,7 @@ struct Int8Products {
 
 // Rows m ... m + kRows - 1 of the input, outputs n ... n + kOutputs - 1.
 template <class P, int kRows, int kOutputs>
-inline void tile(const FewRows& p, int64_t m, int64_t n) {
+inline void meet(const FewRows& p, int64_t m, int64_t n) {
   using Input = typename P::Input;
   using Weight = typename P::Weight;
   const Input* x = static_cast<const Input*>(p.input) + m * p.inputs;
@@ -124,12 +128,12 @@ template <class P, int kRows>
 inline void strip(const FewRows& p, int64_t m, int64_t begin, int64_t end) {
   constexpr int kOutputs = kOutputsBeside<kRows>;
   int64_t n = begin;
-  for (; n + kOutputs <= end; n += kOutputs) tile<P, kRows, kOutputs>(p, m, n);
-  for (; n < end; ++n) tile<P, kRows, 1>(p, m, n);
+  for (; n + kOutputs <= end; n += kOutputs) meet<P, kRows, kOutputs>(p, m, n);
+  for (; n < end; ++n) meet<P, kRows, 1>(p, m, n);
 }
 
 template <class P>
-void multiply(const FewRows& p, int64_t begin, int64_t end) {
+void multiply_few(const FewRows& p, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; n += kBlock) {
     const int64_t stop = n + kBlock < end ? n + kBlock : end;
     int64_t m = 0;
@@ -138,6 +142,45 @@ void multiply(const FewRows& p, int64_t begin, int64_t end) {
     if (m < p.rows) strip<P, 1>(p, m, n, stop);
   }
 }
+
+// ---- many rows ----
+
+constexpr int64_t kManyRows = kLanes < 8 ? 8 : kLanes * 3 / 4;
+
+inline bool many(const FewRows& p) { return p.scalar == Scalar::kFloat && p.scale == nullptr && p.rows >= kManyRows; }
+
+struct Turned {
+  int64_t rows;   // whole vectors of them
+  float* input;   // panels [rows / kLanes][K][kLanes]
+  float* output;  // (kLanes, rows): of as many outputs at a time
+  Turned(const FewRows& p, void* workspace)
+      : rows(round_up(p.rows, kLanes)), input(static_cast<float*>(workspace)), output(input + rows * p.inputs) {}
+  size_t bytes() const { return (output + kLanes * rows - input) * sizeof(float); }
+};
+
+// Rows beyond the last one are zeros and are left out again at the end.
+void multiply_many(const FewRows& p, int64_t begin, int64_t end, const Turned& turned) {
+  pack_panels(static_cast<const float*>(p.input), p.inputs, p.rows, p.inputs, turned.input);
+  const float* weight = static_cast<const float*>(p.weight);
+  for (int64_t n = begin; n < end; n += kLanes) {
+    const int64_t outputs = least(kLanes, end - n);
+    for (int64_t i = 0; i < outputs; i += kTileRows) {
+      const Product product{weight + (n + i) * p.inputs, p.inputs, 1, turned.input, kLanes, p.inputs * kLanes,
+                            turned.output + i * turned.rows, turned.rows, p.inputs, turned.rows / kLanes};
+      multiply_deep<Plain>(least(kTileRows, outputs - i), product);
+    }
+    const Vec bias = p.bias == nullptr ? zero() : load_first(p.bias + n, outputs);
+    for (int64_t m = 0; m < p.rows; m += kLanes) {
+      Vec x[kLanes];
+      for (int i = 0; i < kLanes; ++i) x[i] = i < outputs ? load(turned.output + i * turned.rows + m) : zero();
+      transpose(x);
+      const int64_t rows = least(kLanes, p.rows - m);
+      for (int64_t i = 0; i < rows; ++i) store_first(p.out + (m + i) * p.outputs + n, add(x[i], bias), outputs);
+    }
+  }
+}
+
+// ---- inputs beside int8 weights ----
 
 // The largest integer that inputs may become: a lane adds up at most every fourth product with a weight, in 32 bits.
 inline int64_t largest_level(int64_t inputs) {
@@ -172,10 +215,13 @@ void round_rows(const float* x, int64_t rows, int64_t inputs, int16_t* out, floa
   for (int64_t m = 0; m < rows; ++m) steps[m] = round_row(x + m * inputs, inputs, out + m * inputs);
 }
 
-void few_rows(const FewRows& p, int64_t begin, int64_t end) {
-  if (p.scale != nullptr) return multiply<Int8Products>(p, begin, end);
-  if (p.scalar == Scalar::kFloat) return multiply<FloatProducts<float>>(p, begin, end);
-  multiply<FloatProducts<BFloat16>>(p, begin, end);
+size_t few_rows_bytes(const FewRows& p) { return many(p) ? Turned(p, nullptr).bytes() : 0; }
+
+void few_rows(const FewRows& p, int64_t begin, int64_t end, void* workspace) {
+  if (many(p)) return multiply_many(p, begin, end, Turned(p, workspace));
+  if (p.scale != nullptr) return multiply_few<Int8Products>(p, begin, end);
+  if (p.scalar == Scalar::kFloat) return multiply_few<FloatProducts<float>>(p, begin, end);
+  multiply_few<FloatProducts<BFloat16>>(p, begin, end);
 }
 
 }  // namespace bestow::BESTOW_ISA

@@ -19,7 +19,8 @@ void panel_linear(const PanelLinear& p, int64_t begin, int64_t end);
 
 // few_rows.cpp
 void round_rows(const float* x, int64_t rows, int64_t inputs, int16_t* out, float* steps);
-void few_rows(const FewRows& p, int64_t begin, int64_t end);
+size_t few_rows_bytes(const FewRows& p);
+void few_rows(const FewRows& p, int64_t begin, int64_t end, void* workspace);
 
 // chunk.cpp
 void norm(const NormRows& p, int64_t begin, int64_t end);
@@ -40,6 +41,7 @@ const Kernels kKernels = {BESTOW_NAME(BESTOW_ISA),
                           softmax,
                           panel_linear,
                           round_rows,
+                          few_rows_bytes,
                           few_rows,
                           norm,
                           gate,

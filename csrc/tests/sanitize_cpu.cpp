@@ -85,7 +85,7 @@ void one_panel_linear(const bestow::Kernels& isa) {
 
 // A linear layer whose arrays, too, have nothing to spare.
 void one_linear(const bestow::Kernels& isa) {
-  const int64_t rows = 1 + below(9), inputs = 1 + below(100), outputs = 1 + below(30);
+  const int64_t rows = 1 + below(40), inputs = 1 + below(200), outputs = 1 + below(40);
   const int bytes = 1 << below(3);  // int8, bfloat16, float
   const bestow::Scalar scalar = bytes == 4 ? bestow::Scalar::kFloat : bestow::Scalar::kBFloat16;
   std::vector<float> x(rows * inputs), scale(outputs, 0.1f), bias(outputs, 1.0f), out(rows * outputs), steps(rows);
@@ -100,7 +100,8 @@ void one_linear(const bestow::Kernels& isa) {
     p.input = rounded.data(), p.input_scale = steps.data(), p.scale = scale.data();
   }
   const int64_t middle = below(outputs + 1);
-  isa.few_rows(p, 0, middle), isa.few_rows(p, middle, outputs);
+  std::vector<char> workspace(isa.few_rows_bytes(p));
+  isa.few_rows(p, 0, middle, workspace.data()), isa.few_rows(p, middle, outputs, workspace.data());
 }
 
 // What lies between the products of a chunk.

@@ -184,7 +184,7 @@ Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> scale, std
     p.input = rounded.data(), p.input_scale = steps.data();
   }
   torch::stable::parallel_for(0, p.outputs, bestow::outputs_per_thread(p.inputs, p.rows),
-                              [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end); });
+                              [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end, workspace(isa.few_rows_bytes(p))); });
   return out;
 }
 

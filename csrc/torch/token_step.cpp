@@ -41,7 +41,7 @@ struct Linear {
     p.input = x, p.input_scale = nullptr, p.weight = weight, p.scale = nullptr, p.bias = bias, p.out = out;
     const bestow::Kernels& isa = chosen();
     torch::stable::parallel_for(0, outputs, bestow::outputs_per_thread(p.inputs, p.rows),
-                                [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end); });
+                                [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end, workspace(isa.few_rows_bytes(p))); });
   }
 };
 
@@ -273,7 +273,7 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
       for (int64_t h = 0; h < heads; ++h) {
         p.inputs = head, p.outputs = frame, p.input = &q[b * width + h * head], p.bias = nullptr;
         p.weight = cross.key.data + h * frame * head, p.out = asked + h * frame;
-        isa.few_rows(p, 0, frame);
+        isa.few_rows(p, 0, frame, nullptr);
       }
       float* answer = &attended[b * width];
       if (count == 0) {
@@ -287,7 +287,7 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
       for (int64_t h = 0; h < heads; ++h) {
         p.inputs = frame, p.outputs = head, p.input = &mean[h * frame], p.bias = cross.bias + h * head;
         p.weight = cross.value + h * frame * head, p.out = answer + h * head;
-        isa.few_rows(p, 0, head);
+        isa.few_rows(p, 0, head, nullptr);
       }
     });
     cross.out(attended.data(), batch, update.data());

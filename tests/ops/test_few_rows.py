@@ -34,7 +34,7 @@ def errors(x, weight, scale, bias):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16", "int8"])
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 9])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 9, 12, 16, 17, 64])
 def test_error_is_what_is_stated(dtype, rows):
     for inputs, outputs in SHAPES:
         off, allowed = errors(*problem(rows, inputs, outputs, dtype))

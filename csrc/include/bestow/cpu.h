@@ -112,7 +112,8 @@ struct Kernels {
   void (*panel_linear)(const PanelLinear&, int64_t begin, int64_t end);
   // x (rows, inputs) as integers times a step size per row; the step is NaN where the row is not finite.
   void (*round_rows)(const float* x, int64_t rows, int64_t inputs, int16_t* out, float* steps);
-  void (*few_rows)(const FewRows&, int64_t begin, int64_t end);  // a unit is one output
+  size_t (*few_rows_bytes)(const FewRows&);
+  void (*few_rows)(const FewRows&, int64_t begin, int64_t end, void* workspace);  // a unit is one output
   void (*norm)(const NormRows&, int64_t begin, int64_t end);
   void (*gate)(const float* x, const float* by, int64_t n, float* out);  // x sigmoid(by); out may be either
   void (*convolve)(const Taps&, int64_t begin, int64_t end);
