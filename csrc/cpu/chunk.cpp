@@ -19,9 +19,9 @@ inline Vec sigmoid(Vec x) {
   return div(top, add(splat(1.0f), small));
 }
 
-// Keys (frames, d) of one head, `frame` apart, as columns (d, pitch); columns beyond theirs are 0.
+// Keys (frames, d) of one head, `frame` apart, as columns (d, pitch); until a vector is full, columns beyond theirs are 0.
 void turn_keys(const float* keys, int64_t frame, int64_t frames, int64_t d, int64_t pitch, float* turned) {
-  for (int64_t j = 0; j < pitch; j += kLanes) {
+  for (int64_t j = 0; j < frames; j += kLanes) {
     for (int64_t e = 0; e < d; e += kLanes) {
       const int64_t wide = d - e < kLanes ? d - e : kLanes;
       Vec x[kLanes];
@@ -69,21 +69,19 @@ void read_values(int64_t rows, const float* weights, int64_t pitch, const float*
   for (int r = 0; r < R; ++r) store_some(out + r * row, sums[r], n);
 }
 
-// Scores (frames) become weights that add up to 1, with zeros behind them.
-void soften(const float* mask, int64_t frames, int64_t pitch, float* scores) {
+// Scores (frames) become weights that add up to 1, with zeros behind them until a vector is full.
+void soften(int64_t frames, float* scores) {
   Vec most = splat(-__builtin_inff());
   for (int64_t j = 0; j < frames; j += kLanes) {
     const int64_t n = frames - j;
-    Vec x = load(scores + j);
-    if (mask != nullptr) x = add(x, load_some(mask + j, n));
-    x = keep(x, splat(-__builtin_inff()), n);
+    const Vec x = keep(load(scores + j), splat(-__builtin_inff()), n);
     most = max(x, most);
     store(scores + j, x);
   }
   const Vec top = splat(greatest(most));
   Vec total = zero();
-  for (int64_t j = 0; j < pitch; j += kLanes) {
-    const Vec weight = j < frames ? keep(exp_negative(sub(load(scores + j), top)), zero(), frames - j) : zero();
+  for (int64_t j = 0; j < frames; j += kLanes) {
+    const Vec weight = keep(exp_negative(sub(load(scores + j), top)), zero(), frames - j);
     total = add(total, weight);
     store(scores + j, weight);
   }
@@ -134,30 +132,32 @@ void convolve(const Taps& p, int64_t begin, int64_t end) {
 }
 
 void chunk_attention(const ChunkAttention& p, int64_t begin, int64_t end, float* scratch) {
-  const int64_t d = p.head, D = p.heads * d, pitch = p.pitch(), places = p.frames + p.chunk - 1;
+  const int64_t d = p.head, D = p.heads * d, pitch = p.pitch(), places = p.size + p.chunk - 1;
   float *content = scratch, *place = content + d, *turned = place + d, *weights = turned + d * pitch;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t h = unit % p.heads, b = unit / p.heads;
-    const float *keys = p.window + b * p.window_batch + h * d, *values = keys + D;
-    turn_keys(keys, p.window_frame, p.frames, d, pitch, turned);
+    const ChunkWindow& window = p.windows[b];
+    const int64_t seen = window.seen;
+    const float *keys = window.data + h * d, *values = keys + D;
+    turn_keys(keys, 2 * D, seen, d, pitch, turned);
     for (int64_t i = 0; i < p.chunk; ++i) {
       const float* q = p.qkv + (b * p.chunk + i) * 3 * D + h * d;
       for (int64_t e = 0; e < d; ++e) {
         content[e] = (q[e] + p.bias_content[h * d + e]) * p.scale;
         place[e] = q[e] + p.bias_place[h * d + e];
       }
-      const float* first = p.relative + h * d * places + p.chunk - 1 - i;
+      const float* first = p.relative + h * d * places + p.chunk - 1 - i + p.size - window.frames;
       float* scores = weights + i * pitch;
       int64_t j = 0;
-      for (; j + 4 * kLanes <= p.frames; j += 4 * kLanes)
+      for (; j + 4 * kLanes <= seen; j += 4 * kLanes)
         score_keys<4>(content, turned + j, pitch, place, first + j, places, d, kLanes, scores + j);
-      for (; j < p.frames; j += kLanes)
-        score_keys<1>(content, turned + j, pitch, place, first + j, places, d, p.frames - j, scores + j);
-      soften(p.mask == nullptr ? nullptr : p.mask + b * p.frames, p.frames, pitch, scores);
+      for (; j < seen; j += kLanes)
+        score_keys<1>(content, turned + j, pitch, place, first + j, places, d, seen - j, scores + j);
+      soften(seen, scores);
     }
     for (int64_t i = 0; i < p.chunk; i += kQueriesTogether) {
       for (int64_t e = 0; e < d; e += kLanes)
-        read_values(p.chunk - i, weights + i * pitch, pitch, values + e, p.window_frame, p.frames, d - e,
+        read_values(p.chunk - i, weights + i * pitch, pitch, values + e, 2 * D, seen, d - e,
                     p.out + (b * p.chunk + i) * D + h * d + e, D);
     }
   }

@@ -106,15 +106,21 @@ void one_linear(const bestow::Kernels& isa) {
 
 // What lies between the products of a chunk.
 void one_chunk(const bestow::Kernels& isa) {
-  const int64_t batch = 1 + below(2), chunk = 1 + below(5), frames = chunk + below(20), heads = 1 + below(3);
+  const int64_t batch = 1 + below(2), chunk = 1 + below(5), size = chunk + below(40), heads = 1 + below(3);
   const int64_t head = 2 * (1 + below(20)), width = heads * head, kernel = 1 + below(9), rows = batch * chunk;
-  const std::vector<float> qkv(rows * 3 * width, 0.5f), window(batch * frames * 2 * width, 0.25f), ones(width, 1.0f);
-  const std::vector<float> relative((frames + chunk - 1) * width, 0.125f), mask(batch * frames, 0.0f);
+  const std::vector<float> qkv(rows * 3 * width, 0.5f), ones(width, 1.0f);
+  const std::vector<float> relative((size + chunk - 1) * width, 0.125f);
   std::vector<float> out(rows * width);
-  bestow::ChunkAttention p{heads, chunk, frames, head};
-  p.qkv = qkv.data(), p.window = window.data(), p.window_batch = frames * 2 * width, p.window_frame = 2 * width;
-  p.bias_content = p.bias_place = ones.data(), p.relative = relative.data(), p.mask = below(2) ? mask.data() : nullptr;
-  p.scale = 0.3f, p.out = out.data();
+  std::vector<std::vector<float>> memories;
+  std::vector<bestow::ChunkWindow> windows;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t frames = chunk + below(size - chunk + 1);
+    memories.emplace_back(frames * 2 * width, 0.25f);
+    windows.push_back({memories.back().data(), frames, 1 + below(frames)});
+  }
+  bestow::ChunkAttention p{heads, chunk, size, head};
+  p.qkv = qkv.data(), p.windows = windows.data(), p.relative = relative.data();
+  p.bias_content = p.bias_place = ones.data(), p.scale = 0.3f, p.out = out.data();
   std::vector<float> scratch(p.scratch() / sizeof(float));
   isa.chunk_attention(p, 0, batch * heads, scratch.data());
   isa.norm({width, out.data(), ones.data(), below(2) ? ones.data() : nullptr, 1e-5f, out.data()}, 0, rows);

@@ -7,8 +7,6 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstring>
-#include <optional>
-#include <tuple>
 #include <vector>
 
 #include "bestow/cpu.h"
@@ -107,69 +105,80 @@ struct Block {
         last(from, width, eps) {}
 };
 
-// What a block remembers of its streams.
-struct Memory {
-  float* window;  // keys and values (B, W, 2 D)
-  int64_t stream, frame;
-  const float* past;  // inputs of the convolution (B, kernel - 1, D), before this chunk
-  float* kept;        // and after it
+// What one stream remembers, of all blocks.
+struct Stream {
+  float* window;       // (blocks, n, 2 D) keys and values, `block` apart
+  int64_t block;       // elements
+  int64_t frames;      // n
+  int64_t seen;        // how many of them are attended to
+  const float* past;   // (blocks, kernel - 1, D) inputs of the convolutions, before this chunk
+  float* kept;         // and after it
 };
 
 // The chunks of some streams on their way through the blocks.
 class Chunks {
  public:
-  Chunks(int64_t streams, int64_t chunk, int64_t width, int64_t heads, int64_t frames, int64_t before)
+  Chunks(const Stream* streams, int64_t count, int64_t chunk, int64_t width, int64_t heads, int64_t size,
+         int64_t before)
       : streams_(streams),
+        count_(count),
         chunk_(chunk),
         width_(width),
         heads_(heads),
-        frames_(frames),
+        size_(size),
         before_(before),
-        normed_(streams * chunk * width),
-        wide_(streams * chunk * 3 * width),
+        windows_(count),
+        normed_(count * chunk * width),
+        wide_(count * chunk * 3 * width),
         convolved_((before + chunk) * width) {}
 
-  void pass(const Block& block, const Memory& memory, const float* mask, float scale, float* y) {
+  void pass(const Block& block, int64_t number, float scale, float* y) {
     block.first.add(y, rows(), normed_, inner_);
-    attend(block.attention, memory, mask, scale, y);
-    convolve(block.convolution, memory, y);
+    attend(block.attention, number, scale, y);
+    convolve(block.convolution, number, y);
     block.second.add(y, rows(), normed_, inner_);
     block.last(y, rows(), y);
   }
 
  private:
-  int64_t rows() const { return streams_ * chunk_; }
+  int64_t rows() const { return count_ * chunk_; }
 
-  void attend(const Attention& layer, const Memory& memory, const float* mask, float scale, float* y) {
+  void attend(const Attention& layer, int64_t number, float scale, float* y) {
     layer.norm(y, rows(), normed_.data());
     layer.qkv(normed_.data(), rows(), wide_.data());
-    for (int64_t row = 0; row < rows(); ++row)
-      std::memcpy(memory.window + row / chunk_ * memory.stream + (frames_ - chunk_ + row % chunk_) * memory.frame,
-                  &wide_[row * 3 * width_ + width_], 2 * width_ * sizeof(float));
-    bestow::ChunkAttention p{heads_, chunk_, frames_, width_ / heads_};
-    p.qkv = wide_.data(), p.window = memory.window, p.window_batch = memory.stream, p.window_frame = memory.frame;
+    for (int64_t b = 0; b < count_; ++b) {
+      const Stream& stream = streams_[b];
+      float* window = stream.window + number * stream.block;
+      windows_[b] = {window, stream.frames, stream.seen};
+      for (int64_t i = 0; i < chunk_; ++i)
+        std::memcpy(window + (stream.frames - chunk_ + i) * 2 * width_, &wide_[((b * chunk_ + i) * 3 + 1) * width_],
+                    2 * width_ * sizeof(float));
+    }
+    bestow::ChunkAttention p{heads_, chunk_, size_, width_ / heads_};
+    p.qkv = wide_.data(), p.windows = windows_.data();
     p.bias_content = layer.bias_content, p.bias_place = layer.bias_place, p.relative = layer.relative;
-    p.mask = mask, p.scale = scale, p.out = normed_.data();
-    torch::stable::parallel_for(0, streams_ * heads_, 2, [&](int64_t begin, int64_t end) {
+    p.scale = scale, p.out = normed_.data();
+    torch::stable::parallel_for(0, count_ * heads_, 2, [&](int64_t begin, int64_t end) {
       chosen().chunk_attention(p, begin, end, static_cast<float*>(workspace(p.scratch())));
     });
     layer.joined(normed_.data(), rows(), wide_.data());
     add_to(y, wide_.data(), rows() * width_);
   }
 
-  void convolve(const Convolution& layer, const Memory& memory, float* y) {
+  void convolve(const Convolution& layer, int64_t number, float* y) {
     const bestow::Kernels& isa = chosen();
     layer.norm(y, rows(), normed_.data());
     layer.into(normed_.data(), rows(), wide_.data());
-    for (int64_t b = 0; b < streams_; ++b) {
-      std::memcpy(convolved_.data(), memory.past + b * before_ * width_, before_ * width_ * sizeof(float));
+    for (int64_t b = 0; b < count_; ++b) {
+      const int64_t past = number * before_ * width_;
+      std::memcpy(convolved_.data(), streams_[b].past + past, before_ * width_ * sizeof(float));
       for (int64_t i = 0; i < chunk_; ++i) {
         const float* both = &wide_[(b * chunk_ + i) * 2 * width_];
         isa.gate(both, both + width_, width_, &convolved_[(before_ + i) * width_]);
       }
       float* out = &normed_[b * chunk_ * width_];
       isa.convolve({width_, before_ + 1, convolved_.data(), layer.taps, layer.bias, out}, 0, chunk_);
-      std::memcpy(memory.kept + b * before_ * width_, &convolved_[chunk_ * width_], before_ * width_ * sizeof(float));
+      std::memcpy(streams_[b].kept + past, &convolved_[chunk_ * width_], before_ * width_ * sizeof(float));
     }
     layer.inner(normed_.data(), rows(), normed_.data());
     isa.gate(normed_.data(), normed_.data(), rows() * width_, normed_.data());
@@ -177,7 +186,9 @@ class Chunks {
     add_to(y, wide_.data(), rows() * width_);
   }
 
-  const int64_t streams_, chunk_, width_, heads_, frames_, before_;
+  const Stream* streams_;
+  const int64_t count_, chunk_, width_, heads_, size_, before_;
+  std::vector<bestow::ChunkWindow> windows_;
   std::vector<float> normed_, wide_, inner_, convolved_;
 };
 
@@ -185,53 +196,54 @@ class Chunks {
 // Beyond twice as many, threads take streams of their own; below, they share each layer.
 constexpr int64_t kRowsTogether = 64;
 
-// The weights are those of all blocks in order, see Block. Returns the frames, and the last inputs of all convolutions.
-std::tuple<Tensor, Tensor> conformer_chunk(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> windows,
-                                           std::vector<Tensor> past, std::optional<Tensor> mask, int64_t heads,
-                                           double eps, double scale) {
+// x (B, blocks, ...) of one stream among many: float32, the last two dimensions dense.
+float* of_stream(const Tensor& x, int64_t blocks, int64_t width, const char* what) {
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 3 && x.size(0) == blocks &&
+                      x.size(2) == width && x.stride(2) == 1 && (x.size(1) <= 1 || x.stride(1) == width),
+                  "conformer_chunk: ", what, " must be float32 (", blocks, ", ..., ", width, ")");
+  return static_cast<float*>(x.data_ptr());
+}
+
+// The weights are those of all blocks in order, see Block.
+Tensor conformer_chunk(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> windows, Tensor seen,
+                       std::vector<Tensor> past, std::vector<Tensor> after, int64_t heads, int64_t size, double eps,
+                       double scale) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.scalar_type() == ScalarType::Float && x.numel() > 0 && heads > 0,
                   "conformer_chunk: x");
   x = torch::stable::contiguous(x);
   const int64_t batch = x.size(0), chunk = x.size(1), width = x.size(2), head = width / heads;
-  STD_TORCH_CHECK(!windows.empty() && windows.size() == past.size() && head * heads == width,
-                  "conformer_chunk: ", windows.size(), " windows, ", past.size(), " pasts, ", heads, " heads");
-  STD_TORCH_CHECK(windows[0].dim() == 3 && past[0].dim() == 3, "conformer_chunk: windows or pasts");
-  const int64_t frames = windows[0].size(1), before = past[0].size(1), blocks = windows.size();
-  STD_TORCH_CHECK(!mask || (mask->is_cpu() && mask->is_contiguous() && mask->numel() == batch * frames &&
-                            mask->scalar_type() == ScalarType::Float),
-                  "conformer_chunk: the mask must be float32 (", batch, ", ", frames, ")");
-  Tensor out = torch::stable::new_empty(x, {batch, chunk, width});
-  Tensor kept = torch::stable::new_empty(x, {blocks, batch, before, width});
-  std::vector<Block> layers;
-  std::vector<Memory> memories;
-  Weights from(weights);
-  for (int64_t block = 0; block < blocks; ++block) {
-    layers.emplace_back(from, width, frames + chunk - 1, before + 1, eps);
-    const Tensor &window = windows[block], &earlier = past[block];
-    STD_TORCH_CHECK(window.is_cpu() && window.scalar_type() == ScalarType::Float && window.dim() == 3 &&
-                        window.size(0) == batch && window.size(1) == frames && frames >= chunk &&
-                        window.size(2) == 2 * width && window.stride(2) == 1,
-                    "conformer_chunk: the window of block ", block);
-    STD_TORCH_CHECK(earlier.is_cpu() && earlier.scalar_type() == ScalarType::Float && earlier.is_contiguous() &&
-                        earlier.dim() == 3 && earlier.size(0) == batch && earlier.size(1) == before &&
-                        earlier.size(2) == width,
-                    "conformer_chunk: the past of block ", block);
-    float* keep = static_cast<float*>(kept.data_ptr()) + block * batch * before * width;
-    memories.push_back(
-        {static_cast<float*>(window.data_ptr()), window.stride(0), window.stride(1), floats(earlier), keep});
+  const auto one_each = [&](const std::vector<Tensor>& list) { return list.size() == static_cast<size_t>(batch); };
+  STD_TORCH_CHECK(one_each(windows) && one_each(past) && one_each(after) && head * heads == width, "conformer_chunk: ",
+                  windows.size(), " windows, ", past.size(), " pasts, ", heads, " heads");
+  STD_TORCH_CHECK(seen.is_cpu() && seen.scalar_type() == ScalarType::Long && seen.is_contiguous() &&
+                      seen.numel() == batch,
+                  "conformer_chunk: seen must be int64 (", batch, ")");
+  STD_TORCH_CHECK(past[0].dim() == 3, "conformer_chunk: past");
+  const int64_t blocks = past[0].size(0), before = past[0].size(1);
+  std::vector<Stream> streams;
+  for (int64_t b = 0; b < batch; ++b) {
+    Stream stream{of_stream(windows[b], blocks, 2 * width, "a window"), windows[b].stride(0), windows[b].size(1),
+                  static_cast<const int64_t*>(seen.data_ptr())[b],
+                  of_stream(past[b], blocks, width, "a past"), of_stream(after[b], blocks, width, "an after")};
+    STD_TORCH_CHECK(chunk <= stream.frames && stream.frames <= size && 1 <= stream.seen && stream.seen <= stream.frames,
+                    "conformer_chunk: ", stream.seen, " of ", stream.frames, " frames in windows of ", size);
+    STD_TORCH_CHECK(past[b].size(1) == before && after[b].size(1) == before && past[b].is_contiguous() &&
+                        after[b].is_contiguous(),
+                    "conformer_chunk: the past of stream ", b);
+    streams.push_back(stream);
   }
+  std::vector<Block> layers;
+  Weights from(weights);
+  for (int64_t block = 0; block < blocks; ++block)
+    layers.emplace_back(from, width, size + chunk - 1, before + 1, eps);
   STD_TORCH_CHECK(from.done(), "conformer_chunk: weights are left over");
+  Tensor out = torch::stable::new_empty(x, {batch, chunk, width});
 
   const auto pass = [&](int64_t begin, int64_t end) {
-    Chunks chunks(end - begin, chunk, width, heads, frames, before);
+    Chunks chunks(streams.data() + begin, end - begin, chunk, width, heads, size, before);
     float* y = static_cast<float*>(out.data_ptr()) + begin * chunk * width;
     std::memcpy(y, floats(x) + begin * chunk * width, (end - begin) * chunk * width * sizeof(float));
-    for (int64_t block = 0; block < blocks; ++block) {
-      Memory memory = memories[block];
-      memory.window += begin * memory.stream;
-      memory.past += begin * before * width, memory.kept += begin * before * width;
-      chunks.pass(layers[block], memory, mask ? floats(*mask) + begin * frames : nullptr, static_cast<float>(scale), y);
-    }
+    for (int64_t block = 0; block < blocks; ++block) chunks.pass(layers[block], block, static_cast<float>(scale), y);
   };
   const int64_t together = (kRowsTogether + chunk - 1) / chunk;
   const auto in_groups = [&](int64_t begin, int64_t end) {
@@ -244,17 +256,17 @@ std::tuple<Tensor, Tensor> conformer_chunk(Tensor x, std::vector<Tensor> weights
   } else {
     torch::stable::parallel_for(0, batch, together, in_groups);
   }
-  return {out, kept};
+  return out;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
-  // x (B, c, D); windows (B, W, 2 D) per block, the last c frames of which are written; past (B, kernel - 1, D) per
-  // block; mask (B, W) or none -> (B, c, D), (blocks, B, kernel - 1, D)
+  // x (B, c, D); of each of B streams a window (blocks, n, 2 D), the last c of whose n frames are written, and a past
+  // (blocks, kernel - 1, D) before and after; seen (B) -> (B, c, D)
   m.def(
-      "conformer_chunk(Tensor x, Tensor[] weights, Tensor(a!)[] windows, Tensor[] past, Tensor? mask, int heads, "
-      "float eps, float scale) -> (Tensor, Tensor)");
+      "conformer_chunk(Tensor x, Tensor[] weights, Tensor(a!)[] windows, Tensor seen, Tensor[] past, "
+      "Tensor(b!)[] after, int heads, int size, float eps, float scale) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) { m.impl("conformer_chunk", TORCH_BOX(&conformer_chunk)); }

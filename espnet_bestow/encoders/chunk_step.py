@@ -4,11 +4,12 @@ The library streams too, but its cache belongs to one stream or to streams in st
 positions of the whole window again at every chunk. Here keys, values and the inputs of all convolutions are kept, and
 what depends on the weights alone is computed once.
 
-All streams of a step do the same amount of work, the first and last chunks included: the seven feature frames before
-the first chunk and those after the end of the audio are zeros, and what the sub-sampling makes of them is put back to
-zero after every stage, which is what padding is in the full pass.
+The sub-sampling does the same amount of work for all streams of a step, the first and last chunks included: the seven
+feature frames before the first chunk and those after the end of the audio are zeros, and what the sub-sampling makes of
+them is put back to zero after every stage, which is what padding is in the full pass.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers.activations import SiLUActivation
 
 from espnet_bestow.encoders.causal_subsampling import Stages, subsampled
 from espnet_bestow.encoders.depthwise import convolve_frames
-from espnet_bestow.encoders.encoder_state import Batch, EncoderState, KeysValues, room, together
+from espnet_bestow.encoders.encoder_state import EncoderState, KeysValues
 from espnet_bestow.encoders.few_rows import FewRowsLinear
 from espnet_bestow.ops import native, or_empty, weight_and_bias
 
@@ -54,10 +55,9 @@ class ChunkStep:
             laid_out = [block.weights() for block in self.blocks]
         every = [weight for weights in laid_out if weights is not None for weight in weights]
         self._weights = None if None in laid_out else every
-        self._like = window
         # Room for several chunks: keys and values are copied once in so many steps.
         self.spare = max(self.left // 2, self.chunk)
-        self._nothing = self._silence()
+        self._nothing = self._silence(window)
 
     @property
     def in_one_call(self) -> bool:
@@ -66,7 +66,7 @@ class ChunkStep:
 
     def open(self) -> EncoderState:
         """The state of a stream that has heard nothing."""
-        return EncoderState(0, self._nothing, 0)
+        return self._nothing
 
     def features(self, start: int) -> tuple[int, int]:
         """First and past-the-last feature frame of the chunk at frame ``start``; the first may be negative."""
@@ -91,77 +91,92 @@ class ChunkStep:
             frames (B, chunk, D), of which those after the end mean nothing, and the new states.
         """
         starts = [state.start for state in states]
-        batch = together(states, self.left, self.spare)
-        x, past = self._subsample(feats, starts, batch.past, ends)
-        mask = self._mask(starts, ends)
-        memory = self._room(batch)
-        first, last = memory.filled - self.left, memory.filled + self.chunk
-        x, convolved = self._encode(x, [buffer[:, first:last] for buffer in memory.buffers], batch.convolved, mask)
-        memory.filled = last
-        after = Batch(past, convolved, memory, last)
-        return x, [EncoderState(start + self.chunk, after, row) for row, start in enumerate(starts)]
+        x, past = self._subsample(feats, starts, torch.stack([state.past for state in states]), ends)
+        memories = [state.with_room(self.left, self.chunk, self.spare) for state in states]
+        # What each chunk attends to: all that is left of the past, the chunk, and nothing behind the end.
+        kept = [min(self.left, end) for _, end in memories]
+        windows = [
+            memory.frames[:, end - before : end + self.chunk]
+            for (memory, end), before in zip(memories, kept, strict=True)
+        ]
+        seen = [
+            before + self.chunk if last is None else max(min(before + self.chunk, subsampled(last) - start + before), 1)
+            for before, start, last in zip(kept, starts, ends, strict=True)
+        ]
+        encode = self._encode_block_by_block if self._weights is None or native is None else self._encode
+        x, convolved = encode(x, windows, seen, [state.convolved for state in states])
+        after = []
+        for start, (memory, end), *rest in zip(starts, memories, past, convolved, strict=True):
+            memory.filled = end + self.chunk
+            after.append(EncoderState(start + self.chunk, *rest, memory, memory.filled))
+        return x, after
 
-    def _silence(self) -> Batch:
-        """What a stream remembers before it has heard anything; all streams begin with it."""
-        new = self._like.new_zeros
-        past = [new(1, shape[0], past, *shape[1:]) for _, past, shape in self.stages.stages]
-        convolved = [new(1, block.kernel - 1, self.width) for block in self.blocks]
-        memory = room([new(1, self.left, 2 * self.width) for _ in self.blocks], 0)  # no room: nobody goes on in it
-        return Batch(past, convolved, memory, self.left)
+    def _silence(self, like: Tensor) -> EncoderState:
+        """What a stream remembers before it has heard anything."""
+        past = sum(stage.past * math.prod(stage.input_shape) for stage in self.stages.stages)
+        convolved = like.new_zeros(len(self.blocks), self.blocks[0].kernel - 1, self.width)
+        memory = KeysValues(like.new_zeros(len(self.blocks), 0, 2 * self.width), 0)
+        return EncoderState(0, like.new_zeros(past), convolved, memory, 0)
 
     def _encode(
-        self, x: Tensor, windows: list[Tensor], past: list[Tensor], mask: Tensor | None
+        self, x: Tensor, windows: list[Tensor], seen: list[int], past: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """All blocks: in one native call where it can be, else one by one."""
-        if self._weights is not None and native is not None:
-            block = self.blocks[0]
-            mask = None if mask is None else mask.flatten(1)
-            x, kept = native.conformer_chunk(
-                x, self._weights, windows, past, mask, block.heads, block.block.norm_out.eps, block.scaling
-            )
-            return x, list(kept.unbind())
-        convolved = []
-        for block, window, before in zip(self.blocks, windows, past, strict=True):
-            x, inputs = block(x, window, before, mask)
-            convolved.append(inputs)
-        return x, convolved
+        """All blocks in one native call.
 
-    def _room(self, batch: Batch) -> KeysValues:
-        """Keys and values to which a chunk can be appended: a copy where they are full or have gone on already."""
-        memory = batch.keys_values
-        if memory.filled == batch.end and batch.end + self.chunk <= memory.buffers[0].shape[1]:
-            return memory
-        return room([batch.window(block, self.left) for block in range(len(self.blocks))], self.spare)
+        Args:
+            x: (B, chunk, D).
+            windows: per stream (blocks, n, 2 D) keys and values; those of the chunk, the last ones, are written.
+            seen: how many of these n the stream's frames attend to.
+            past: per stream (blocks, kernel - 1, D), the last inputs of the convolutions.
+
+        Returns:
+            (B, chunk, D) and past afterwards.
+        """
+        assert native is not None and self._weights is not None
+        block = self.blocks[0]
+        after = [torch.empty_like(each) for each in past]
+        x = native.conformer_chunk(
+            x, self._weights, windows, torch.tensor(seen), past, after, block.heads, self.left + self.chunk,
+            block.block.norm_out.eps, block.scaling,
+        )  # fmt: skip
+        return x, after
+
+    def _encode_block_by_block(
+        self, x: Tensor, windows: list[Tensor], seen: list[int], past: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See :meth:`_encode`."""
+        size = self.left + self.chunk
+        lengths = [window.shape[1] for window in windows]
+        shared = torch.stack([F.pad(w, (0, 0, size - n, 0)) for w, n in zip(windows, lengths, strict=True)], 1)
+        first = torch.tensor([size - n for n in lengths], device=x.device)  # (B,)
+        column = torch.arange(size, device=x.device) - first[:, None]  # (B, left + chunk)
+        outside = (column < 0) | (column >= torch.tensor(seen, device=x.device)[:, None])
+        mask = torch.zeros_like(outside, dtype=x.dtype).masked_fill(outside, -torch.inf)[:, None, None]
+        kept = []
+        for number, block in enumerate(self.blocks):
+            x, inputs = block(x, shared[number], torch.stack([each[number] for each in past]), mask)
+            kept.append(inputs)
+        for window, every in zip(windows, shared.unbind(1), strict=True):
+            window[:, -self.chunk :] = every[:, -self.chunk :]
+        return x, [each.clone() for each in torch.stack(kept, 1)]
 
     def _subsample(
-        self, feats: Tensor, starts: Sequence[int], past: Sequence[Tensor], ends: Sequence[int | None]
+        self, feats: Tensor, starts: Sequence[int], past: Tensor, ends: Sequence[int | None]
     ) -> tuple[Tensor, list[Tensor]]:
+        """feats (B, 8 chunk, 80), past (B, n) -> (B, chunk, D), and past afterwards, stream by stream."""
         x, kept = self.stages.enter(feats), []
         factor, lengths = FACTOR, list(ends)
-        for stage, before in zip(self.stages.stages, past, strict=True):
-            x = torch.cat([before, x], dim=2)
+        sizes = [stage.past * math.prod(stage.input_shape) for stage in self.stages.stages]
+        for stage, before in zip(self.stages.stages, past.split(sizes, 1), strict=True):
+            channels, *others = stage.input_shape
+            x = torch.cat([before.view(len(x), channels, stage.past, *others), x], dim=2)
             # A stage remembers inputs, not padding: zeros beyond the end are never needed again.
-            kept.append(x[:, :, x.shape[2] - stage.past :].clone())
+            kept.append(x[:, :, x.shape[2] - stage.past :].flatten(1))
             x = stage.apply(x)
             factor //= 2
             lengths = [length and length // 2 + 1 for length in lengths]
             x = _silence_outside(x, [factor * start - (factor - 1) for start in starts], lengths)
-        return self.stages.leave(x) * self.scale, kept
-
-    def _mask(self, starts: Sequence[int], ends: Sequence[int | None]) -> Tensor | None:
-        """0 where a key of the window (B, 1, 1, left + chunk) is a frame of the stream, -inf elsewhere; None if all."""
-        size = self.left + self.chunk
-        first = [max(self.left - start, 0) for start in starts]
-        last = [
-            size if end is None else min(size, subsampled(end) - start + self.left)
-            for start, end in zip(starts, ends, strict=True)
-        ]
-        if not any(first) and min(last) == size:
-            return None
-        column = torch.arange(size, device=self._like.device)
-        bounds = torch.tensor([first, last], device=column.device)[..., None]  # (2, B, 1)
-        outside = (column < bounds[0]) | (column >= bounds[1])
-        return torch.zeros_like(outside, dtype=self._like.dtype).masked_fill(outside, -torch.inf)[:, None, None]
+        return self.stages.leave(x) * self.scale, [each.clone() for each in torch.cat(kept, 1)]
 
 
 class _Block:

@@ -130,18 +130,20 @@ def connector_token(  # noqa: PLR0913 (the op's arguments)
     return torch.ops.bestow.connector_token(text, weights, caches, frames, visible, rows, slots, blocks, heads, eps)
 
 
-def conformer_chunk(
+def conformer_chunk(  # noqa: PLR0913 (the op's arguments)
     x: Tensor,  # (B, c, D)
     weights: list[Tensor],
-    windows: list[Tensor],  # (B, W, 2 D) each, the last c frames of which are written
-    past: list[Tensor],  # (B, kernel - 1, D) each
-    mask: Tensor | None,  # (B, W)
+    windows: list[Tensor],  # B of them, (blocks, n, 2 D) each, the last c of n frames are written
+    seen: Tensor,  # (B,) int64, how many of the n frames are attended to
+    past: list[Tensor],  # B of them, (blocks, kernel - 1, D) each
+    after: list[Tensor],  # the same, written
     heads: int,
+    size: int,  # n of a stream that has heard enough, at most
     eps: float,
     scale: float,
-) -> tuple[Tensor, Tensor]:  # (B, c, D), (blocks, B, kernel - 1, D)
+) -> Tensor:  # (B, c, D)
     """A chunk of each of some streams through all blocks of a conformer, in float32, without gradient."""
-    return torch.ops.bestow.conformer_chunk(x, weights, windows, past, mask, heads, eps, scale)
+    return torch.ops.bestow.conformer_chunk(x, weights, windows, seen, past, after, heads, size, eps, scale)
 
 
 def ctc_best_path(
@@ -160,10 +162,8 @@ def _ctc_best_path_fake(logp: Tensor, *_: object) -> Tensor:
 
 
 @register_fake("bestow::conformer_chunk")
-def _conformer_chunk_fake(
-    x: Tensor, weights: list[Tensor], windows: list[Tensor], past: list[Tensor], *_: object
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(len(past), *past[0].shape)
+def _conformer_chunk_fake(x: Tensor, *_: object) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 @register_fake("bestow::llama_token")

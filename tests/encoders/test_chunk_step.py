@@ -134,15 +134,17 @@ def test_two_continuations_of_one_state():
         torch.testing.assert_close(torch.cat(each.frames), torch.cat(alone.frames[skipped:]), rtol=0, atol=1e-6)
 
 
-def test_a_stream_left_behind_keeps_no_other_alive():
-    step = tiny().chunk_step((6, 1))
+def test_a_stream_has_memory_of_its_own():
+    """Nothing that one remembers keeps another's alive, and one that has just begun remembers little."""
+    step = tiny().chunk_step((70, 1))
     streams = [Stream(step, torch.randn(200, 16)) for _ in range(8)]
     advance(step, streams)
-    shared = streams[0].state.batch
-    assert all(stream.state.batch is shared for stream in streams)
-    advance(step, streams[:5])
-    assert {stream.state.batch.size for stream in streams[5:]} == {1}
-    assert not shared.members
+    for part in ("past", "convolved"):
+        owned = [getattr(stream.state, part) for stream in streams]
+        assert len({each.untyped_storage().data_ptr() for each in owned}) == len(streams)
+        assert all(each.untyped_storage().nbytes() == each.nbytes for each in owned)
+    assert len({stream.state.keys_values.frames.data_ptr() for stream in streams}) == len(streams)
+    assert all(stream.state.keys_values.frames.shape[1] <= step.spare for stream in streams)
 
 
 def test_without_biases():
@@ -218,19 +220,28 @@ def test_wrong_memory_is_an_error():
     if ops.native is None:
         pytest.skip("the compiled ops were not built")
     weights = tiny().chunk_step((6, 1))._weights
-    windows, past = [torch.zeros(1, 8, 64) for _ in range(2)], [torch.zeros(1, 8, 32) for _ in range(2)]
-    right = {"x": torch.randn(1, 2, 32), "weights": weights, "windows": windows, "past": past, "mask": None}
+
+    def one(*shape):
+        return [torch.zeros(*shape)]
+
+    right = {
+        "x": torch.randn(1, 2, 32), "weights": weights, "windows": one(2, 8, 64), "seen": torch.tensor([8]),
+        "past": one(2, 8, 32), "after": one(2, 8, 32),
+    }  # fmt: skip
 
     def call(**changed):
-        return ops.native.conformer_chunk(**(right | changed), heads=4, eps=1e-5, scale=0.3)
+        return ops.native.conformer_chunk(**(right | changed), heads=4, size=8, eps=1e-5, scale=0.3)
 
-    assert call()[0].isfinite().all()
+    assert call().isfinite().all()
+    assert call(windows=one(2, 2, 64), seen=torch.tensor([1])).isfinite().all()
     for wrong in (
-        {"x": torch.randn(1, 2, 31)}, {"x": torch.randn(2, 2, 32)}, {"weights": weights[:-1]}, {"windows": []},
-        {"weights": [*weights, weights[0]]}, {"windows": windows[:1]}, {"past": past[:1]}, {"mask": torch.zeros(1, 7)},
-        {"windows": [torch.zeros(1, 7, 64)] * 2}, {"windows": [torch.zeros(1, 8, 60)] * 2},
-        {"past": [torch.zeros(1, 7, 32)] * 2}, {"past": [each.double() for each in past]},
-        {"weights": [each.double() for each in weights]}, {"x": torch.randn(1, 2, 32).double()},
+        {"x": torch.randn(1, 2, 31)}, {"x": torch.randn(2, 2, 32)}, {"x": torch.randn(1, 2, 32).double()},
+        {"weights": weights[:-1]}, {"weights": [*weights, weights[0]]}, {"weights": [each.double() for each in weights]},
+        {"windows": []}, {"windows": one(2, 1, 64)}, {"windows": one(2, 9, 64)}, {"windows": one(1, 8, 64)},
+        {"windows": one(2, 8, 60)}, {"windows": [torch.zeros(2, 64, 8).mT]}, {"past": []}, {"past": one(2, 7, 32)},
+        {"past": one(1, 8, 32)}, {"past": [torch.zeros(2, 8, 32).double()]}, {"after": one(2, 8, 31)}, {"after": []},
+        {"seen": torch.tensor([0])}, {"seen": torch.tensor([9])}, {"seen": torch.tensor([8, 8])},
+        {"seen": torch.tensor([8], dtype=torch.int32)},
     ):  # fmt: skip
         with pytest.raises(RuntimeError):
             call(**wrong)

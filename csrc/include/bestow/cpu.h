@@ -84,19 +84,23 @@ struct Taps {
   float* out;                    // (rows, width)
 };
 
-// Frames of a chunk attend to a window whose last frames they are, by content and by relative position.
-// A unit is one head of one stream.
+// Keys and values of one stream's past and chunk. The last `chunk` of `frames` are the chunk's own; the first `seen` are
+// attended to.
+struct ChunkWindow {
+  const float* data;  // (frames, 2 H d)
+  int64_t frames, seen;
+};
+
+// Frames of a chunk attend to a window, by content and by relative position. A unit is one head of one stream.
 struct ChunkAttention {
-  int64_t heads, chunk, frames, head;      // H, c, W, d
+  int64_t heads, chunk, size, head;        // H, c, W, d; no window has more than W frames
   const float* qkv;                        // (B, c, 3 H d)
-  const float* window;                     // (B, W, 2 H d): keys, values
-  int64_t window_batch, window_frame;      // strides
+  const ChunkWindow* windows;              // (B)
   const float *bias_content, *bias_place;  // (H d)
-  const float* relative;                   // (H, d, W + c - 1), scaled: frame i meets key j in column c - 1 - i + j
-  const float* mask;                       // (B, W), added to scores, or null
+  const float* relative;                   // (H, d, W + c - 1), scaled: of W keys, frame i meets j in column c - 1 - i + j
   float scale;                             // of scores by content
   float* out;                              // (B, c, H d)
-  int64_t pitch() const { return (frames + 15) / 16 * 16; }  // whole vectors of any instruction set
+  int64_t pitch() const { return (size + 15) / 16 * 16; }  // whole vectors of any instruction set
   size_t scratch() const { return (2 * head + (head + chunk) * pitch()) * sizeof(float); }  // bytes
 };
 
