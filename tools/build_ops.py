@@ -45,12 +45,12 @@ if platform.machine() in ("x86_64", "AMD64"):
 # Sources compiled once per instruction set.
 KERNELS = (
     *("staircase_forward", "staircase_backward", "few_queries"),
-    *("panel_linear", "few_rows", "chunk", "kernels"),
+    *("panel_linear", "few_rows", "chunk", "log_mel", "running_mvn", "kernels"),
 )
 # Sources that leave the CPU's choice to others or need none.
 PLAIN = ("dispatch", "best_path")
 # Sources that register ops.
-REGISTRATIONS = ("ops", "token_step", "chunk_step", "ctc_path")
+REGISTRATIONS = ("ops", "token_step", "chunk_step", "features", "ctc_path")
 
 
 @dataclass

@@ -28,6 +28,11 @@ void gate(const float* x, const float* by, int64_t n, float* out);
 void convolve(const Taps& p, int64_t begin, int64_t end);
 void chunk_attention(const ChunkAttention& p, int64_t begin, int64_t end, float* scratch);
 
+// log_mel.cpp, running_mvn.cpp
+void log_mel(const LogMel& p, const float* samples, int64_t frames, float* out, float* scratch);
+void running_mvn(const RunningMoments& p, const float* x, int64_t frames, double* weight, double* total, double* square,
+                 float* out);
+
 #define BESTOW_TEXT(x) #x
 #define BESTOW_NAME(x) BESTOW_TEXT(x)
 
@@ -46,6 +51,8 @@ const Kernels kKernels = {BESTOW_NAME(BESTOW_ISA),
                           norm,
                           gate,
                           convolve,
-                          chunk_attention};
+                          chunk_attention,
+                          log_mel,
+                          running_mvn};
 
 }  // namespace bestow::BESTOW_ISA

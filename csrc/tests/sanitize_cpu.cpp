@@ -129,6 +129,26 @@ void one_chunk(const bestow::Kernels& isa) {
   isa.convolve({width, kernel, past.data(), taps.data(), below(2) ? ones.data() : nullptr, out.data()}, 0, rows);
 }
 
+// Log-mel frames whose samples end with the last window, and what a stream makes of them.
+void some_features(const bestow::Kernels& isa) {
+  const int64_t size = 32 << below(4), hop = 1 + below(size), frames = 1 + below(40), bins = 1 + below(40);
+  const std::vector<float> samples((frames - 1) * hop + size, 0.1f), window(size, 0.5f), turns(2 * size, 0.5f);
+  std::vector<int64_t> spans;
+  int64_t weights = 0;
+  for (int64_t bin = 0; bin < bins; ++bin) {
+    const int64_t count = below(6), first = below(size / 2 + 2 - count);
+    spans.push_back(first), spans.push_back(count), weights += count;
+  }
+  const std::vector<float> filters(weights, 0.25f), mean(bins, -7.0f);
+  std::vector<float> out(frames * bins);
+  bestow::LogMel p{size, hop, bins, window.data(), turns.data(), spans.data(), filters.data(), 1e-10f};
+  std::vector<float> scratch(p.scratch() / sizeof(float));
+  isa.log_mel(p, samples.data(), frames, out.data(), scratch.data());
+  std::vector<double> weight(bins, 20.0), total(bins), square(bins, 20.0);
+  isa.running_mvn({bins, mean.data(), 1e-3f, true}, out.data(), frames, weight.data(), total.data(), square.data(),
+                  out.data());
+}
+
 void one_best_path() {
   const int64_t frames = below(30), classes = 2 + below(10), count = below(12);
   std::vector<float> logp(frames * classes);
@@ -147,7 +167,7 @@ int main() {
     return 0;
   }
   for (int i = 0; i < 400; ++i)
-    one_problem(*isa), one_panel_linear(*isa), one_linear(*isa), one_chunk(*isa), one_best_path();
-  std::printf("%s: 2000 problems, nothing out of bounds\n", isa->name);
+    one_problem(*isa), one_panel_linear(*isa), one_linear(*isa), one_chunk(*isa), some_features(*isa), one_best_path();
+  std::printf("%s: 2400 problems, nothing out of bounds\n", isa->name);
   return 0;
 }

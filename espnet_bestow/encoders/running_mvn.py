@@ -8,6 +8,7 @@ import torch
 from espnet2.layers.abs_normalize import AbsNormalize
 
 from espnet_bestow.encoders.lengths import valid_frames
+from espnet_bestow.ops import native
 
 SMALLEST_VARIANCE = 1e-3
 
@@ -87,6 +88,13 @@ class RunningMVN(AbsNormalize):
             past: moments before them.
             lengths: (B,) how many frames of each row count, by default all T; at least 1.
         """
+        if (
+            native is not None
+            and feats.device.type == "cpu"
+            and feats.dtype == torch.float32
+            and not feats.requires_grad
+        ):
+            return self._advance_natively(feats, past, lengths)
         heard = feats != 0.0
         x = feats.float() - self.prior_mean
         # Sums in float64, single frames in float32: the rest of a recording must not depend on how it was cut.
@@ -110,6 +118,18 @@ class RunningMVN(AbsNormalize):
         row = torch.arange(len(x), device=x.device)
         last = lengths - 1 if lengths is not None else torch.full_like(row, x.shape[1] - 1)
         return out.to(feats.dtype), Moments(count[row, last], total[row, last], square[row, last])
+
+    def _advance_natively(
+        self, feats: torch.Tensor, past: Moments, lengths: torch.Tensor | None
+    ) -> tuple[torch.Tensor, Moments]:
+        assert native is not None
+        rows, frames, bins = feats.shape
+        lengths = torch.full((rows,), frames) if lengths is None else lengths.cpu()
+        mean = self.prior_mean.expand(bins).contiguous()
+        # Views of many streams' moments are gathered here.
+        moments = [each.expand(rows, bins).contiguous() for each in past]
+        out, *after = native.running_mvn(feats, lengths, mean, *moments, SMALLEST_VARIANCE, self.norm_vars)
+        return out, Moments(*after)
 
     def forward(
         self, input: torch.Tensor, input_lengths: torch.Tensor | None = None

@@ -130,6 +130,34 @@ def connector_token(  # noqa: PLR0913 (the op's arguments)
     return torch.ops.bestow.connector_token(text, weights, caches, frames, visible, rows, slots, blocks, heads, eps)
 
 
+def log_mel(
+    pieces: list[Tensor],  # B of them: the samples under the windows of a recording's frames
+    frames: Tensor,  # (B,) int64
+    hop: int,
+    window: Tensor,  # (N,)
+    turns: Tensor,  # (2, N) cosines and sines of 2 pi n / N
+    spans: Tensor,  # (M, 2) int64: each filter's first frequency, and how many it has
+    filters: Tensor,  # their weights, filter by filter
+    floor: float,
+) -> Tensor:  # (B, T, M), 0 behind each recording's frames
+    """Log-mel frames in float32."""
+    return torch.ops.bestow.log_mel(pieces, frames, hop, window, turns, spans, filters, floor)
+
+
+def running_mvn(
+    x: Tensor,  # (B, T, M) float32
+    lengths: Tensor,  # (B,) int64
+    mean: Tensor,  # (M,)
+    weight: Tensor,  # (B, M) float64, as the next two
+    total: Tensor,
+    square: Tensor,
+    smallest: float,
+    norm_vars: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # (B, T, M) and the moments after it
+    """What :class:`espnet_bestow.encoders.RunningMVN` does, without gradient."""
+    return torch.ops.bestow.running_mvn(x, lengths, mean, weight, total, square, smallest, norm_vars)
+
+
 def conformer_chunk(  # noqa: PLR0913 (the op's arguments)
     x: Tensor,  # (B, c, D)
     weights: list[Tensor],
@@ -164,6 +192,19 @@ def _ctc_best_path_fake(logp: Tensor, *_: object) -> Tensor:
 @register_fake("bestow::conformer_chunk")
 def _conformer_chunk_fake(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@register_fake("bestow::log_mel")
+def _log_mel_fake(
+    pieces: list[Tensor], frames: Tensor, hop: int, window: Tensor, _: Tensor, spans: Tensor, *__: object
+) -> Tensor:
+    most = torch.library.get_ctx().new_dynamic_size()
+    return window.new_empty(len(pieces), most, len(spans))
+
+
+@register_fake("bestow::running_mvn")
+def _running_mvn_fake(x: Tensor, _: Tensor, __: Tensor, *moments: Tensor | float | bool) -> tuple[Tensor, ...]:
+    return x.new_empty(x.shape), *(each.new_empty(each.shape) for each in moments if isinstance(each, Tensor))
 
 
 @register_fake("bestow::llama_token")

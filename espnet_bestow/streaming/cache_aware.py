@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet_bestow.encoders.chunk_step import FACTOR, ChunkStep
@@ -81,11 +82,11 @@ class CacheAwareListener(Listener):
             Span(ear, max(first, 0), min(last, size), ear.features_past)
             for ear, (first, last), size in zip(ears, bounds, available, strict=True)
         ]
-        feats, pasts = self.features(spans)
-        x = feats[0].new_zeros(len(ears), FACTOR * self.step.chunk, self.features.bins)
+        feats, pasts = self.features(spans)  # (B, T, 80)
+        x = F.pad(feats, (0, 0, 0, FACTOR * self.step.chunk - feats.shape[1]))
         for row, each, (first, _) in zip(x, feats, bounds, strict=True):
-            begin = max(-first, 0)
-            row[begin : begin + len(each)] = each
+            if first < 0:  # zeros stand before a recording's first frame
+                row[:-first], row[-first:] = 0.0, each[: len(row) + first]
         ends = [size if size < last else None for size, (_, last) in zip(available, bounds, strict=True)]
         frames, states = self.step(x, [ear.encoder for ear in ears], ends)
         for row, ear in enumerate(ears):

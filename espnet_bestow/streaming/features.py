@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet_bestow.encoders.chunks import needs_the_whole
+from espnet_bestow.encoders.lengths import valid_frames
+from espnet_bestow.ops import native
 from espnet_bestow.streaming.listener import Ear
-
-_ROW = 128
-"""Hops of audio that are transformed in one row: fewer leave more of it empty, very long rows are slow."""
 
 
 class Span(NamedTuple):
@@ -43,8 +43,11 @@ class LogMel:
         self.hop: int = stft.hop_length
         self.n_fft: int = stft.n_fft
         self.reach: int = stft.win_length // 2 if stft.window is not None else stft.n_fft // 2
-        # Frames from the start of a piece of audio that a mirrored edge can reach.
-        self.guard = -(-stft.n_fft // (2 * stft.hop_length))
+        window = torch.ones(stft.win_length) if stft.window is None else _window(stft.window)(stft.win_length)
+        before = (stft.n_fft - stft.win_length) // 2
+        window = F.pad(window, (before, stft.n_fft - stft.win_length - before))
+        self._window = (window * stft.n_fft**-0.5 if stft.normalized else window).to(self.device)
+        self._transform = NativeTransform(self._window, frontend.logmel) if NativeTransform.fits(frontend) else None
 
     @staticmethod
     def suits(frontend: Any) -> bool:
@@ -64,50 +67,80 @@ class LogMel:
         """Frames of a recording of ``samples`` samples, the last of which see the silence after it."""
         return samples // self.hop + 1 if samples else 0
 
-    @torch.inference_mode()
     def frames(self, audio: Sequence[Tensor], first: Sequence[int], last: Sequence[int]) -> list[Tensor]:
-        """Frames ``first`` to before ``last`` (T_i, 80) of recordings (S_i,), behind each of which is silence.
+        """Frames ``first`` to before ``last`` (T_i, 80) of recordings (S_i,), behind each of which is silence."""
+        counts = [end - begin for begin, end in zip(first, last, strict=True)]
+        return [row[:count] for row, count in zip(self.padded(audio, first, last), counts, strict=True)]
 
-        The pieces of audio that they need lie one after the other in rows of about the same length, however different
-        theirs are: each is as long as the windows of its frames reach, so none of these sees into another piece.
-        """
-        pieces = [self._piece(*each) for each in zip(audio, first, last, strict=True)]
-        hops = [-(-len(piece) // self.hop) for piece, _ in pieces]
-        width = max([_ROW, *hops])
-        places, row, at = [], 0, 0  # row and hop
-        for count in hops:
-            row, at = (row, at) if at + count <= width else (row + 1, 0)
-            places.append((row, at))
-            at += count
-        waveform = torch.zeros(row + 1, max((width if row else at) * self.hop, self.n_fft))  # (R, S)
-        for (piece, _), (row, at) in zip(pieces, places, strict=True):
-            waveform[row, at * self.hop : at * self.hop + len(piece)] = piece
-        feats = self._transform(waveform.to(self.device))
-        return [
-            feats[row, at + offset : at + offset + end - begin]
-            for (_, offset), (row, at), begin, end in zip(pieces, places, first, last, strict=True)
-        ]
+    @torch.inference_mode()
+    def padded(self, audio: Sequence[Tensor], first: Sequence[int], last: Sequence[int]) -> Tensor:
+        """The same as (B, T, 80); rows mean nothing behind their frames."""
+        pieces = [self._under(*each) for each in zip(audio, first, last, strict=True)]
+        counts = [max(end - begin, 0) for begin, end in zip(first, last, strict=True)]
+        if self._transform is not None:
+            return self._transform(pieces, counts, self.hop)
+        windows = [piece.unfold(0, self.n_fft, self.hop) for piece in pieces if len(piece)]
+        joined = torch.cat([torch.zeros(0, self.n_fft), *windows]).to(self.device) * self._window
+        spectrum = torch.fft.rfft(joined)
+        feats, _ = self.frontend.logmel((spectrum.real.square() + spectrum.imag.square())[None])
+        return nn.utils.rnn.pad_sequence(feats[0].split(counts), batch_first=True)
 
-    def _transform(self, waveform: Tensor) -> Tensor:
-        """waveform (R, S) -> (R, T, 80): what the frontend does with one channel; nothing is padding, so no masks."""
-        spectrum, _ = self.frontend.stft(waveform, None)  # (R, T, n_fft / 2 + 1, 2)
-        real, imaginary = spectrum.unbind(-1)  # PyTorch is slow to sum over pairs
-        return self.frontend.logmel(real.square() + imaginary.square(), None)[0]
-
-    def _piece(self, samples: Tensor, first: int, last: int) -> tuple[Tensor, int]:
-        """The samples (n,) under the windows of some frames, and how many hops after its start the first one stands."""
+    def _under(self, samples: Tensor, first: int, last: int) -> Tensor:
+        """The samples (n,) under the windows of some frames, those of a frame a hop behind those of the one before."""
         half = self.n_fft // 2
+        begin, end = first * self.hop - half, (last - 1) * self.hop + half
         if last <= first:
-            return samples[:0], 0
-        start = first - self.guard
-        piece = samples[max(start, 0) * self.hop : (last - 1) * self.hop + half]
-        length = (last - 1 - max(start, 0)) * self.hop + half
-        piece = nn.functional.pad(piece, (0, max(length, half + 1) - len(piece)))
-        if start > 0:
-            return piece, self.guard
+            return samples[:0]
+        if begin >= 0 and end <= len(samples):
+            return samples[begin:end]
+        piece = samples[max(begin, 0) : end]
+        if begin >= 0:
+            return F.pad(piece, (0, end - begin - len(piece)))
         # A recording's first windows see its beginning mirrored.
-        before = nn.functional.pad(piece[1 : half + 1].flip(0), (self.guard * self.hop - half, 0))
-        return torch.cat([before, piece]), self.guard + first
+        piece = F.pad(piece, (0, max(end, 1 - begin) - len(piece)))
+        return torch.cat([piece[1 : 1 - begin].flip(0), piece[:end]])
+
+
+class NativeTransform:
+    """Windows, their Fourier transforms, the mel filters and the logarithm in one native call.
+
+    Args:
+        window: (N,).
+        logmel: ESPnet's.
+    """
+
+    def __init__(self, window: Tensor, logmel: Any):
+        size = len(window)
+        angles = torch.arange(size, dtype=torch.float64) * (2 * torch.pi / size)
+        self.window, self.turns = window, torch.stack([angles.cos(), angles.sin()]).float()
+        filters = logmel.melmat.T  # (M, N / 2 + 1), each not 0 for a few neighbours only
+        reached = [row.nonzero().flatten().tolist() or [0, -1] for row in filters]
+        bounds = [(found[0], found[-1] + 1) for found in reached]
+        self.spans = torch.tensor([(first, end - first) for first, end in bounds])
+        self.filters = torch.cat([row[first:end] for row, (first, end) in zip(filters, bounds, strict=True)])
+
+    @staticmethod
+    def fits(frontend: Any) -> bool:
+        """Whether there is a kernel for this frontend: on a CPU, with windows of a power of two and a natural log."""
+        size, melmat = frontend.stft.n_fft, frontend.logmel.melmat
+        at_home = melmat.device.type == "cpu" and melmat.dtype == torch.float32
+        power_of_two = size >= 32 and size & (size - 1) == 0
+        return native is not None and at_home and power_of_two and frontend.logmel.log_base is None
+
+    def __call__(self, pieces: list[Tensor], frames: list[int], hop: int) -> Tensor:
+        """Samples under the windows of so many frames each -> (B, T, M)."""
+        assert native is not None
+        return native.log_mel(
+            pieces, torch.tensor(frames), hop, self.window, self.turns, self.spans, self.filters, _FLOOR
+        )
+
+
+_FLOOR = 1e-10
+"""ESPnet takes no logarithm of less."""
+
+
+def _window(name: str) -> Any:
+    return getattr(torch, f"{name}_window")
 
 
 class StreamFeatures(LogMel):
@@ -144,17 +177,17 @@ class StreamFeatures(LogMel):
         return self.normalize.start(1, self.bins, self.device) if self._running else None
 
     @torch.inference_mode()
-    def __call__(self, spans: Sequence[Span]) -> tuple[list[Tensor], list[Any]]:
-        """Frames (T_i, 80) of each span, and what the normalisation remembers after them."""
-        rows = self.frames([s.ear.samples() for s in spans], [s.first for s in spans], [s.last for s in spans])
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+    def __call__(self, spans: Sequence[Span]) -> tuple[Tensor, list[Any]]:
+        """Frames (B, T, 80) of each span, 0 behind its last, and what the normalisation remembers after them."""
+        x = self.padded([s.ear.samples() for s in spans], [s.first for s in spans], [s.last for s in spans])
+        lengths = torch.tensor([span.last - span.first for span in spans], device=self.device)
         pasts: list[Any] = [None] * len(spans)
-        x = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, T, 80)
         if self._running:
-            x, after = self.normalize.advance(
-                x, type(spans[0].past)(*map(torch.cat, zip(*[span.past for span in spans], strict=True))), lengths
-            )
+            past = type(spans[0].past)(*map(torch.cat, zip(*[span.past for span in spans], strict=True)))
+            x, after = self.normalize.advance(x, past, lengths)
             pasts = [type(after)(*each) for each in zip(*[field.split(1) for field in after], strict=True)]
         elif self.normalize is not None:
             x, _ = self.normalize(x, lengths)
-        return [row[: span.last - span.first] for row, span in zip(x, spans, strict=True)], pasts
+        if len(spans) > 1:
+            x = x.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0.0)
+        return x, pasts

@@ -236,7 +236,7 @@ def test_wrong_memory_is_an_error():
     assert call(windows=one(2, 2, 64), seen=torch.tensor([1])).isfinite().all()
     for wrong in (
         {"x": torch.randn(1, 2, 31)}, {"x": torch.randn(2, 2, 32)}, {"x": torch.randn(1, 2, 32).double()},
-        {"weights": weights[:-1]}, {"weights": [*weights, weights[0]]}, {"weights": [each.double() for each in weights]},
+        {"weights": weights[:-1]}, {"weights": [*weights, weights[0]]}, {"weights": [w.double() for w in weights]},
         {"windows": []}, {"windows": one(2, 1, 64)}, {"windows": one(2, 9, 64)}, {"windows": one(1, 8, 64)},
         {"windows": one(2, 8, 60)}, {"windows": [torch.zeros(2, 64, 8).mT]}, {"past": []}, {"past": one(2, 7, 32)},
         {"past": one(1, 8, 32)}, {"past": [torch.zeros(2, 8, 32).double()]}, {"after": one(2, 8, 31)}, {"after": []},

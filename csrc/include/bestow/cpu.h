@@ -104,6 +104,25 @@ struct ChunkAttention {
   size_t scratch() const { return (2 * head + (head + chunk) * pitch()) * sizeof(float); }  // bytes
 };
 
+// Log-mel frames of audio: log(max(filters |FFT(window samples)|^2, floor)).
+struct LogMel {
+  int64_t size, hop, bins;  // N, a power of two from 32 on; samples from frame to frame; M
+  const float* window;      // (N)
+  const float* turns;       // (2, N): cosines and sines of 2 pi n / N
+  const int64_t* spans;     // (M, 2): the first frequency of each filter, and how many it has
+  const float* filters;     // their weights, filter by filter
+  float floor;
+  size_t scratch() const { return (5 * size / 2 + 1) * 16 * sizeof(float); }  // bytes, for any instruction set
+};
+
+// Frames less the mean of all frames so far, by their deviation.
+struct RunningMoments {
+  int64_t bins;
+  const float* mean;  // (bins), of the pseudo-frames; sums are those of distances from it
+  float smallest;     // variance
+  bool norm_vars;
+};
+
 // One instruction set's kernels. Work is cut in units that may run on any thread; each call needs its own workspace.
 struct Kernels {
   const char* name;
@@ -122,6 +141,11 @@ struct Kernels {
   void (*gate)(const float* x, const float* by, int64_t n, float* out);  // x sigmoid(by); out may be either
   void (*convolve)(const Taps&, int64_t begin, int64_t end);
   void (*chunk_attention)(const ChunkAttention&, int64_t begin, int64_t end, float* scratch);
+  // samples ((frames - 1) hop + N) -> out (frames, M)
+  void (*log_mel)(const LogMel&, const float* samples, int64_t frames, float* out, float* scratch);
+  // x (frames, bins) -> out, and weight, total and square (bins) of the past -> with these frames
+  void (*running_mvn)(const RunningMoments&, const float* x, int64_t frames, double* weight, double* total,
+                      double* square, float* out);
 };
 
 // Up to this many query rows per key head, keys are read once as they lie instead of being packed.

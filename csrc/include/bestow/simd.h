@@ -58,6 +58,10 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b where one is NaN
 inline Vec nearest(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Vec times_power(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }  // x 2^n
+inline Vec exponent(Vec x, Vec& m) {  // e of a normal number x = m 2^e above 0, m in 1 ... 2
+  m = _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+  return _mm512_getexp_ps(x);
+}
 inline __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1); }
 inline Vec keep(Vec x, Vec other, int64_t n) { return _mm512_mask_mov_ps(other, first(n), x); }  // x in lanes below n
 inline Vec where_below(Vec a, Vec b, Vec x, Vec y) {  // x where a < b, y elsewhere
@@ -130,6 +134,11 @@ inline Vec nearest(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT 
 inline Vec times_power(Vec x, Vec n) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(x, _mm256_castsi256_ps(exponent));
+}
+inline Vec exponent(Vec x, Vec& m) {
+  const __m256i bits = _mm256_castps_si256(x), one = _mm256_castps_si256(_mm256_set1_ps(1.0f));
+  m = _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi32(0x7fffff)), one));
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), _mm256_set1_epi32(127)));
 }
 inline __m256i below(int64_t n) {  // which lanes are
   const int count = n >= 8 ? 8 : n <= 0 ? 0 : static_cast<int>(n);
@@ -238,6 +247,14 @@ inline Vec times_power(Vec x, Vec n) {
   for (int i = 0; i < 4; ++i)
     x[i] *= n[i] == n[i] ? from_bits(static_cast<uint32_t>(static_cast<int>(n[i]) + 127) << 23) : n[i];
   return x;
+}
+inline Vec exponent(Vec x, Vec& m) {
+  Vec e;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t bits = to_bits(x[i]);
+    m[i] = from_bits((bits & 0x7fffffu) | to_bits(1.0f)), e[i] = static_cast<float>(static_cast<int>(bits >> 23) - 127);
+  }
+  return e;
 }
 inline Vec keep(Vec x, Vec other, int64_t n) {
   for (int i = 0; i < 4; ++i) x[i] = i < n ? x[i] : other[i];

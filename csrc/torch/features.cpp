@@ -1,0 +1,128 @@
+// What a model reads of audio: log-mel frames, and the running mean and deviation taken out of them.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+#include <vector>
+
+#include "bestow/cpu.h"
+#include "cpu_calls.h"
+
+namespace {
+
+using bestow::chosen;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class T>
+T* numbers(const Tensor& x, ScalarType type, int64_t count, const char* what) {
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == type && x.is_contiguous() && x.numel() == count, what, " has ",
+                  x.numel(), " numbers where ", count, " belong, or is of another type");
+  return static_cast<T*>(x.data_ptr());
+}
+
+// Frames of several recordings: of each the samples under the windows of its frames.
+Tensor log_mel(std::vector<Tensor> pieces, Tensor frames, int64_t hop, Tensor window, Tensor turns, Tensor spans,
+               Tensor filters, double floor) {
+  const int64_t batch = pieces.size(), size = window.numel(), bins = spans.dim() == 2 ? spans.size(0) : 0;
+  STD_TORCH_CHECK(size >= 32 && (size & (size - 1)) == 0 && hop > 0 && bins > 0, "log_mel: windows of ", size,
+                  " samples every ", hop, ", ", bins, " bins");
+  bestow::LogMel p{size, hop, bins};
+  p.window = numbers<float>(window, ScalarType::Float, size, "log_mel: window");
+  p.turns = numbers<float>(turns, ScalarType::Float, 2 * size, "log_mel: turns");
+  p.spans = numbers<int64_t>(spans, ScalarType::Long, 2 * bins, "log_mel: spans");
+  p.floor = static_cast<float>(floor);
+  int64_t weights = 0;
+  for (int64_t bin = 0; bin < bins; ++bin) {
+    const int64_t first = p.spans[2 * bin], count = p.spans[2 * bin + 1];
+    STD_TORCH_CHECK(0 <= first && 0 <= count && first + count <= size / 2 + 1, "log_mel: filter ", bin);
+    weights += count;
+  }
+  p.filters = numbers<float>(filters, ScalarType::Float, weights, "log_mel: filters");
+  const int64_t* counts = numbers<int64_t>(frames, ScalarType::Long, batch, "log_mel: frames");
+
+  struct Unit {
+    const float* samples;
+    int64_t frames, row, first;
+  };
+  constexpr int64_t kFrames = 16;  // whole vectors of any instruction set
+  std::vector<Unit> units;
+  int64_t most = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t count = counts[b], samples = count > 0 ? (count - 1) * hop + size : 0;
+    STD_TORCH_CHECK(count >= 0 && pieces[b].numel() >= samples, "log_mel: ", count, " frames of ", pieces[b].numel(),
+                    " samples");
+    const float* data = numbers<float>(pieces[b], ScalarType::Float, pieces[b].numel(), "log_mel: a piece");
+    for (int64_t first = 0; first < count; first += kFrames)
+      units.push_back({data + first * hop, std::min(kFrames, count - first), b, first});
+    most = std::max(most, count);
+  }
+  Tensor out = torch::stable::new_empty(window, {batch, most, bins});
+  float* to = static_cast<float*>(out.data_ptr());
+  for (int64_t b = 0; b < batch; ++b) std::fill(to + (b * most + counts[b]) * bins, to + (b + 1) * most * bins, 0.0f);
+  torch::stable::parallel_for(0, units.size(), 2, [&](int64_t begin, int64_t end) {
+    float* scratch = static_cast<float*>(bestow::workspace(p.scratch()));
+    for (int64_t i = begin; i < end; ++i) {
+      const Unit& unit = units[i];
+      chosen().log_mel(p, unit.samples, unit.frames, to + (unit.row * most + unit.first) * bins, scratch);
+    }
+  });
+  return out;
+}
+
+// Rows x (B, T, M) of which the first `lengths` frames count; returns them normalised, 0 behind them, and the moments
+// (B, M) of all frames of the past and these: their number, their sum, the sum of their squares.
+std::tuple<Tensor, Tensor, Tensor, Tensor> running_mvn(Tensor x, Tensor lengths, Tensor mean, Tensor weight,
+                                                       Tensor total, Tensor square, double smallest, bool norm_vars) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.scalar_type() == ScalarType::Float,
+                  "running_mvn: x must be float32 (B, T, M)");
+  x = torch::stable::contiguous(x);
+  const int64_t batch = x.size(0), most = x.size(1), bins = x.size(2);
+  const int64_t* counts = numbers<int64_t>(lengths, ScalarType::Long, batch, "running_mvn: lengths");
+  const bestow::RunningMoments p{bins, numbers<float>(mean, ScalarType::Float, bins, "running_mvn: mean"),
+                                 static_cast<float>(smallest), norm_vars};
+  for (int64_t b = 0; b < batch; ++b)
+    STD_TORCH_CHECK(0 <= counts[b] && counts[b] <= most, "running_mvn: ", counts[b], " of ", most, " frames");
+  Tensor out = torch::stable::new_empty(x, {batch, most, bins});
+  float* to = static_cast<float*>(out.data_ptr());
+  std::vector<Tensor> after;
+  std::vector<double*> sums;
+  for (const Tensor* each : {&weight, &total, &square}) {
+    const double* before = numbers<double>(*each, ScalarType::Double, batch * bins, "running_mvn: moments");
+    after.push_back(torch::stable::new_empty(*each, {batch, bins}));
+    sums.push_back(static_cast<double*>(after.back().data_ptr()));
+    std::memcpy(sums.back(), before, batch * bins * sizeof(double));
+  }
+  const float* from = static_cast<const float*>(x.data_ptr());
+  torch::stable::parallel_for(0, batch, 1 + 4096 / (most * bins + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t row = b * most * bins, past = b * bins;
+      chosen().running_mvn(p, from + row, counts[b], sums[0] + past, sums[1] + past, sums[2] + past, to + row);
+      std::fill(to + row + counts[b] * bins, to + row + most * bins, 0.0f);
+    }
+  });
+  return {out, after[0], after[1], after[2]};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
+  // per recording its samples and frames (B); window (N), turns (2, N), spans (M, 2) of filters (all weights) -> (B, T, M)
+  m.def(
+      "log_mel(Tensor[] pieces, Tensor frames, int hop, Tensor window, Tensor turns, Tensor spans, Tensor filters, "
+      "float floor) -> Tensor");
+  // x (B, T, M), lengths (B), mean (M), moments (B, M) each -> (B, T, M), and moments
+  m.def(
+      "running_mvn(Tensor x, Tensor lengths, Tensor mean, Tensor weight, Tensor total, Tensor square, float smallest, "
+      "bool norm_vars) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
+  m.impl("log_mel", TORCH_BOX(&log_mel));
+  m.impl("running_mvn", TORCH_BOX(&running_mvn));
+}

@@ -1,0 +1,182 @@
+"""Log-mel and running normalisation natively: as exact as PyTorch, on every instruction set."""
+
+import pytest
+import torch
+from espnet2.asr.frontend.default import DefaultFrontend
+
+from espnet_bestow import ops
+from espnet_bestow.encoders import RunningMVN
+from espnet_bestow.encoders.running_mvn import SMALLEST_VARIANCE
+from espnet_bestow.streaming.features import LogMel, NativeTransform
+from tests.ops.instruction_sets import ISAS, run_with
+
+pytestmark = pytest.mark.skipif(ops.native is None, reason="the compiled ops were not built")
+
+SIZES = [(32, 32, 16, 5), (64, 50, 20, 7), (512, 400, 160, 80), (1024, 800, 256, 40)]  # N, window, hop, bins
+
+
+def frontend(size: int, win: int, hop: int, bins: int, **conf) -> DefaultFrontend:
+    return DefaultFrontend(fs=16000, n_fft=size, win_length=win, hop_length=hop, n_mels=bins, **conf).eval()
+
+
+def signals(samples: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    time = torch.arange(samples) / 16000
+    return {
+        "noise": 0.1 * torch.randn(samples),
+        "faint": 1e-4 * torch.randn(samples),
+        "tone": torch.sin(6000 * time),
+        "chirp": torch.sin(20_000 * time**2),
+        "slope": torch.linspace(-1, 1, samples) ** 3,
+        "silence": torch.zeros(samples),
+    }
+
+
+def exact(front: DefaultFrontend, audio: torch.Tensor, frames: int) -> torch.Tensor:
+    """(T, M) in float64."""
+    stft = front.stft
+    window = torch.hann_window(stft.win_length, dtype=torch.float64)
+    spectrum = torch.stft(
+        audio.double()[None], stft.n_fft, stft.hop_length, stft.win_length, window, center=True, return_complex=True
+    )[0, :, :frames]
+    return (spectrum.abs().square().T @ front.logmel.melmat.double()).clamp(min=1e-10).log()
+
+
+def largest_errors(size: int, win: int, hop: int, bins: int) -> list[tuple[str, float, float]]:
+    """Of ours and of PyTorch's frames, signal by signal."""
+    front = frontend(size, win, hop, bins)
+    logmel = LogMel(front)
+    assert logmel._transform is not None
+    samples = 41 * hop + size
+    found = []
+    for name, audio in signals(samples).items():
+        frames = logmel.complete(samples)
+        right = exact(front, audio, frames)
+        ours = logmel.frames([audio], [0], [frames])[0]
+        theirs = front(audio[None], torch.tensor([samples]))[0][0, :frames]
+        errors = [float((each - right).abs().max()) for each in (ours, theirs)]
+        found.append((name, *errors))
+    return found
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_the_error_is_at_most_twice_that_of_pytorch(sizes):
+    for name, ours, theirs in largest_errors(*sizes):
+        assert ours <= 2 * theirs + 1e-5, name
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set(isa):
+    code = """
+from tests.ops.test_features import SIZES, largest_errors, moments_after
+for sizes in SIZES:
+    for name, ours, theirs in largest_errors(*sizes):
+        assert ours <= 2 * theirs + 1e-5, (sizes, name, ours, theirs)
+for bins in (1, 16, 80, 37):
+    moments_after(bins)
+"""
+    run_with(isa, code)
+
+
+def test_rows_of_all_lengths_are_what_they_are_alone():
+    logmel = LogMel(frontend(*SIZES[2]))
+    torch.manual_seed(0)
+    audio = [torch.randn(n) for n in (9000, 300, 0, 4000, 16_000)]
+    first, last = [0, 0, 0, 7, 3], [50, 2, 0, 7, 93]
+    rows = logmel.padded(audio, first, last)
+    assert rows.shape == (5, 90, 80)
+    for row, *one in zip(rows, audio, first, last, strict=True):
+        count = one[2] - one[1]
+        assert not row[count:].any()
+        assert row[:count].equal(logmel.frames(*[[each] for each in one])[0])
+
+
+def test_what_has_no_kernel_runs_on_pytorch():
+    assert NativeTransform.fits(frontend(*SIZES[2]))
+    assert not NativeTransform.fits(frontend(480, 400, 160, 20))
+    odd = frontend(*SIZES[2])
+    odd.logmel.log_base = 10.0
+    assert not NativeTransform.fits(odd)
+    audio = 0.1 * torch.randn(4000)
+    expected, _ = odd(audio[None], torch.tensor([4000]))
+    torch.testing.assert_close(LogMel(odd).frames([audio], [0], [20])[0], expected[0, :20], rtol=0, atol=1e-5)
+
+
+def test_a_normalised_transform_has_it_in_its_window():
+    front = frontend(*SIZES[2], normalized=True)
+    audio = 0.1 * torch.randn(4000)
+    expected, _ = front(audio[None], torch.tensor([4000]))
+    torch.testing.assert_close(LogMel(front).frames([audio], [0], [20])[0], expected[0, :20], rtol=0, atol=1e-5)
+
+
+def moments_after(bins: int) -> None:
+    """Ours against PyTorch's, with what is blanked and with a past."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 30, bins) * 3 - 9
+    x[:, 4:7] = 0.0
+    x[1, :, : bins // 3] = 0.0
+    normalize = RunningMVN()
+    lengths = torch.tensor([30, 11, 1])
+    past = normalize.start(3, bins)
+    for _ in range(2):
+        ours, after = normalize.advance(x, past, lengths)
+        theirs, expected = normalize.advance(x.requires_grad_(), past, lengths)
+        x = x.detach()
+        for row, length in enumerate(lengths):
+            torch.testing.assert_close(ours[row, :length], theirs[row, :length].detach(), rtol=1e-5, atol=1e-5)
+            assert not ours[row, length:].any()
+        for one, other in zip(after, expected, strict=True):
+            torch.testing.assert_close(one, other.detach(), rtol=1e-12, atol=1e-9)
+        past = after
+
+
+@pytest.mark.parametrize("bins", [1, 16, 80])
+def test_running_mvn(bins):
+    moments_after(bins)
+
+
+def test_wrong_arguments_are_errors():
+    transform = LogMel(frontend(*SIZES[2]))._transform
+    right = {
+        "pieces": [torch.zeros(672)], "frames": torch.tensor([2]), "hop": 160, "window": transform.window,
+        "turns": transform.turns, "spans": transform.spans, "filters": transform.filters, "floor": 1e-10,
+    }  # fmt: skip
+    assert ops.native.log_mel(**right).shape == (1, 2, 80)
+    far = transform.spans.clone()
+    far[-1] += 30
+    for wrong in (
+        {"frames": torch.tensor([3])}, {"frames": torch.tensor([-1])}, {"frames": torch.tensor([1, 1])}, {"hop": 0},
+        {"frames": torch.tensor([2], dtype=torch.int32)}, {"pieces": [torch.zeros(671)]}, {"spans": far},
+        {"pieces": [torch.zeros(672).double()]}, {"window": torch.zeros(480)}, {"window": torch.zeros(16)},
+        {"turns": transform.turns[:, 1:]}, {"filters": transform.filters[1:]}, {"spans": transform.spans[1:]},
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match="log_mel"):
+            ops.native.log_mel(**(right | wrong))
+    x, lengths, mean = torch.randn(2, 5, 4), torch.tensor([5, 3]), torch.zeros(4)
+    moments = [torch.ones(2, 4, dtype=torch.float64)] * 3
+    for wrong in (
+        (x.double(), lengths, mean, *moments), (x, torch.tensor([6, 1]), mean, *moments),
+        (x, lengths[:1], mean, *moments), (x, lengths, mean[1:], *moments),
+        (x, lengths, mean, moments[0].float(), *moments[1:]),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match="running_mvn"):
+            ops.native.running_mvn(*wrong, SMALLEST_VARIANCE, True)
+
+
+def test_torch_accepts_the_ops():
+    transform = LogMel(frontend(*SIZES[0]))._transform
+    constants = transform.window, transform.turns, transform.spans, transform.filters
+    pieces = [torch.randn(64), torch.randn(32)]
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(
+        torch.ops.bestow.log_mel.default,
+        (pieces, torch.tensor([3, 1]), 16, *constants, 1e-10),
+        test_utils="test_schema",
+    )
+    moments = [torch.ones(2, 4, dtype=torch.float64)] * 3
+    x = torch.randn(2, 5, 4)
+    torch.library.opcheck(
+        torch.ops.bestow.running_mvn.default,
+        (x, torch.tensor([5, 3]), torch.zeros(4), *moments, 1e-3, True),
+        test_utils=tests,
+    )
