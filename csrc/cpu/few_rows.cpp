@@ -88,7 +88,8 @@ template <class P, int kRows, int kOutputs>
 inline void meet(const FewRows& p, int64_t m, int64_t n) {
   using Input = typename P::Input;
   using Weight = typename P::Weight;
-  const Input* x = static_cast<const Input*>(p.input) + m * p.inputs;
+  const int64_t row = p.from_row();
+  const Input* x = static_cast<const Input*>(p.input) + m * row;
   const Weight* w = static_cast<const Weight*>(p.weight) + n * p.inputs;
   typename P::Sum sums[kRows][kOutputs];
   for (auto& row : sums)
@@ -99,7 +100,7 @@ inline void meet(const FewRows& p, int64_t m, int64_t n) {
     // Behind the end of a row, those of the next tile's.
     const Weight* soon = w + k + kAhead + (k + kAhead < p.inputs ? 0 : (kOutputs - 1) * p.inputs);
     decltype(P::input(x)) inputs[kRows];
-    for (int i = 0; i < kRows; ++i) inputs[i] = P::input(x + i * p.inputs + k);
+    for (int i = 0; i < kRows; ++i) inputs[i] = P::input(x + i * row + k);
     for (int j = 0; j < kOutputs; ++j) {
       __builtin_prefetch(soon + j * p.inputs, 0, 2);
       const auto weight = P::weight(w + j * p.inputs + k);
@@ -108,7 +109,7 @@ inline void meet(const FewRows& p, int64_t m, int64_t n) {
   }
   if (const int64_t rest = p.inputs - k) {
     typename P::Sum inputs[kRows];
-    for (int i = 0; i < kRows; ++i) inputs[i] = P::input_rest(x + i * p.inputs + k, rest);
+    for (int i = 0; i < kRows; ++i) inputs[i] = P::input_rest(x + i * row + k, rest);
     for (int j = 0; j < kOutputs; ++j) {
       const auto weight = P::weight_rest(w + j * p.inputs + k, rest);
       for (int i = 0; i < kRows; ++i) sums[i][j] = P::add(sums[i][j], inputs[i], weight);
@@ -119,7 +120,7 @@ inline void meet(const FewRows& p, int64_t m, int64_t n) {
     for (int j = 0; j < kOutputs; ++j) {
       const float scale = p.scale == nullptr ? step : step * p.scale[n + j];
       const float bias = p.bias == nullptr ? 0.0f : p.bias[n + j];
-      p.out[(m + i) * p.outputs + n + j] = P::total(sums[i][j]) * scale + bias;
+      p.out[(m + i) * p.to_row() + n + j] = P::total(sums[i][j]) * scale + bias;
     }
   }
 }
@@ -160,7 +161,7 @@ struct Turned {
 
 // Rows beyond the last one are zeros and are left out again at the end.
 void multiply_many(const FewRows& p, int64_t begin, int64_t end, const Turned& turned) {
-  pack_panels(static_cast<const float*>(p.input), p.inputs, p.rows, p.inputs, turned.input);
+  pack_panels(static_cast<const float*>(p.input), p.from_row(), p.rows, p.inputs, turned.input);
   const float* weight = static_cast<const float*>(p.weight);
   for (int64_t n = begin; n < end; n += kLanes) {
     const int64_t outputs = least(kLanes, end - n);
@@ -175,7 +176,7 @@ void multiply_many(const FewRows& p, int64_t begin, int64_t end, const Turned& t
       for (int i = 0; i < kLanes; ++i) x[i] = i < outputs ? load(turned.output + i * turned.rows + m) : zero();
       transpose(x);
       const int64_t rows = least(kLanes, p.rows - m);
-      for (int64_t i = 0; i < rows; ++i) store_first(p.out + (m + i) * p.outputs + n, add(x[i], bias), outputs);
+      for (int64_t i = 0; i < rows; ++i) store_first(p.out + (m + i) * p.to_row() + n, add(x[i], bias), outputs);
     }
   }
 }

@@ -22,6 +22,14 @@ namespace {
 
 using namespace bestow;  // layers.h
 
+void multiply(const bestow::FewRows& p) {
+  const bestow::Kernels& isa = chosen();
+  torch::stable::parallel_for(0, p.outputs, bestow::outputs_per_thread(p.inputs, p.rows),
+                              [&](int64_t begin, int64_t end) {
+                                isa.few_rows(p, begin, end, workspace(isa.few_rows_bytes(p)));
+                              });
+}
+
 struct Linear {
   const float* weight;  // (outputs, inputs), null where there is no such layer
   const float* bias;    // (outputs) or null
@@ -37,11 +45,7 @@ struct Linear {
   }
 
   void operator()(const float* x, int64_t rows, float* out) const {
-    bestow::FewRows p{bestow::Scalar::kFloat, rows, inputs, outputs};
-    p.input = x, p.input_scale = nullptr, p.weight = weight, p.scale = nullptr, p.bias = bias, p.out = out;
-    const bestow::Kernels& isa = chosen();
-    torch::stable::parallel_for(0, outputs, bestow::outputs_per_thread(p.inputs, p.rows),
-                                [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end, workspace(isa.few_rows_bytes(p))); });
+    multiply({bestow::Scalar::kFloat, rows, inputs, outputs, x, nullptr, weight, nullptr, bias, out});
   }
 };
 
@@ -76,10 +80,20 @@ struct Seats {
   }
 };
 
+// Rows that a thread takes through all layers by itself, where there are enough for all threads; of fewer, threads
+// share each layer.
+constexpr int64_t kRowsOfAThread = 16;
+
+template <class F>
+void in_groups(int64_t batch, const F& pass) {
+  if (batch < kRowsOfAThread * static_cast<int64_t>(torch::stable::get_num_threads())) return pass(0, batch);
+  torch::stable::parallel_for(0, batch, kRowsOfAThread, pass);
+}
+
 class Cache {
  public:
   Cache(const std::vector<Tensor>& caches, size_t number, const Seats& seats, int64_t heads, int64_t width)
-      : seats_(seats), heads_(heads), width_(width) {
+      : seats_(&seats), heads_(heads), width_(width) {
     STD_TORCH_CHECK(number < caches.size(), "token step: ", caches.size(), " caches are too few");
     const Tensor& x = caches[number];
     STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 4 && x.size(2) == heads &&
@@ -93,15 +107,15 @@ class Cache {
     data_ = static_cast<float*>(x.data_ptr()), row_ = x.size(1) * heads * width;
   }
 
-  void write(const float* fresh) {  // (B, H * D)
-    for (int64_t b = 0; b < seats_.count; ++b, fresh += heads_ * width_)
-      std::memcpy(data_ + seats_.rows[b] * row_ + seats_.slots[b] * heads_ * width_, fresh,
+  void write(int64_t begin, int64_t end, const float* fresh) const {  // (rows, H * D)
+    for (int64_t b = begin; b < end; ++b, fresh += heads_ * width_)
+      std::memcpy(data_ + seats_->rows[b] * row_ + seats_->slots[b] * heads_ * width_, fresh,
                   heads_ * width_ * sizeof(float));
   }
-  bestow::Rows of(int64_t b) const { return {data_ + seats_.rows[b] * row_, 0, width_, heads_ * width_}; }
+  bestow::Rows of(int64_t b) const { return {data_ + seats_->rows[b] * row_, 0, width_, heads_ * width_}; }
 
  private:
-  const Seats& seats_;
+  const Seats* seats_;
   float* data_;
   int64_t heads_, width_, row_;
 };
@@ -123,6 +137,31 @@ void rotate(float* x, int64_t heads, int64_t width, const float* cos, const floa
   }
 }
 
+struct LlamaLayer {
+  Norm before, after, of_query, of_key;
+  SelfAttention self;
+  Linear gated, raised, down;
+  int64_t heads, kv_heads;
+
+  LlamaLayer(Weights& from, int64_t width, int64_t head, double eps)
+      : before(from, width, eps),
+        after(from, width, eps),
+        of_query(from, head, eps),
+        of_key(from, head, eps),
+        self(from, width),
+        gated(from, width),
+        raised(from, width),
+        down(from, gated.outputs),
+        heads(self.query.outputs / head),
+        kv_heads(self.key.outputs / head) {
+    STD_TORCH_CHECK(before.weight != nullptr && after.weight != nullptr && kv_heads > 0 && heads % kv_heads == 0 &&
+                        self.query.outputs == heads * head && self.key.outputs == kv_heads * head &&
+                        self.value.outputs == self.key.outputs && self.out.outputs == width,
+                    "llama_token: the attention of a layer");
+    STD_TORCH_CHECK(gated.outputs == raised.outputs && down.outputs == width, "llama_token: the MLP of a layer");
+  }
+};
+
 // Per layer: two norms, those of query and key heads if any, query, key, value, output, gate, up and down; at the end
 // the last norm. Biases follow their weights; norms have an empty one.
 Tensor llama_token(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> caches, Tensor rows, Tensor slots,
@@ -134,53 +173,57 @@ Tensor llama_token(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> ca
                       head % 2 == 0 && turn.is_contiguous() && turn.scalar_type() == ScalarType::Float,
                   "llama_token: turn must be float32 (2, ", batch, ", D)");
   const Seats seats(rows, slots, batch);
-  const float *cos = floats(turn), *sin = cos + batch * head;
-  Tensor out = torch::stable::new_empty(x, {batch, width});
-  float* y = static_cast<float*>(out.data_ptr());
-  std::memcpy(y, x.data_ptr(), batch * width * sizeof(float));
-  std::vector<float> normed(batch * width), update(batch * width), q, k, v, attended, gate, up;
   Weights from(weights);
+  std::vector<LlamaLayer> layers;
+  std::vector<Cache> keys, values;
   for (size_t layer = 0; 2 * layer < caches.size(); ++layer) {
-    const Norm before(from, width, eps), after(from, width, eps), of_query(from, head, eps), of_key(from, head, eps);
-    const SelfAttention self(from, width);
-    const int64_t heads = self.query.outputs / head, kv_heads = self.key.outputs / head;
-    STD_TORCH_CHECK(before.weight != nullptr && after.weight != nullptr && kv_heads > 0 && heads % kv_heads == 0 &&
-                        self.query.outputs == heads * head && self.key.outputs == kv_heads * head &&
-                        self.value.outputs == self.key.outputs && self.out.outputs == width,
-                    "llama_token: the attention of layer ", layer);
-    Cache keys(caches, 2 * layer, seats, kv_heads, head), values(caches, 2 * layer + 1, seats, kv_heads, head);
-    q.resize(batch * heads * head), k.resize(batch * kv_heads * head), v.resize(k.size()), attended.resize(q.size());
-    before(y, batch, normed.data());
-    self.query(normed.data(), batch, q.data());
-    self.key(normed.data(), batch, k.data());
-    self.value(normed.data(), batch, v.data());
-    if (of_query.weight != nullptr) of_query(q.data(), batch * heads, q.data());
-    if (of_key.weight != nullptr) of_key(k.data(), batch * kv_heads, k.data());
-    for (int64_t b = 0; b < batch; ++b) {
-      rotate(&q[b * heads * head], heads, head, cos + b * head, sin + b * head);
-      rotate(&k[b * kv_heads * head], kv_heads, head, cos + b * head, sin + b * head);
-    }
-    keys.write(k.data()), values.write(v.data());
-    each_row(batch, [&](int64_t b) {
-      attend({&q[b * heads * head], 0, head, head}, keys.of(b), values.of(b), heads, kv_heads, head, seats.slots[b] + 1,
-             scale, {&attended[b * heads * head], 0, head, head});
-    });
-    self.out(attended.data(), batch, update.data());
-    add_to(y, update.data(), batch * width);
-    const Linear gated(from, width), raised(from, width), down(from, gated.outputs);
-    STD_TORCH_CHECK(gated.outputs == raised.outputs && down.outputs == width, "llama_token: the MLP of layer ", layer);
-    gate.resize(batch * gated.outputs), up.resize(gate.size());
-    after(y, batch, normed.data());
-    gated(normed.data(), batch, gate.data());
-    raised(normed.data(), batch, up.data());
-    chosen().gate(gate.data(), gate.data(), gate.size(), gate.data());
-    for (size_t i = 0; i < gate.size(); ++i) gate[i] *= up[i];
-    down(gate.data(), batch, update.data());
-    add_to(y, update.data(), batch * width);
+    layers.emplace_back(from, width, head, eps);
+    keys.emplace_back(caches, 2 * layer, seats, layers.back().kv_heads, head);
+    values.emplace_back(caches, 2 * layer + 1, seats, layers.back().kv_heads, head);
   }
   const Norm last(from, width, eps);
   STD_TORCH_CHECK(last.weight != nullptr && from.done(), "llama_token: weights are left over");
-  last(y, batch, y);
+  Tensor out = torch::stable::new_empty(x, {batch, width});
+  const float *cosines = floats(turn), *sines = cosines + batch * head;
+
+  in_groups(batch, [&](int64_t begin, int64_t end) {
+    const int64_t count = end - begin;
+    float* y = static_cast<float*>(out.data_ptr()) + begin * width;
+    std::memcpy(y, floats(x) + begin * width, count * width * sizeof(float));
+    std::vector<float> normed(count * width), update(count * width), q, k, v, attended, gate, up;
+    for (size_t number = 0; number < layers.size(); ++number) {
+      const LlamaLayer& layer = layers[number];
+      const int64_t wide = layer.heads * head, narrow = layer.kv_heads * head;
+      q.resize(count * wide), k.resize(count * narrow), v.resize(k.size()), attended.resize(q.size());
+      layer.before(y, count, normed.data());
+      layer.self.query(normed.data(), count, q.data());
+      layer.self.key(normed.data(), count, k.data());
+      layer.self.value(normed.data(), count, v.data());
+      if (layer.of_query.weight != nullptr) layer.of_query(q.data(), count * layer.heads, q.data());
+      if (layer.of_key.weight != nullptr) layer.of_key(k.data(), count * layer.kv_heads, k.data());
+      for (int64_t i = 0; i < count; ++i) {
+        const float *cos = cosines + (begin + i) * head, *sin = sines + (begin + i) * head;
+        rotate(&q[i * wide], layer.heads, head, cos, sin), rotate(&k[i * narrow], layer.kv_heads, head, cos, sin);
+      }
+      keys[number].write(begin, end, k.data()), values[number].write(begin, end, v.data());
+      each_row(count, [&](int64_t i) {
+        const int64_t b = begin + i;
+        attend({&q[i * wide], 0, head, head}, keys[number].of(b), values[number].of(b), layer.heads, layer.kv_heads,
+               head, seats.slots[b] + 1, scale, {&attended[i * wide], 0, head, head});
+      });
+      layer.self.out(attended.data(), count, update.data());
+      add_to(y, update.data(), count * width);
+      gate.resize(count * layer.gated.outputs), up.resize(gate.size());
+      layer.after(y, count, normed.data());
+      layer.gated(normed.data(), count, gate.data());
+      layer.raised(normed.data(), count, up.data());
+      chosen().gate(gate.data(), gate.data(), gate.size(), gate.data());
+      for (size_t i = 0; i < gate.size(); ++i) gate[i] *= up[i];
+      layer.down(gate.data(), count, update.data());
+      add_to(y, update.data(), count * width);
+    }
+    last(y, count, y);
+  });
   return out;
 }
 
@@ -209,6 +252,72 @@ struct AbsorbedAttention {
         out(from, key.heads * key.head) {}
 };
 
+struct ConnectorBlock {
+  Norm self_norm;  // null where there is no self-attention
+  SelfAttention self;
+  Norm cross_norm;
+  AbsorbedAttention cross;
+  Norm ffn_norm;
+  Linear first, second;
+
+  ConnectorBlock(Weights& from, int64_t width, int64_t heads, int64_t frame, double eps)
+      : self_norm(from, width, eps),
+        self(from, width),
+        cross_norm(from, width, eps),
+        cross(from, width),
+        ffn_norm(from, width, eps),
+        first(from, width),
+        second(from, first.outputs) {
+    STD_TORCH_CHECK(self_norm.weight == nullptr || (self.query.outputs == width && self.key.outputs == width &&
+                                                    self.value.outputs == width && self.out.outputs == width),
+                    "connector_token: the self-attention of a block");
+    STD_TORCH_CHECK(cross.query.outputs == width && cross.key.heads == heads && cross.key.head * heads == width &&
+                        cross.key.frame == frame && cross.out.outputs == width,
+                    "connector_token: the cross-attention of a block");
+    STD_TORCH_CHECK(second.outputs == width, "connector_token: the feed-forward of a block");
+  }
+};
+
+// What rows of text see of the frames (B, F, E).
+struct Heard {
+  float* data;
+  int64_t row, frame;  // strides
+  const int32_t* visible;
+  int64_t frames, width;  // F, E
+
+  int64_t count(int64_t b) const { return visible[b] < 0 ? 0 : visible[b] < frames ? visible[b] : frames; }
+  bestow::Rows of(int64_t b) const { return {data + b * row, 0, 0, frame}; }
+};
+
+// Rows from `begin` on: their queries q (rows, H * D) ask the frames, each head in D_enc dimensions, asked (rows, H, E);
+// the answers are (rows, H * D).
+void ask(const AbsorbedAttention& cross, const Heard& heard, int64_t begin, int64_t rows, const float* q, float* asked,
+         float* answers) {
+  const int64_t heads = cross.key.heads, head = cross.key.head, frame = heard.width, width = heads * head;
+  std::vector<float> means(rows * heads * frame);
+  bestow::FewRows p{bestow::Scalar::kFloat, rows};
+  p.input_scale = p.scale = nullptr;
+  p.inputs = head, p.outputs = frame, p.bias = nullptr, p.input_row = width, p.out_row = heads * frame;
+  for (int64_t h = 0; h < heads; ++h) {
+    p.input = q + h * head, p.weight = cross.key.data + h * frame * head, p.out = asked + h * frame;
+    multiply(p);
+  }
+  each_row(rows, [&](int64_t i) {
+    const int64_t count = heard.count(begin + i), at = i * heads * frame;
+    if (count > 0)
+      attend({asked + at, 0, frame, frame}, heard.of(begin + i), heard.of(begin + i), heads, 1, frame, count,
+             1 / std::sqrt(static_cast<double>(head)), {&means[at], 0, frame, frame});
+  });
+  p.inputs = frame, p.outputs = head, p.input_row = heads * frame, p.out_row = width;
+  for (int64_t h = 0; h < heads; ++h) {
+    p.input = &means[h * frame], p.bias = cross.bias + h * head;
+    p.weight = cross.value + h * frame * head, p.out = answers + h * head;
+    multiply(p);
+  }
+  for (int64_t i = 0; i < rows; ++i)  // who sees nothing stays at exactly 0, without the bias
+    if (heard.count(begin + i) == 0) std::memset(answers + i * width, 0, width * sizeof(float));
+}
+
 // First the layer into the connector; per block norm and self-attention (or empty tensors), norm and cross-attention,
 // norm and feed-forward; at the end a norm and the layer out of it. Returns what is added to the text, and the queries
 // (X, B, H, E) over frames, which tell where it looked.
@@ -225,89 +334,63 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
   STD_TORCH_CHECK(visible.is_cpu() && visible.scalar_type() == ScalarType::Int && visible.numel() == batch &&
                       visible.is_contiguous(),
                   "connector_token: visible must be int32 (", batch, ")");
-  const int32_t* seen = static_cast<const int32_t*>(visible.data_ptr());
+  const Heard heard{static_cast<float*>(frames.data_ptr()), frames.stride(0), frames.stride(1),
+                    static_cast<const int32_t*>(visible.data_ptr()), frames.size(1), frame};
   const Seats seats(rows, slots, batch);
   Weights from(weights);
   const Linear in(from, text.size(1));
   const int64_t width = in.outputs, head = width / heads;
   STD_TORCH_CHECK(head * heads == width, "connector_token: ", heads, " heads of ", width);
-  Tensor queries = torch::stable::new_empty(text, {blocks, batch, heads, frame});
-  float* asked_all = static_cast<float*>(queries.data_ptr());
-  const size_t size = batch * width;
-  std::vector<float> x(size), normed(size), update(size), q(size), k(size), v(size), attended(size), inner;
-  in(floats(text), batch, x.data());
+  std::vector<ConnectorBlock> layers;
+  std::vector<Cache> keys, values;
   for (int64_t block = 0; block < blocks; ++block) {
-    const Norm self_norm(from, width, eps);
-    const SelfAttention self(from, width);
-    if (self_norm.weight != nullptr) {
-      STD_TORCH_CHECK(self.query.outputs == width && self.key.outputs == width && self.value.outputs == width &&
-                          self.out.outputs == width,
-                      "connector_token: the self-attention of block ", block);
-      Cache keys(caches, 2 * block, seats, heads, head), values(caches, 2 * block + 1, seats, heads, head);
-      self_norm(x.data(), batch, normed.data());
-      self.query(normed.data(), batch, q.data());
-      self.key(normed.data(), batch, k.data());
-      self.value(normed.data(), batch, v.data());
-      keys.write(k.data()), values.write(v.data());
-      each_row(batch, [&](int64_t b) {
-        attend({&q[b * width], 0, head, head}, keys.of(b), values.of(b), heads, heads, head, seats.slots[b] + 1,
-               1 / std::sqrt(static_cast<double>(head)), {&attended[b * width], 0, head, head});
-      });
-      self.out(attended.data(), batch, update.data());
-      add_to(x.data(), update.data(), size);
-    }
-    const Norm cross_norm(from, width, eps);
-    const AbsorbedAttention cross(from, width);
-    STD_TORCH_CHECK(cross.query.outputs == width && cross.key.heads == heads && cross.key.head == head &&
-                        cross.key.frame == frame && cross.out.outputs == width,
-                    "connector_token: the cross-attention of block ", block);
-    cross_norm(x.data(), batch, normed.data());
-    cross.query(normed.data(), batch, q.data());
-    const bestow::Kernels& isa = chosen();
-    each_row(batch, [&](int64_t b) {
-      float* asked = asked_all + (block * batch + b) * heads * frame;
-      std::vector<float> mean(heads * frame);
-      const int64_t count = seen[b] < 0 ? 0 : seen[b] < frames.size(1) ? seen[b] : frames.size(1);
-      bestow::FewRows p{bestow::Scalar::kFloat, 1};
-      p.input_scale = p.scale = nullptr;
-      for (int64_t h = 0; h < heads; ++h) {
-        p.inputs = head, p.outputs = frame, p.input = &q[b * width + h * head], p.bias = nullptr;
-        p.weight = cross.key.data + h * frame * head, p.out = asked + h * frame;
-        isa.few_rows(p, 0, frame, nullptr);
-      }
-      float* answer = &attended[b * width];
-      if (count == 0) {
-        std::memset(answer, 0, width * sizeof(float));
-        return;
-      }
-      float* memory = static_cast<float*>(frames.data_ptr()) + b * frames.stride(0);
-      const bestow::Rows heard{memory, 0, 0, frames.stride(1)};
-      attend({asked, 0, frame, frame}, heard, heard, heads, 1, frame, count, 1 / std::sqrt(static_cast<double>(head)),
-             {mean.data(), 0, frame, frame});
-      for (int64_t h = 0; h < heads; ++h) {
-        p.inputs = frame, p.outputs = head, p.input = &mean[h * frame], p.bias = cross.bias + h * head;
-        p.weight = cross.value + h * frame * head, p.out = answer + h * head;
-        isa.few_rows(p, 0, head, nullptr);
-      }
-    });
-    cross.out(attended.data(), batch, update.data());
-    add_to(x.data(), update.data(), size);
-    const Norm ffn_norm(from, width, eps);
-    const Linear first(from, width), second(from, first.outputs);
-    STD_TORCH_CHECK(second.outputs == width, "connector_token: the feed-forward of block ", block);
-    inner.resize(batch * first.outputs);
-    ffn_norm(x.data(), batch, normed.data());
-    first(normed.data(), batch, inner.data());
-    for (float& each : inner) each = each > 0.0f || each != each ? each : 0.0f;
-    second(inner.data(), batch, update.data());
-    add_to(x.data(), update.data(), size);
+    layers.emplace_back(from, width, heads, frame, eps);
+    if (layers.back().self_norm.weight == nullptr) continue;
+    keys.emplace_back(caches, 2 * block, seats, heads, head), values.emplace_back(caches, 2 * block + 1, seats, heads, head);
   }
   const Norm last(from, width, eps);
   const Linear outward(from, width);
-  STD_TORCH_CHECK(from.done(), "connector_token: weights are left over");
-  last(x.data(), batch, normed.data());
+  STD_TORCH_CHECK(from.done() && (keys.empty() || keys.size() == layers.size()), "connector_token: weights are left over");
+  Tensor queries = torch::stable::new_empty(text, {blocks, batch, heads, frame});
   Tensor out = torch::stable::new_empty(text, {batch, outward.outputs});
-  outward(normed.data(), batch, static_cast<float*>(out.data_ptr()));
+
+  in_groups(batch, [&](int64_t begin, int64_t end) {
+    const int64_t count = end - begin;
+    const size_t size = count * width;
+    std::vector<float> x(size), normed(size), update(size), q(size), k(size), v(size), attended(size), inner;
+    in(floats(text) + begin * text.size(1), count, x.data());
+    for (int64_t block = 0; block < blocks; ++block) {
+      const ConnectorBlock& layer = layers[block];
+      if (layer.self_norm.weight != nullptr) {
+        layer.self_norm(x.data(), count, normed.data());
+        layer.self.query(normed.data(), count, q.data());
+        layer.self.key(normed.data(), count, k.data());
+        layer.self.value(normed.data(), count, v.data());
+        keys[block].write(begin, end, k.data()), values[block].write(begin, end, v.data());
+        each_row(count, [&](int64_t i) {
+          const int64_t b = begin + i;
+          attend({&q[i * width], 0, head, head}, keys[block].of(b), values[block].of(b), heads, heads, head,
+                 seats.slots[b] + 1, 1 / std::sqrt(static_cast<double>(head)), {&attended[i * width], 0, head, head});
+        });
+        layer.self.out(attended.data(), count, update.data());
+        add_to(x.data(), update.data(), size);
+      }
+      layer.cross_norm(x.data(), count, normed.data());
+      layer.cross.query(normed.data(), count, q.data());
+      float* asked = static_cast<float*>(queries.data_ptr()) + (block * batch + begin) * heads * frame;
+      ask(layer.cross, heard, begin, count, q.data(), asked, attended.data());
+      layer.cross.out(attended.data(), count, update.data());
+      add_to(x.data(), update.data(), size);
+      inner.resize(count * layer.first.outputs);
+      layer.ffn_norm(x.data(), count, normed.data());
+      layer.first(normed.data(), count, inner.data());
+      for (float& each : inner) each = each > 0.0f || each != each ? each : 0.0f;
+      layer.second(inner.data(), count, update.data());
+      add_to(x.data(), update.data(), size);
+    }
+    last(x.data(), count, normed.data());
+    outward(normed.data(), count, static_cast<float*>(out.data_ptr()) + begin * outward.outputs);
+  });
   return {out, queries};
 }
 

@@ -106,9 +106,9 @@ class ChunkStep:
         encode = self._encode_block_by_block if self._weights is None or native is None else self._encode
         x, convolved = encode(x, windows, seen, [state.convolved for state in states])
         after = []
-        for start, (memory, end), *rest in zip(starts, memories, past, convolved, strict=True):
+        for start, (memory, end), inputs, kept_inputs in zip(starts, memories, past, convolved, strict=True):
             memory.filled = end + self.chunk
-            after.append(EncoderState(start + self.chunk, *rest, memory, memory.filled))
+            after.append(EncoderState(start + self.chunk, inputs, kept_inputs, memory, memory.filled))
         return x, after
 
     def _silence(self, like: Tensor) -> EncoderState:

@@ -60,12 +60,16 @@ struct PanelLinear {
 struct FewRows {
   Scalar scalar;                  // of the weights: float or bfloat16; they are int8 where they have scales
   int64_t rows, inputs, outputs;  // M, K, N
-  const void* input;              // (M, K) dense: float, or int16 beside int8 weights
+  const void* input;              // (M, K): float, or int16 beside int8 weights
   const float* input_scale;       // (M), of int16 inputs
   const void* weight;             // (N, K) dense
   const float* scale;             // (N), of int8 weights
   const float* bias;              // (N) or null
-  float* out;                     // (M, N) dense
+  float* out;                     // (M, N)
+  int64_t input_row = 0;          // strides where rows are not dense
+  int64_t out_row = 0;
+  int64_t from_row() const { return input_row > 0 ? input_row : inputs; }
+  int64_t to_row() const { return out_row > 0 ? out_row : outputs; }
 };
 
 // Rows with their mean and deviation taken out, or without a bias their root mean square alone. A unit is a row.
