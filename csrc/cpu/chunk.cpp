@@ -19,7 +19,8 @@ inline Vec sigmoid(Vec x) {
   return div(top, add(splat(1.0f), small));
 }
 
-// Keys (frames, d) of one head, `frame` apart, as columns (d, pitch); until a vector is full, columns beyond theirs are 0.
+// Keys (frames, d) of one head, `frame` apart, as columns (d, pitch); until a vector is full, columns beyond theirs are
+// 0.
 void turn_keys(const float* keys, int64_t frame, int64_t frames, int64_t d, int64_t pitch, float* turned) {
   for (int64_t j = 0; j < frames; j += kLanes) {
     for (int64_t e = 0; e < d; e += kLanes) {

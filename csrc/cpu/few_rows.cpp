@@ -166,8 +166,9 @@ void multiply_many(const FewRows& p, int64_t begin, int64_t end, const Turned& t
   for (int64_t n = begin; n < end; n += kLanes) {
     const int64_t outputs = least(kLanes, end - n);
     for (int64_t i = 0; i < outputs; i += kTileRows) {
-      const Product product{weight + (n + i) * p.inputs, p.inputs, 1, turned.input, kLanes, p.inputs * kLanes,
-                            turned.output + i * turned.rows, turned.rows, p.inputs, turned.rows / kLanes};
+      const Product product{
+          weight + (n + i) * p.inputs,     p.inputs,    1,        turned.input,        kLanes, p.inputs * kLanes,
+          turned.output + i * turned.rows, turned.rows, p.inputs, turned.rows / kLanes};
       multiply_deep<Plain>(least(kTileRows, outputs - i), product);
     }
     const Vec bias = p.bias == nullptr ? zero() : load_first(p.bias + n, outputs);

@@ -9,10 +9,10 @@
 namespace bestow::BESTOW_ISA {
 namespace {
 
-constexpr int kVecs = kPanel / kLanes;                             // of one panel
-constexpr int kWide = kTileVecs < kVecs ? 1 : kTileVecs / kVecs;   // panels that more than a few rows meet at once
-constexpr int kRows = kTileRows * kTileVecs / (kVecs * kWide);     // rows whose sums then fit into the registers
-constexpr int64_t kAhead = 256;                                    // floats that are asked for ahead of use: 1 KB
+constexpr int kVecs = kPanel / kLanes;                            // of one panel
+constexpr int kWide = kTileVecs < kVecs ? 1 : kTileVecs / kVecs;  // panels that more than a few rows meet at once
+constexpr int kRows = kTileRows * kTileVecs / (kVecs * kWide);    // rows whose sums then fit into the registers
+constexpr int64_t kAhead = 256;                                   // floats that are asked for ahead of use: 1 KB
 
 // R rows of x times P panels. Few rows are summed in S strands, so that additions need not wait for each other.
 template <int R, int P>

@@ -7,8 +7,8 @@ namespace bestow::BESTOW_ISA {
 
 namespace {
 
-void one_frame(const RunningMoments& p, const float* x, const float* __restrict means,
-               double* __restrict weight, double* __restrict total, double* __restrict square, float* out) {
+void one_frame(const RunningMoments& p, const float* x, const float* __restrict means, double* __restrict weight,
+               double* __restrict total, double* __restrict square, float* out) {
   const float smallest = p.smallest;
   const bool norm_vars = p.norm_vars;
   for (int64_t i = 0; i < p.bins; ++i) {

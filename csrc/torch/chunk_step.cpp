@@ -107,12 +107,12 @@ struct Block {
 
 // What one stream remembers, of all blocks.
 struct Stream {
-  float* window;       // (blocks, n, 2 D) keys and values, `block` apart
-  int64_t block;       // elements
-  int64_t frames;      // n
-  int64_t seen;        // how many of them are attended to
-  const float* past;   // (blocks, kernel - 1, D) inputs of the convolutions, before this chunk
-  float* kept;         // and after it
+  float* window;      // (blocks, n, 2 D) keys and values, `block` apart
+  int64_t block;      // elements
+  int64_t frames;     // n
+  int64_t seen;       // how many of them are attended to
+  const float* past;  // (blocks, kernel - 1, D) inputs of the convolutions, before this chunk
+  float* kept;        // and after it
 };
 
 // The chunks of some streams on their way through the blocks.
@@ -213,29 +213,31 @@ Tensor conformer_chunk(Tensor x, std::vector<Tensor> weights, std::vector<Tensor
   x = torch::stable::contiguous(x);
   const int64_t batch = x.size(0), chunk = x.size(1), width = x.size(2), head = width / heads;
   const auto one_each = [&](const std::vector<Tensor>& list) { return list.size() == static_cast<size_t>(batch); };
-  STD_TORCH_CHECK(one_each(windows) && one_each(past) && one_each(after) && head * heads == width, "conformer_chunk: ",
-                  windows.size(), " windows, ", past.size(), " pasts, ", heads, " heads");
-  STD_TORCH_CHECK(seen.is_cpu() && seen.scalar_type() == ScalarType::Long && seen.is_contiguous() &&
-                      seen.numel() == batch,
-                  "conformer_chunk: seen must be int64 (", batch, ")");
+  STD_TORCH_CHECK(one_each(windows) && one_each(past) && one_each(after) && head * heads == width,
+                  "conformer_chunk: ", windows.size(), " windows, ", past.size(), " pasts, ", heads, " heads");
+  STD_TORCH_CHECK(
+      seen.is_cpu() && seen.scalar_type() == ScalarType::Long && seen.is_contiguous() && seen.numel() == batch,
+      "conformer_chunk: seen must be int64 (", batch, ")");
   STD_TORCH_CHECK(past[0].dim() == 3, "conformer_chunk: past");
   const int64_t blocks = past[0].size(0), before = past[0].size(1);
   std::vector<Stream> streams;
   for (int64_t b = 0; b < batch; ++b) {
-    Stream stream{of_stream(windows[b], blocks, 2 * width, "a window"), windows[b].stride(0), windows[b].size(1),
+    Stream stream{of_stream(windows[b], blocks, 2 * width, "a window"),
+                  windows[b].stride(0),
+                  windows[b].size(1),
                   static_cast<const int64_t*>(seen.data_ptr())[b],
-                  of_stream(past[b], blocks, width, "a past"), of_stream(after[b], blocks, width, "an after")};
+                  of_stream(past[b], blocks, width, "a past"),
+                  of_stream(after[b], blocks, width, "an after")};
     STD_TORCH_CHECK(chunk <= stream.frames && stream.frames <= size && 1 <= stream.seen && stream.seen <= stream.frames,
                     "conformer_chunk: ", stream.seen, " of ", stream.frames, " frames in windows of ", size);
-    STD_TORCH_CHECK(past[b].size(1) == before && after[b].size(1) == before && past[b].is_contiguous() &&
-                        after[b].is_contiguous(),
-                    "conformer_chunk: the past of stream ", b);
+    STD_TORCH_CHECK(
+        past[b].size(1) == before && after[b].size(1) == before && past[b].is_contiguous() && after[b].is_contiguous(),
+        "conformer_chunk: the past of stream ", b);
     streams.push_back(stream);
   }
   std::vector<Block> layers;
   Weights from(weights);
-  for (int64_t block = 0; block < blocks; ++block)
-    layers.emplace_back(from, width, size + chunk - 1, before + 1, eps);
+  for (int64_t block = 0; block < blocks; ++block) layers.emplace_back(from, width, size + chunk - 1, before + 1, eps);
   STD_TORCH_CHECK(from.done(), "conformer_chunk: weights are left over");
   Tensor out = torch::stable::new_empty(x, {batch, chunk, width});
 

@@ -112,7 +112,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> running_mvn(Tensor x, Tensor lengths,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
-  // per recording its samples and frames (B); window (N), turns (2, N), spans (M, 2) of filters (all weights) -> (B, T, M)
+  // per recording its samples and frames (B); window (N), turns (2, N), spans (M, 2) of filters (all weights) -> (B, T,
+  // M)
   m.def(
       "log_mel(Tensor[] pieces, Tensor frames, int hop, Tensor window, Tensor turns, Tensor spans, Tensor filters, "
       "float floor) -> Tensor");

@@ -183,8 +183,9 @@ Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> scale, std
     isa.round_rows(static_cast<const float*>(p.input), p.rows, p.inputs, rounded.data(), steps.data());
     p.input = rounded.data(), p.input_scale = steps.data();
   }
-  torch::stable::parallel_for(0, p.outputs, bestow::outputs_per_thread(p.inputs, p.rows),
-                              [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end, workspace(isa.few_rows_bytes(p))); });
+  torch::stable::parallel_for(
+      0, p.outputs, bestow::outputs_per_thread(p.inputs, p.rows),
+      [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end, workspace(isa.few_rows_bytes(p))); });
   return out;
 }
 

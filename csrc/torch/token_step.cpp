@@ -24,10 +24,9 @@ using namespace bestow;  // layers.h
 
 void multiply(const bestow::FewRows& p) {
   const bestow::Kernels& isa = chosen();
-  torch::stable::parallel_for(0, p.outputs, bestow::outputs_per_thread(p.inputs, p.rows),
-                              [&](int64_t begin, int64_t end) {
-                                isa.few_rows(p, begin, end, workspace(isa.few_rows_bytes(p)));
-                              });
+  torch::stable::parallel_for(
+      0, p.outputs, bestow::outputs_per_thread(p.inputs, p.rows),
+      [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end, workspace(isa.few_rows_bytes(p))); });
 }
 
 struct Linear {
@@ -289,8 +288,8 @@ struct Heard {
   bestow::Rows of(int64_t b) const { return {data + b * row, 0, 0, frame}; }
 };
 
-// Rows from `begin` on: their queries q (rows, H * D) ask the frames, each head in D_enc dimensions, asked (rows, H, E);
-// the answers are (rows, H * D).
+// Rows from `begin` on: their queries q (rows, H * D) ask the frames, each head in D_enc dimensions, asked (rows, H,
+// E); the answers are (rows, H * D).
 void ask(const AbsorbedAttention& cross, const Heard& heard, int64_t begin, int64_t rows, const float* q, float* asked,
          float* answers) {
   const int64_t heads = cross.key.heads, head = cross.key.head, frame = heard.width, width = heads * head;
@@ -334,8 +333,8 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
   STD_TORCH_CHECK(visible.is_cpu() && visible.scalar_type() == ScalarType::Int && visible.numel() == batch &&
                       visible.is_contiguous(),
                   "connector_token: visible must be int32 (", batch, ")");
-  const Heard heard{static_cast<float*>(frames.data_ptr()), frames.stride(0), frames.stride(1),
-                    static_cast<const int32_t*>(visible.data_ptr()), frames.size(1), frame};
+  const Heard heard{static_cast<float*>(frames.data_ptr()),          frames.stride(0), frames.stride(1),
+                    static_cast<const int32_t*>(visible.data_ptr()), frames.size(1),   frame};
   const Seats seats(rows, slots, batch);
   Weights from(weights);
   const Linear in(from, text.size(1));
@@ -346,11 +345,13 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
   for (int64_t block = 0; block < blocks; ++block) {
     layers.emplace_back(from, width, heads, frame, eps);
     if (layers.back().self_norm.weight == nullptr) continue;
-    keys.emplace_back(caches, 2 * block, seats, heads, head), values.emplace_back(caches, 2 * block + 1, seats, heads, head);
+    keys.emplace_back(caches, 2 * block, seats, heads, head),
+        values.emplace_back(caches, 2 * block + 1, seats, heads, head);
   }
   const Norm last(from, width, eps);
   const Linear outward(from, width);
-  STD_TORCH_CHECK(from.done() && (keys.empty() || keys.size() == layers.size()), "connector_token: weights are left over");
+  STD_TORCH_CHECK(from.done() && (keys.empty() || keys.size() == layers.size()),
+                  "connector_token: weights are left over");
   Tensor queries = torch::stable::new_empty(text, {blocks, batch, heads, frame});
   Tensor out = torch::stable::new_empty(text, {batch, outward.outputs});
 

@@ -88,8 +88,8 @@ struct Taps {
   float* out;                    // (rows, width)
 };
 
-// Keys and values of one stream's past and chunk. The last `chunk` of `frames` are the chunk's own; the first `seen` are
-// attended to.
+// Keys and values of one stream's past and chunk. The last `chunk` of `frames` are the chunk's own; the first `seen`
+// are attended to.
 struct ChunkWindow {
   const float* data;  // (frames, 2 H d)
   int64_t frames, seen;
@@ -101,9 +101,9 @@ struct ChunkAttention {
   const float* qkv;                        // (B, c, 3 H d)
   const ChunkWindow* windows;              // (B)
   const float *bias_content, *bias_place;  // (H d)
-  const float* relative;                   // (H, d, W + c - 1), scaled: of W keys, frame i meets j in column c - 1 - i + j
-  float scale;                             // of scores by content
-  float* out;                              // (B, c, H d)
+  const float* relative;  // (H, d, W + c - 1), scaled: of W keys, frame i meets j in column c - 1 - i + j
+  float scale;            // of scores by content
+  float* out;             // (B, c, H d)
   int64_t pitch() const { return (size + 15) / 16 * 16; }  // whole vectors of any instruction set
   size_t scratch() const { return (2 * head + (head + chunk) * pitch()) * sizeof(float); }  // bytes
 };
