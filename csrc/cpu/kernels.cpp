@@ -25,6 +25,7 @@ void few_rows(const FewRows& p, int64_t begin, int64_t end, void* workspace);
 // chunk.cpp
 void norm(const NormRows& p, int64_t begin, int64_t end);
 void gate(const float* x, const float* by, int64_t n, float* out);
+void gelu(const float* x, int64_t n, float* out);
 void convolve(const Taps& p, int64_t begin, int64_t end);
 void chunk_attention(const ChunkAttention& p, int64_t begin, int64_t end, float* scratch);
 
@@ -50,6 +51,7 @@ const Kernels kKernels = {BESTOW_NAME(BESTOW_ISA),
                           few_rows,
                           norm,
                           gate,
+                          gelu,
                           convolve,
                           chunk_attention,
                           log_mel,

@@ -19,7 +19,7 @@ template <int R, int P>
 void rows_times_panels(const PanelLinear& p, const float* x, const float* panel, const float* bias, float* out) {
   constexpr int V = P * kVecs;
   constexpr int S = R * V >= 6 ? 1 : R * V >= 3 ? 2 : 4;
-  const int64_t apart = p.inputs * kPanel;
+  const int64_t apart = p.inputs * kPanel, row = p.from_row();
   Vec sums[S][R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -35,7 +35,7 @@ void rows_times_panels(const PanelLinear& p, const float* x, const float* panel,
     for (int i = 0; i < P; ++i) __builtin_prefetch(weights + i * apart + kAhead);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec one = splat(x[r * p.inputs + k]);
+      const Vec one = splat(x[r * row + k]);
       for (int v = 0; v < V; ++v) sums[s][r][v] = fma(w[v], one, sums[s][r][v]);
     }
   };
@@ -68,7 +68,7 @@ void all_rows(const PanelLinear& p, int64_t unit) {
   const int64_t groups = (p.rows + kRows - 1) / kRows, size = (p.rows + groups - 1) / groups;
   for (int64_t row = 0; row < p.rows; row += size) {
     const int64_t rows = p.rows - row < size ? p.rows - row : size;
-    times_panels<P>(rows, p, p.x + row * p.inputs, panel, bias, p.out + row * p.outputs + unit * kPanel);
+    times_panels<P>(rows, p, p.x + row * p.from_row(), panel, bias, p.out + row * p.outputs + unit * kPanel);
   }
 }
 

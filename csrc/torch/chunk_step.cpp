@@ -17,28 +17,6 @@ namespace {
 
 using namespace bestow;  // layers.h
 
-struct Panels {
-  const float* weight;  // (N / 16, K, 16)
-  const float* bias;    // (N) or null
-  int64_t inputs, outputs;
-
-  Panels(Weights& from, int64_t inputs_, int64_t outputs_ = 0) : weight(nullptr), bias(nullptr), inputs(inputs_) {
-    const Tensor& w = from.next();
-    STD_TORCH_CHECK(w.dim() == 3 && w.size(1) == inputs && w.size(2) == bestow::kPanel, "conformer_chunk: panels (",
-                    w.size(0), ", ", w.size(1), ", ...) where ", inputs, " inputs belong");
-    weight = floats(w), outputs = w.size(0) * bestow::kPanel;
-    STD_TORCH_CHECK(outputs_ == 0 || outputs == outputs_, "conformer_chunk: ", outputs, " outputs, not ", outputs_);
-    bias = from.vector(outputs, true);
-  }
-
-  void operator()(const float* x, int64_t rows, float* out) const {
-    const bestow::PanelLinear p{rows, inputs, outputs, x, weight, bias, out};
-    const bestow::Kernels& isa = chosen();
-    torch::stable::parallel_for(0, p.units(), 1 + bestow::outputs_per_thread(inputs, rows) / bestow::kPanel,
-                                [&](int64_t begin, int64_t end) { isa.panel_linear(p, begin, end); });
-  }
-};
-
 struct FeedForward {
   Norm norm;
   Panels up, down;

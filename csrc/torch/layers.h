@@ -59,6 +59,30 @@ struct Norm {
   }
 };
 
+// A layer whose weights lie in panels; `inputs` 0: as many as they have.
+struct Panels {
+  const float* weight;  // (N / 16, K, 16)
+  const float* bias;    // (N) or null
+  int64_t inputs, outputs;
+
+  Panels(Weights& from, int64_t inputs_, int64_t outputs_ = 0) {
+    const Tensor& w = from.next();
+    STD_TORCH_CHECK(w.dim() == 3 && (inputs_ == 0 || w.size(1) == inputs_) && w.size(2) == kPanel, "a step: panels (",
+                    w.size(0), ", ", w.size(1), ", ...) where ", inputs_, " inputs belong");
+    weight = floats(w), inputs = w.size(1), outputs = w.size(0) * kPanel;
+    STD_TORCH_CHECK(outputs_ == 0 || outputs == outputs_, "a step: ", outputs, " outputs, not ", outputs_);
+    bias = from.vector(outputs, true);
+  }
+
+  // Rows of x may be `row` apart.
+  void operator()(const float* x, int64_t rows, float* out, int64_t row = 0) const {
+    const PanelLinear p{rows, inputs, outputs, x, weight, bias, out, row};
+    const Kernels& isa = chosen();
+    torch::stable::parallel_for(0, p.units(), 1 + outputs_per_thread(inputs, rows) / kPanel,
+                                [&](int64_t begin, int64_t end) { isa.panel_linear(p, begin, end); });
+  }
+};
+
 inline void add_to(float* x, const float* more, int64_t n, float times = 1.0f) {
   for (int64_t i = 0; i < n; ++i) x[i] += times * more[i];
 }

@@ -4,6 +4,7 @@ Every stage has stride 2 and reads kernel - 1 frames of the past, so that L fram
 three stages has seen the feature frames up to 8 f and no later one.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from torch import nn
 from espnet_bestow.encoders.few_rows import FewRowsLinear
 from espnet_bestow.encoders.lengths import valid_frames
 from espnet_bestow.encoders.strided import StridedConv1d
+from espnet_bestow.ops import native, or_empty, weight_and_bias
+from espnet_bestow.ops.reference import panels
 
 
 class Stage(NamedTuple):
@@ -30,12 +33,88 @@ class Stage(NamedTuple):
     input_shape: tuple[int, ...]
 
 
-class Stages(NamedTuple):
-    """A sub-sampling network taken apart."""
+class Stages:
+    """A sub-sampling network taken apart, for streams that each hear the next piece of their audio.
 
-    enter: Callable[[torch.Tensor], torch.Tensor]  # (B, T, 80) -> input of the first stage
-    stages: Sequence[Stage]
-    leave: Callable[[torch.Tensor], torch.Tensor]  # output of the last stage -> (B, F, D)
+    Args:
+        enter: (B, T, 80) -> input of the first stage.
+        stages: in order.
+        leave: output of the last stage -> (B, F, D).
+    """
+
+    def __init__(
+        self,
+        enter: Callable[[torch.Tensor], torch.Tensor],
+        stages: Sequence[Stage],
+        leave: Callable[[torch.Tensor], torch.Tensor],
+    ):
+        self.enter, self.stages, self.leave = enter, stages, leave
+        self._sizes = [stage.past * math.prod(stage.input_shape) for stage in stages]
+
+    @property
+    def remembered(self) -> int:
+        """How many numbers a stream keeps between two calls."""
+        return sum(self._sizes)
+
+    def advance(
+        self, feats: torch.Tensor, past: torch.Tensor, starts: Sequence[int], ends: Sequence[int | None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next frames of every stream.
+
+        Args:
+            feats: (B, 2^n F, 80), the last of the first 2^n of which makes output frame ``starts``.
+            past: (B, remembered), zeros at first.
+            starts: how many output frames each stream has made.
+            ends: feature frames of the whole audio where it has ended, else None.
+
+        Returns:
+            (B, F, D), of which those after the end mean nothing, and past.
+        """
+        x, kept = self.enter(feats), []
+        factor, lengths = 1 << len(self.stages), list(ends)
+        for stage, before in zip(self.stages, past.split(self._sizes, 1), strict=True):
+            channels, *others = stage.input_shape
+            x = torch.cat([before.view(len(x), channels, stage.past, *others), x], dim=2)
+            # A stage remembers inputs, not padding: zeros beyond the end are never needed again.
+            kept.append(x[:, :, x.shape[2] - stage.past :].flatten(1))
+            x = stage.apply(x)
+            factor //= 2
+            lengths = [length and length // 2 + 1 for length in lengths]
+            x = _silence_outside(x, [factor * start - (factor - 1) for start in starts], lengths)
+        return self.leave(x), torch.cat(kept, 1)
+
+
+class NativeStages:
+    """The same of a :class:`CausalConv1dSubsampling` in one native call, with its weights as they are now.
+
+    Args:
+        subsampling: one that :meth:`fits`.
+    """
+
+    def __init__(self, subsampling: "CausalConv1dSubsampling"):
+        convs: list[Any] = list(subsampling.layers)
+        self.count = len(convs)
+        self.eps = subsampling.norm.eps
+        self.remembered = sum((conv.kernel_size[0] - 2) * conv.in_channels for conv in convs)
+        # A window's frames lie one after the other, so its inputs are ordered by frame.
+        weights = [(conv.weight.transpose(1, 2).flatten(1), conv.bias) for conv in convs]
+        weights.append((subsampling.linear.weight, subsampling.linear.bias))
+        laid_out = [each for weight, bias in weights for each in (panels(weight), or_empty(bias))]
+        self.weights = [each.detach().contiguous() for each in (*laid_out, *weight_and_bias(subsampling.norm))]
+
+    @staticmethod
+    def fits(subsampling: "CausalConv1dSubsampling") -> bool:
+        """Whether all of it is plain float32 on a CPU, and there is a kernel."""
+        linears = [*subsampling.layers, subsampling.linear]
+        return native is not None and all(native.takes_panels(each.weight) for each in linears)  # type: ignore[arg-type]
+
+    def advance(
+        self, feats: torch.Tensor, past: torch.Tensor, starts: Sequence[int], ends: Sequence[int | None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Stages`."""
+        assert native is not None
+        bounds = torch.tensor([(start, -1 if end is None else end) for start, end in zip(starts, ends, strict=True)])
+        return native.conv_subsampling(feats, past, bounds, self.weights, self.count, self.eps)
 
 
 class CausalConv1dSubsampling(nn.Module):
@@ -70,8 +149,12 @@ class CausalConv1dSubsampling(nn.Module):
             x = x * valid_frames(lengths, x.shape[2])[:, None]
         return self.norm(self.linear(x.transpose(1, 2)))
 
-    def stages(self) -> Stages:
+    def stages(self) -> Stages | NativeStages:
         """See the module."""
+        return NativeStages(self) if NativeStages.fits(self) else self.plain_stages()
+
+    def plain_stages(self) -> Stages:
+        """The same without native calls."""
         return Stages(
             enter=lambda feats: feats.transpose(1, 2),
             stages=[_conv1d_stage(layer) for layer in self.layers],
@@ -116,3 +199,16 @@ def _conv2d_stage(layers: Sequence[Any], bins: int) -> Stage:
         return x.relu()
 
     return Stage(apply, kernel - 2, (strided.in_channels, bins))
+
+
+def _silence_outside(x: torch.Tensor, first: Sequence[int], lengths: Sequence[int | None]) -> torch.Tensor:
+    """Zeros outside the stream: x (B, C, n, ...) holds the frames from ``first`` on, of ``lengths`` if it has ended."""
+    n = x.shape[2]
+    low = [max(-each, 0) for each in first]
+    high = [n if length is None else length - each for each, length in zip(first, lengths, strict=True)]
+    if not any(low) and min(high) >= n:
+        return x
+    column = torch.arange(n, device=x.device)
+    bounds = torch.tensor([low, high], device=x.device)[..., None]  # (2, B, 1)
+    inside = (column >= bounds[0]) & (column < bounds[1])  # (B, n)
+    return x * inside.view(len(inside), 1, n, *[1] * (x.dim() - 3))

@@ -9,7 +9,6 @@ feature frames before the first chunk and those after the end of the audio are z
 them is put back to zero after every stage, which is what padding is in the full pass.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from espnet_bestow.encoders.causal_subsampling import Stages, subsampled
+from espnet_bestow.encoders.causal_subsampling import NativeStages, Stages, subsampled
 from espnet_bestow.encoders.depthwise import convolve_frames
 from espnet_bestow.encoders.encoder_state import EncoderState, KeysValues
 from espnet_bestow.encoders.few_rows import FewRowsLinear
@@ -41,7 +40,7 @@ class ChunkStep:
         context: (left, right) in frames.
     """
 
-    def __init__(self, encoder: Any, stages: Stages, context: tuple[int, int]):
+    def __init__(self, encoder: Any, stages: Stages | NativeStages, context: tuple[int, int]):
         self.left = context[0]
         self.chunk = context[1] + 1
         self.width = encoder.config.hidden_size
@@ -91,7 +90,7 @@ class ChunkStep:
             frames (B, chunk, D), of which those after the end mean nothing, and the new states.
         """
         starts = [state.start for state in states]
-        x, past = self._subsample(feats, starts, torch.stack([state.past for state in states]), ends)
+        x, past = self.stages.advance(feats, torch.stack([state.past for state in states]), starts, ends)
         memories = [state.with_room(self.left, self.chunk, self.spare) for state in states]
         # What each chunk attends to: all that is left of the past, the chunk, and nothing behind the end.
         kept = [min(self.left, end) for _, end in memories]
@@ -104,19 +103,18 @@ class ChunkStep:
             for before, start, last in zip(kept, starts, ends, strict=True)
         ]
         encode = self._encode_block_by_block if self._weights is None or native is None else self._encode
-        x, convolved = encode(x, windows, seen, [state.convolved for state in states])
+        x, convolved = encode(x * self.scale, windows, seen, [state.convolved for state in states])
         after = []
-        for start, (memory, end), inputs, kept_inputs in zip(starts, memories, past, convolved, strict=True):
+        for start, (memory, end), inputs, of_convolutions in zip(starts, memories, past, convolved, strict=True):
             memory.filled = end + self.chunk
-            after.append(EncoderState(start + self.chunk, inputs, kept_inputs, memory, memory.filled))
+            after.append(EncoderState(start + self.chunk, inputs.clone(), of_convolutions, memory, memory.filled))
         return x, after
 
     def _silence(self, like: Tensor) -> EncoderState:
         """What a stream remembers before it has heard anything."""
-        past = sum(stage.past * math.prod(stage.input_shape) for stage in self.stages.stages)
         convolved = like.new_zeros(len(self.blocks), self.blocks[0].kernel - 1, self.width)
         memory = KeysValues(like.new_zeros(len(self.blocks), 0, 2 * self.width), 0)
-        return EncoderState(0, like.new_zeros(past), convolved, memory, 0)
+        return EncoderState(0, like.new_zeros(self.stages.remembered), convolved, memory, 0)
 
     def _encode(
         self, x: Tensor, windows: list[Tensor], seen: list[int], past: list[Tensor]
@@ -159,24 +157,6 @@ class ChunkStep:
         for window, every in zip(windows, shared.unbind(1), strict=True):
             window[:, -self.chunk :] = every[:, -self.chunk :]
         return x, [each.clone() for each in torch.stack(kept, 1)]
-
-    def _subsample(
-        self, feats: Tensor, starts: Sequence[int], past: Tensor, ends: Sequence[int | None]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """feats (B, 8 chunk, 80), past (B, n) -> (B, chunk, D), and past afterwards, stream by stream."""
-        x, kept = self.stages.enter(feats), []
-        factor, lengths = FACTOR, list(ends)
-        sizes = [stage.past * math.prod(stage.input_shape) for stage in self.stages.stages]
-        for stage, before in zip(self.stages.stages, past.split(sizes, 1), strict=True):
-            channels, *others = stage.input_shape
-            x = torch.cat([before.view(len(x), channels, stage.past, *others), x], dim=2)
-            # A stage remembers inputs, not padding: zeros beyond the end are never needed again.
-            kept.append(x[:, :, x.shape[2] - stage.past :].flatten(1))
-            x = stage.apply(x)
-            factor //= 2
-            lengths = [length and length // 2 + 1 for length in lengths]
-            x = _silence_outside(x, [factor * start - (factor - 1) for start in starts], lengths)
-        return self.stages.leave(x) * self.scale, [each.clone() for each in torch.cat(kept, 1)]
 
 
 class _Block:
@@ -305,16 +285,3 @@ def _panels(linear: FewRowsLinear) -> list[Tensor | None]:
 def _few_rows(module: Any) -> FewRowsLinear:
     """Of a Linear or of a convolution of kernel 1."""
     return FewRowsLinear(module.weight.flatten(1), module.bias)
-
-
-def _silence_outside(x: Tensor, first: Sequence[int], lengths: Sequence[int | None]) -> Tensor:
-    """Zeros outside the stream: x (B, C, n, ...) holds the frames from ``first`` on, of ``lengths`` if it has ended."""
-    n = x.shape[2]
-    low = [max(-each, 0) for each in first]
-    high = [n if length is None else length - each for each, length in zip(first, lengths, strict=True)]
-    if not any(low) and min(high) >= n:
-        return x
-    column = torch.arange(n, device=x.device)
-    bounds = torch.tensor([low, high], device=x.device)[..., None]  # (2, B, 1)
-    inside = (column >= bounds[0]) & (column < bounds[1])  # (B, n)
-    return x * inside.view(len(inside), 1, n, *[1] * (x.dim() - 3))

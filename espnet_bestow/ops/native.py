@@ -130,6 +130,18 @@ def connector_token(  # noqa: PLR0913 (the op's arguments)
     return torch.ops.bestow.connector_token(text, weights, caches, frames, visible, rows, slots, blocks, heads, eps)
 
 
+def conv_subsampling(
+    x: Tensor,  # (B, T, C) float32
+    past: Tensor,  # (B, n) the last inputs of all stages
+    bounds: Tensor,  # (B, 2) int64: first output frame; input frames of a stream that has ended, or -1
+    weights: list[Tensor],  # per stage panels and bias, then those of a linear layer and of a norm
+    count: int,  # stages
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # (B, T / 2^count, D), (B, n)
+    """Stages of convolutions of stride 2, GELU after each, then a linear layer and a norm; without gradient."""
+    return torch.ops.bestow.conv_subsampling(x, past, bounds, weights, count, eps)
+
+
 def log_mel(
     pieces: list[Tensor],  # B of them: the samples under the windows of a recording's frames
     frames: Tensor,  # (B,) int64
@@ -205,6 +217,13 @@ def _log_mel_fake(
 @register_fake("bestow::running_mvn")
 def _running_mvn_fake(x: Tensor, _: Tensor, __: Tensor, *moments: Tensor | float | bool) -> tuple[Tensor, ...]:
     return x.new_empty(x.shape), *(each.new_empty(each.shape) for each in moments if isinstance(each, Tensor))
+
+
+@register_fake("bestow::conv_subsampling")
+def _conv_subsampling_fake(
+    x: Tensor, past: Tensor, _: Tensor, weights: list[Tensor], count: int, __: float
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(len(x), x.shape[1] >> count, len(weights[-1])), past.new_empty(past.shape)
 
 
 @register_fake("bestow::llama_token")

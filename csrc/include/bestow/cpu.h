@@ -53,7 +53,9 @@ struct PanelLinear {
   const float* panels;            // (N / kPanel, K, kPanel)
   const float* bias;              // (N,) or null
   float* out;                     // (M, N)
+  int64_t x_row = 0;              // stride of rows of x that are not dense; they may overlap
   int64_t units() const { return outputs / kPanel; }
+  int64_t from_row() const { return x_row > 0 ? x_row : inputs; }
 };
 
 // A linear layer for a few rows of input.
@@ -143,6 +145,7 @@ struct Kernels {
   void (*few_rows)(const FewRows&, int64_t begin, int64_t end, void* workspace);  // a unit is one output
   void (*norm)(const NormRows&, int64_t begin, int64_t end);
   void (*gate)(const float* x, const float* by, int64_t n, float* out);  // x sigmoid(by); out may be either
+  void (*gelu)(const float* x, int64_t n, float* out);  // out may be x
   void (*convolve)(const Taps&, int64_t begin, int64_t end);
   void (*chunk_attention)(const ChunkAttention&, int64_t begin, int64_t end, float* scratch);
   // samples ((frames - 1) hop + N) -> out (frames, M)
