@@ -5,9 +5,11 @@ The label mask follows from the split: everything in ``prompt`` is context, ever
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from espnet_bestow.llm.tokenizer import context_length, load_tokenizer
 
@@ -25,6 +27,20 @@ class Example:
 
     prompt: list[int]
     answer: list[int]  # closed by the end token
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
+    """``tokenizer.decode`` without special tokens.
+
+    While text is written live, it is decoded after every token, and the library's checks of what it is given take four
+    times as long as that.
+    """
+    usual = (
+        isinstance(tokenizer, PreTrainedTokenizerFast) and type(tokenizer)._decode is PreTrainedTokenizerFast._decode
+    )
+    plain = usual and not tokenizer.clean_up_tokenization_spaces
+    decode: Callable[..., str] = tokenizer.backend_tokenizer.decode if plain else tokenizer.decode
+    return partial(decode, skip_special_tokens=True)
 
 
 class PromptTemplate(ABC):
@@ -50,6 +66,7 @@ class PromptTemplate(ABC):
         self.max_tokens = max_tokens
         self.max_prompt_tokens = max_prompt_tokens
         self._rendered: dict[str, list[int]] = {}
+        self._decode = _decoder(tokenizer)
 
     @abstractmethod
     def render(self, prompt: str) -> list[int]:
@@ -89,7 +106,7 @@ class PromptTemplate(ABC):
 
     def decode(self, ids: list[int]) -> str:
         """Words of an answer."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return self._decode(ids).strip()
 
     def _cut(self, prompt: str) -> str:
         if self.max_prompt_tokens is None:

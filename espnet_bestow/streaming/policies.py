@@ -48,6 +48,11 @@ class Policy(ABC):
 class TokenPolicy(Policy):
     """Decides token by token."""
 
+    @property
+    def looks(self) -> bool:
+        """Whether :meth:`accepts` has a say: otherwise nobody need show it anything."""
+        return type(self).accepts is not TokenPolicy.accepts
+
     def accepts(self, view: View) -> bool:
         """Whether the next token may be written; otherwise READ."""
         return True

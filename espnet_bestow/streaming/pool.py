@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from espnet_bestow.circles import circling, widest
+from espnet_bestow.circles import circling
 from espnet_bestow.connectors import LLMInput
 from espnet_bestow.model import BestowModel, SeatedModelState
 from espnet_bestow.prompt import PromptTemplate
@@ -211,13 +212,10 @@ class Pool:
         frames = attention.argmax(1).tolist() if attention.shape[1] else []
         accepted = []
         for row, (session, segment) in enumerate(turns):
-            policy = session.policy
-            if isinstance(policy, TokenPolicy) and not policy.accepts(
-                View(segment.shown, segment.complete, attention[row, : segment.shown])
-            ):
-                self._wait(session, segment)
-            else:
+            if self._accepts(session.policy, segment, attention[row]):
                 accepted.append(row)
+            else:
+                self._wait(session, segment)
         if not accepted:
             return
         if len(accepted) < len(turns):
@@ -227,6 +225,12 @@ class Pool:
         best = self.model.think(text, self.state, keep=1)[:, -1].argmax(-1).tolist()  # (B',)
         for row, token in zip(accepted, best, strict=True):
             self._take(*turns[row], token, frames[row] if shown[row] else None)
+
+    def _accepts(self, policy: Policy, segment: Segment, attention: Tensor) -> bool:
+        """Whether the next token, whose attention is (F,), may be written."""
+        if not isinstance(policy, TokenPolicy) or not policy.looks:
+            return True
+        return policy.accepts(View(segment.shown, segment.complete, attention[: segment.shown]))
 
     def _read(self, segments: Sequence[Segment], ids: Sequence[Sequence[int]], shown: Sequence[int]) -> LLMInput:
         """Rows padded on the left, so that every last position is in the last column."""
@@ -249,7 +253,7 @@ class Pool:
     def _take(self, session: Session, segment: Segment, token: int, frame: int | None) -> None:
         """What becomes of the token that the LLM prefers."""
         drafting, circles = isinstance(session.policy, DraftPolicy), session.options.circles
-        if token == self.template.end or circling([*segment.last(widest(circles)), token], circles):
+        if token == self.template.end or circling([*segment.last(session.widest_circle), token], circles):
             if drafting:
                 self._end_draft(session, segment)
             elif segment.complete or (token == self.template.end and not session.options.suppress_end):

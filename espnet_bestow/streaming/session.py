@@ -8,12 +8,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from espnet_bestow.circles import CIRCLES
+from espnet_bestow.circles import CIRCLES, widest
 from espnet_bestow.streaming.intake import Intake
 from espnet_bestow.streaming.listener import Ear, Listener
 from espnet_bestow.streaming.pauses import Audio, Begin, Event, OneSegment, SilenceSegments
@@ -54,8 +54,7 @@ class SessionOptions:
     """Longest audio of a segment."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A token that was written for good."""
 
     id: int
@@ -130,6 +129,7 @@ class Session:
         self.prompt = list(prompt)
         self.policy = policy
         self.options = options
+        self.widest_circle = widest(options.circles)
         self.clock = Clock()
         self.segments: deque[Segment] = deque()  # the first is decoded, the last receives audio
         self.ended = False
