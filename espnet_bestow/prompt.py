@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -39,7 +40,7 @@ def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
         isinstance(tokenizer, PreTrainedTokenizerFast) and type(tokenizer)._decode is PreTrainedTokenizerFast._decode
     )
     plain = usual and not tokenizer.clean_up_tokenization_spaces
-    decode: Callable[..., str] = tokenizer.backend_tokenizer.decode if plain else tokenizer.decode
+    decode: Callable[..., Any] = tokenizer.backend_tokenizer.decode if plain else tokenizer.decode
     return partial(decode, skip_special_tokens=True)
 
 
