@@ -150,33 +150,33 @@ void convolve(const Taps& p, int64_t begin, int64_t end) {
 }
 
 void chunk_attention(const ChunkAttention& p, int64_t begin, int64_t end, float* scratch) {
-  const int64_t d = p.head, D = p.heads * d, pitch = p.pitch(), places = p.size + p.chunk - 1;
+  const int64_t d = p.head, D = p.heads * d, pitch = p.pitch();
   float *content = scratch, *place = content + d, *turned = place + d, *weights = turned + d * pitch;
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t h = unit % p.heads, b = unit / p.heads;
-    const ChunkWindow& window = p.windows[b];
-    const int64_t seen = window.seen;
+    const int64_t h = unit % p.heads;
+    const ChunkWindow& window = p.windows[unit / p.heads];
+    const int64_t seen = window.seen, chunk = window.chunk;
     const float *keys = window.data + h * d, *values = keys + D;
     turn_keys(keys, 2 * D, seen, d, pitch, turned);
-    for (int64_t i = 0; i < p.chunk; ++i) {
-      const float* q = p.qkv + (b * p.chunk + i) * 3 * D + h * d;
+    for (int64_t i = 0; i < chunk; ++i) {
+      const float* q = p.qkv + (window.row + i) * 3 * D + h * d;
       for (int64_t e = 0; e < d; ++e) {
         content[e] = (q[e] + p.bias_content[h * d + e]) * p.scale;
         place[e] = q[e] + p.bias_place[h * d + e];
       }
-      const float* first = p.relative + h * d * places + p.chunk - 1 - i + p.size - window.frames;
+      const float* first = p.relative + h * d * p.places + p.size - 1 - (window.frames - chunk + i);
       float* scores = weights + i * pitch;
       int64_t j = 0;
       for (; j + 4 * kLanes <= seen; j += 4 * kLanes)
-        score_keys<4>(content, turned + j, pitch, place, first + j, places, d, kLanes, scores + j);
+        score_keys<4>(content, turned + j, pitch, place, first + j, p.places, d, kLanes, scores + j);
       for (; j < seen; j += kLanes)
-        score_keys<1>(content, turned + j, pitch, place, first + j, places, d, seen - j, scores + j);
+        score_keys<1>(content, turned + j, pitch, place, first + j, p.places, d, seen - j, scores + j);
       soften(seen, scores);
     }
-    for (int64_t i = 0; i < p.chunk; i += kQueriesTogether) {
+    for (int64_t i = 0; i < chunk; i += kQueriesTogether) {
       for (int64_t e = 0; e < d; e += kLanes)
-        read_values(p.chunk - i, weights + i * pitch, pitch, values + e, 2 * D, seen, d - e,
-                    p.out + (b * p.chunk + i) * D + h * d + e, D);
+        read_values(chunk - i, weights + i * pitch, pitch, values + e, 2 * D, seen, d - e,
+                    p.out + (window.row + i) * D + h * d + e, D);
     }
   }
 }

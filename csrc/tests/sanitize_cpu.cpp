@@ -106,19 +106,21 @@ void one_linear(const bestow::Kernels& isa) {
 
 // What lies between the products of a chunk.
 void one_chunk(const bestow::Kernels& isa) {
-  const int64_t batch = 1 + below(2), chunk = 1 + below(5), size = chunk + below(40), heads = 1 + below(3);
-  const int64_t head = 2 * (1 + below(20)), width = heads * head, kernel = 1 + below(9), rows = batch * chunk;
-  const std::vector<float> qkv(rows * 3 * width, 0.5f), ones(width, 1.0f);
-  const std::vector<float> relative((size + chunk - 1) * width, 0.125f);
-  std::vector<float> out(rows * width);
+  const int64_t batch = 1 + below(2), most = 1 + below(5), size = most + below(40), heads = 1 + below(3);
+  const int64_t head = 2 * (1 + below(20)), width = heads * head, kernel = 1 + below(9);
   std::vector<std::vector<float>> memories;
   std::vector<bestow::ChunkWindow> windows;
+  int64_t rows = 0;
   for (int64_t b = 0; b < batch; ++b) {
-    const int64_t frames = chunk + below(size - chunk + 1);
+    const int64_t chunk = 1 + below(most), frames = chunk + below(size - chunk + 1);
     memories.emplace_back(frames * 2 * width, 0.25f);
-    windows.push_back({memories.back().data(), frames, 1 + below(frames)});
+    windows.push_back({rows, chunk, memories.back().data(), frames, 1 + below(frames)});
+    rows += chunk;
   }
-  bestow::ChunkAttention p{heads, chunk, size, head};
+  const int64_t places = size + most - 1;
+  const std::vector<float> qkv(rows * 3 * width, 0.5f), ones(width, 1.0f), relative(places * width, 0.125f);
+  std::vector<float> out(rows * width);
+  bestow::ChunkAttention p{heads, head, most, size, places};
   p.qkv = qkv.data(), p.windows = windows.data(), p.relative = relative.data();
   p.bias_content = p.bias_place = ones.data(), p.scale = 0.3f, p.out = out.data();
   std::vector<float> scratch(p.scratch() / sizeof(float));

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -83,96 +84,113 @@ struct Block {
         last(from, width, eps) {}
 };
 
-// What one stream remembers, of all blocks.
+// One stream: its chunk, and what it remembers of all blocks.
 struct Stream {
-  float* window;      // (blocks, n, 2 D) keys and values, `block` apart
-  int64_t block;      // elements
-  int64_t frames;     // n
-  int64_t seen;       // how many of them are attended to
-  const float* past;  // (blocks, kernel - 1, D) inputs of the convolutions, before this chunk
-  float* kept;        // and after it
+  int64_t row, chunk;  // its rows among all
+  float* window;       // (blocks, n, 2 D) keys and values, `block` apart
+  int64_t block;       // elements
+  int64_t frames;      // n
+  int64_t seen;        // how many of them are attended to
+  const float* past;   // (blocks, kernel - 1, D) inputs of the convolutions, before this chunk
+  float* kept;         // and after it, or null
+};
+
+struct Sizes {
+  int64_t width, heads;
+  int64_t chunk, window;  // the longest
+  int64_t places;         // relative positions in a block's table
+  int64_t before;         // frames that a convolution looks back
 };
 
 // The chunks of some streams on their way through the blocks.
 class Chunks {
  public:
-  Chunks(const Stream* streams, int64_t count, int64_t chunk, int64_t width, int64_t heads, int64_t size,
-         int64_t before)
+  Chunks(const Stream* streams, int64_t count, const Sizes& sizes)
       : streams_(streams),
         count_(count),
-        chunk_(chunk),
-        width_(width),
-        heads_(heads),
-        size_(size),
-        before_(before),
+        rows_(streams[count - 1].row + streams[count - 1].chunk - streams[0].row),
+        sizes_(sizes),
         windows_(count),
-        normed_(count * chunk * width),
-        wide_(count * chunk * 3 * width),
-        convolved_((before + chunk) * width) {}
+        normed_(rows_ * sizes.width),
+        wide_(rows_ * 3 * sizes.width),
+        convolved_((sizes.before + sizes.chunk) * sizes.width) {}
 
   void pass(const Block& block, int64_t number, float scale, float* y) {
-    block.first.add(y, rows(), normed_, inner_);
+    block.first.add(y, rows_, normed_, inner_);
     attend(block.attention, number, scale, y);
     convolve(block.convolution, number, y);
-    block.second.add(y, rows(), normed_, inner_);
-    block.last(y, rows(), y);
+    block.second.add(y, rows_, normed_, inner_);
+    block.last(y, rows_, y);
   }
 
  private:
-  int64_t rows() const { return count_ * chunk_; }
+  int64_t row(int64_t b) const { return streams_[b].row - streams_[0].row; }
 
   void attend(const Attention& layer, int64_t number, float scale, float* y) {
-    layer.norm(y, rows(), normed_.data());
-    layer.qkv(normed_.data(), rows(), wide_.data());
+    const int64_t width = sizes_.width;
+    layer.norm(y, rows_, normed_.data());
+    layer.qkv(normed_.data(), rows_, wide_.data());
     for (int64_t b = 0; b < count_; ++b) {
       const Stream& stream = streams_[b];
       float* window = stream.window + number * stream.block;
-      windows_[b] = {window, stream.frames, stream.seen};
-      for (int64_t i = 0; i < chunk_; ++i)
-        std::memcpy(window + (stream.frames - chunk_ + i) * 2 * width_, &wide_[((b * chunk_ + i) * 3 + 1) * width_],
-                    2 * width_ * sizeof(float));
+      windows_[b] = {row(b), stream.chunk, window, stream.frames, stream.seen};
+      for (int64_t i = 0; i < stream.chunk; ++i)
+        std::memcpy(window + (stream.frames - stream.chunk + i) * 2 * width, &wide_[((row(b) + i) * 3 + 1) * width],
+                    2 * width * sizeof(float));
     }
-    bestow::ChunkAttention p{heads_, chunk_, size_, width_ / heads_};
+    bestow::ChunkAttention p{sizes_.heads, width / sizes_.heads, sizes_.chunk, sizes_.window, sizes_.places};
     p.qkv = wide_.data(), p.windows = windows_.data();
     p.bias_content = layer.bias_content, p.bias_place = layer.bias_place, p.relative = layer.relative;
     p.scale = scale, p.out = normed_.data();
-    torch::stable::parallel_for(0, count_ * heads_, 2, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, count_ * sizes_.heads, 2, [&](int64_t begin, int64_t end) {
       chosen().chunk_attention(p, begin, end, static_cast<float*>(workspace(p.scratch())));
     });
-    layer.joined(normed_.data(), rows(), wide_.data());
-    add_to(y, wide_.data(), rows() * width_);
+    layer.joined(normed_.data(), rows_, wide_.data());
+    add_to(y, wide_.data(), rows_ * width);
   }
 
   void convolve(const Convolution& layer, int64_t number, float* y) {
     const bestow::Kernels& isa = chosen();
-    layer.norm(y, rows(), normed_.data());
-    layer.into(normed_.data(), rows(), wide_.data());
+    const int64_t width = sizes_.width, past = sizes_.before * width;
+    layer.norm(y, rows_, normed_.data());
+    layer.into(normed_.data(), rows_, wide_.data());
     for (int64_t b = 0; b < count_; ++b) {
-      const int64_t past = number * before_ * width_;
-      std::memcpy(convolved_.data(), streams_[b].past + past, before_ * width_ * sizeof(float));
-      for (int64_t i = 0; i < chunk_; ++i) {
-        const float* both = &wide_[(b * chunk_ + i) * 2 * width_];
-        isa.gate(both, both + width_, width_, &convolved_[(before_ + i) * width_]);
+      const Stream& stream = streams_[b];
+      std::memcpy(convolved_.data(), stream.past + number * past, past * sizeof(float));
+      for (int64_t i = 0; i < stream.chunk; ++i) {
+        const float* both = &wide_[(row(b) + i) * 2 * width];
+        isa.gate(both, both + width, width, &convolved_[past + i * width]);
       }
-      float* out = &normed_[b * chunk_ * width_];
-      isa.convolve({width_, before_ + 1, convolved_.data(), layer.taps, layer.bias, out}, 0, chunk_);
-      std::memcpy(streams_[b].kept + past, &convolved_[chunk_ * width_], before_ * width_ * sizeof(float));
+      float* out = &normed_[row(b) * width];
+      isa.convolve({width, sizes_.before + 1, convolved_.data(), layer.taps, layer.bias, out}, 0, stream.chunk);
+      if (stream.kept != nullptr)
+        std::memcpy(stream.kept + number * past, &convolved_[stream.chunk * width], past * sizeof(float));
     }
-    layer.inner(normed_.data(), rows(), normed_.data());
-    isa.gate(normed_.data(), normed_.data(), rows() * width_, normed_.data());
-    layer.outward(normed_.data(), rows(), wide_.data());
-    add_to(y, wide_.data(), rows() * width_);
+    layer.inner(normed_.data(), rows_, normed_.data());
+    isa.gate(normed_.data(), normed_.data(), rows_ * width, normed_.data());
+    layer.outward(normed_.data(), rows_, wide_.data());
+    add_to(y, wide_.data(), rows_ * width);
   }
 
   const Stream* streams_;
-  const int64_t count_, chunk_, width_, heads_, size_, before_;
+  const int64_t count_, rows_;
+  const Sizes sizes_;
   std::vector<bestow::ChunkWindow> windows_;
   std::vector<float> normed_, wide_, inner_, convolved_;
 };
 
 // Rows that pass all blocks together: enough of them to be worth reading the weights for, few enough for the caches.
-// Beyond twice as many, threads take streams of their own; below, they share each layer.
+// Where not every thread would have so many of its own, threads share each layer.
 constexpr int64_t kRowsTogether = 64;
+
+// Streams in groups of about so many rows: where each group begins, and where the last one ends.
+std::vector<int64_t> groups_of(const std::vector<Stream>& streams) {
+  std::vector<int64_t> begins{0};
+  for (size_t b = 1; b < streams.size(); ++b)
+    if (streams[b].row + streams[b].chunk / 2 - streams[begins.back()].row >= kRowsTogether) begins.push_back(b);
+  begins.push_back(streams.size());
+  return begins;
+}
 
 // x (B, blocks, ...) of one stream among many: float32, the last two dimensions dense.
 float* of_stream(const Tensor& x, int64_t blocks, int64_t width, const char* what) {
@@ -182,59 +200,65 @@ float* of_stream(const Tensor& x, int64_t blocks, int64_t width, const char* wha
   return static_cast<float*>(x.data_ptr());
 }
 
-// The weights are those of all blocks in order, see Block.
-Tensor conformer_chunk(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> windows, Tensor seen,
-                       std::vector<Tensor> past, std::vector<Tensor> after, int64_t heads, int64_t size, double eps,
-                       double scale) {
-  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.scalar_type() == ScalarType::Float && x.numel() > 0 && heads > 0,
+// Of B streams `chunks` (B) rows of x each, one stream after the other. Keys and values of a chunk are written to its
+// window, the last inputs of its convolutions to `after`, if that has any. The weights are those of all blocks in order,
+// see Block; relative positions are those of windows of `size` frames.
+Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std::vector<Tensor> windows, Tensor seen,
+                       std::vector<Tensor> past, std::vector<Tensor> after, int64_t heads, int64_t size, int64_t places,
+                       double eps, double scale) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && x.scalar_type() == ScalarType::Float && x.numel() > 0 && heads > 0,
                   "conformer_chunk: x");
   x = torch::stable::contiguous(x);
-  const int64_t batch = x.size(0), chunk = x.size(1), width = x.size(2), head = width / heads;
-  const auto one_each = [&](const std::vector<Tensor>& list) { return list.size() == static_cast<size_t>(batch); };
-  STD_TORCH_CHECK(one_each(windows) && one_each(past) && one_each(after) && head * heads == width,
-                  "conformer_chunk: ", windows.size(), " windows, ", past.size(), " pasts, ", heads, " heads");
-  STD_TORCH_CHECK(
-      seen.is_cpu() && seen.scalar_type() == ScalarType::Long && seen.is_contiguous() && seen.numel() == batch,
-      "conformer_chunk: seen must be int64 (", batch, ")");
-  STD_TORCH_CHECK(past[0].dim() == 3, "conformer_chunk: past");
+  const int64_t rows = x.size(0), width = x.size(1), batch = windows.size();
+  STD_TORCH_CHECK(batch > 0 && past.size() == windows.size() && (after.empty() || after.size() == windows.size()) &&
+                      width % heads == 0 && past[0].dim() == 3,
+                  "conformer_chunk: ", batch, " windows, ", past.size(), " pasts, ", heads, " heads");
+  for (const Tensor* each : {&chunks, &seen})
+    STD_TORCH_CHECK(each->is_cpu() && each->scalar_type() == ScalarType::Long && each->is_contiguous() &&
+                        each->numel() == batch,
+                    "conformer_chunk: chunks and seen must be int64 (", batch, ")");
   const int64_t blocks = past[0].size(0), before = past[0].size(1);
+  Sizes sizes{width, heads, 0, size, places, before};
   std::vector<Stream> streams;
-  for (int64_t b = 0; b < batch; ++b) {
-    Stream stream{of_stream(windows[b], blocks, 2 * width, "a window"),
-                  windows[b].stride(0),
-                  windows[b].size(1),
-                  static_cast<const int64_t*>(seen.data_ptr())[b],
-                  of_stream(past[b], blocks, width, "a past"),
-                  of_stream(after[b], blocks, width, "an after")};
-    STD_TORCH_CHECK(chunk <= stream.frames && stream.frames <= size && 1 <= stream.seen && stream.seen <= stream.frames,
-                    "conformer_chunk: ", stream.seen, " of ", stream.frames, " frames in windows of ", size);
-    STD_TORCH_CHECK(
-        past[b].size(1) == before && after[b].size(1) == before && past[b].is_contiguous() && after[b].is_contiguous(),
-        "conformer_chunk: the past of stream ", b);
+  for (int64_t b = 0, row = 0; b < batch; row += streams[b++].chunk) {
+    Stream stream{row, static_cast<const int64_t*>(chunks.data_ptr())[b]};
+    stream.window = of_stream(windows[b], blocks, 2 * width, "a window"), stream.block = windows[b].stride(0);
+    stream.frames = windows[b].size(1), stream.seen = static_cast<const int64_t*>(seen.data_ptr())[b];
+    stream.past = of_stream(past[b], blocks, width, "a past");
+    stream.kept = after.empty() ? nullptr : of_stream(after[b], blocks, width, "an after");
+    STD_TORCH_CHECK(1 <= stream.chunk && stream.chunk <= stream.frames && stream.frames <= size && 1 <= stream.seen &&
+                        stream.seen <= stream.frames && row + stream.chunk <= rows,
+                    "conformer_chunk: ", stream.seen, " of ", stream.frames, " frames in windows of ", size, " with ",
+                    stream.chunk, " of ", rows, " rows");
+    STD_TORCH_CHECK(past[b].size(1) == before && past[b].is_contiguous() &&
+                        (after.empty() || (after[b].size(1) == before && after[b].is_contiguous())),
+                    "conformer_chunk: the past of stream ", b);
+    sizes.chunk = std::max(sizes.chunk, stream.chunk);
     streams.push_back(stream);
   }
+  STD_TORCH_CHECK(streams.back().row + streams.back().chunk == rows && places >= size + sizes.chunk - 1,
+                  "conformer_chunk: ", rows, " rows, ", places, " places");
   std::vector<Block> layers;
   Weights from(weights);
-  for (int64_t block = 0; block < blocks; ++block) layers.emplace_back(from, width, size + chunk - 1, before + 1, eps);
+  for (int64_t block = 0; block < blocks; ++block) layers.emplace_back(from, width, places, before + 1, eps);
   STD_TORCH_CHECK(from.done(), "conformer_chunk: weights are left over");
-  Tensor out = torch::stable::new_empty(x, {batch, chunk, width});
+  Tensor out = torch::stable::new_empty(x, {rows, width});
 
   const auto pass = [&](int64_t begin, int64_t end) {
-    Chunks chunks(streams.data() + begin, end - begin, chunk, width, heads, size, before);
-    float* y = static_cast<float*>(out.data_ptr()) + begin * chunk * width;
-    std::memcpy(y, floats(x) + begin * chunk * width, (end - begin) * chunk * width * sizeof(float));
-    for (int64_t block = 0; block < blocks; ++block) chunks.pass(layers[block], block, static_cast<float>(scale), y);
+    Chunks group(streams.data() + begin, end - begin, sizes);
+    const int64_t first = streams[begin].row * width, last = (streams[end - 1].row + streams[end - 1].chunk) * width;
+    float* y = static_cast<float*>(out.data_ptr()) + first;
+    std::memcpy(y, floats(x) + first, (last - first) * sizeof(float));
+    for (int64_t block = 0; block < blocks; ++block) group.pass(layers[block], block, static_cast<float>(scale), y);
   };
-  const int64_t together = (kRowsTogether + chunk - 1) / chunk;
-  const auto in_groups = [&](int64_t begin, int64_t end) {
-    const int64_t streams = end - begin, groups = streams < 2 * together ? 1 : streams / together;
-    for (int64_t group = 0; group < groups; ++group)
-      pass(begin + group * streams / groups, begin + (group + 1) * streams / groups);
-  };
-  if (batch < 2 * together) {
-    in_groups(0, batch);
+  const std::vector<int64_t> groups = groups_of(streams);
+  const int64_t count = groups.size() - 1;
+  if (count < static_cast<int64_t>(torch::stable::get_num_threads())) {
+    pass(0, batch);
   } else {
-    torch::stable::parallel_for(0, batch, together, in_groups);
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) pass(groups[group], groups[group + 1]);
+    });
   }
   return out;
 }
@@ -242,11 +266,11 @@ Tensor conformer_chunk(Tensor x, std::vector<Tensor> weights, std::vector<Tensor
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
-  // x (B, c, D); of each of B streams a window (blocks, n, 2 D), the last c of whose n frames are written, and a past
-  // (blocks, kernel - 1, D) before and after; seen (B) -> (B, c, D)
+  // x (R, D), of which chunks (B) belong to each of B streams; of each a window (blocks, n, 2 D), the last frames of
+  // which are written, and a past (blocks, kernel - 1, D) before and after; seen (B) -> (R, D)
   m.def(
-      "conformer_chunk(Tensor x, Tensor[] weights, Tensor(a!)[] windows, Tensor seen, Tensor[] past, "
-      "Tensor(b!)[] after, int heads, int size, float eps, float scale) -> Tensor");
+      "conformer_chunk(Tensor x, Tensor chunks, Tensor[] weights, Tensor(a!)[] windows, Tensor seen, Tensor[] past, "
+      "Tensor(b!)[] after, int heads, int size, int places, float eps, float scale) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) { m.impl("conformer_chunk", TORCH_BOX(&conformer_chunk)); }

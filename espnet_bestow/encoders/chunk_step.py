@@ -131,13 +131,13 @@ class ChunkStep:
             (B, chunk, D) and past afterwards.
         """
         assert native is not None and self._weights is not None
-        block = self.blocks[0]
+        block, size = self.blocks[0], self.left + self.chunk
         after = [torch.empty_like(each) for each in past]
-        x = native.conformer_chunk(
-            x, self._weights, windows, torch.tensor(seen), past, after, block.heads, self.left + self.chunk,
-            block.block.norm_out.eps, block.scaling,
+        y = native.conformer_chunk(
+            x.flatten(0, 1), torch.tensor([self.chunk] * len(x)), self._weights, windows, torch.tensor(seen), past,
+            after, block.heads, size, size + self.chunk - 1, block.block.norm_out.eps, block.scaling,
         )  # fmt: skip
-        return x, after
+        return y.view(x.shape), after
 
     def _encode_block_by_block(
         self, x: Tensor, windows: list[Tensor], seen: list[int], past: list[Tensor]

@@ -171,19 +171,23 @@ def running_mvn(
 
 
 def conformer_chunk(  # noqa: PLR0913 (the op's arguments)
-    x: Tensor,  # (B, c, D)
+    x: Tensor,  # (R, D) the chunks of B streams, one after the other
+    chunks: Tensor,  # (B,) int64, frames of each
     weights: list[Tensor],
-    windows: list[Tensor],  # B of them, (blocks, n, 2 D) each, the last c of n frames are written
+    windows: list[Tensor],  # B of them, (blocks, n, 2 D) each; those of the chunk, the last ones, are written
     seen: Tensor,  # (B,) int64, how many of the n frames are attended to
     past: list[Tensor],  # B of them, (blocks, kernel - 1, D) each
-    after: list[Tensor],  # the same, written
+    after: list[Tensor],  # the same, written; none where nobody goes on
     heads: int,
-    size: int,  # n of a stream that has heard enough, at most
+    size: int,  # n, at most
+    places: int,  # columns of the tables of relative positions, of windows of `size` frames
     eps: float,
     scale: float,
-) -> Tensor:  # (B, c, D)
+) -> Tensor:  # (R, D)
     """A chunk of each of some streams through all blocks of a conformer, in float32, without gradient."""
-    return torch.ops.bestow.conformer_chunk(x, weights, windows, seen, past, after, heads, size, eps, scale)
+    return torch.ops.bestow.conformer_chunk(
+        x, chunks, weights, windows, seen, past, after, heads, size, places, eps, scale
+    )
 
 
 def ctc_best_path(

@@ -225,23 +225,25 @@ def test_wrong_memory_is_an_error():
         return [torch.zeros(*shape)]
 
     right = {
-        "x": torch.randn(1, 2, 32), "weights": weights, "windows": one(2, 8, 64), "seen": torch.tensor([8]),
-        "past": one(2, 8, 32), "after": one(2, 8, 32),
+        "x": torch.randn(2, 32), "chunks": torch.tensor([2]), "weights": weights, "windows": one(2, 8, 64),
+        "seen": torch.tensor([8]), "past": one(2, 8, 32), "after": one(2, 8, 32), "size": 8, "places": 9,
     }  # fmt: skip
 
     def call(**changed):
-        return ops.native.conformer_chunk(**(right | changed), heads=4, size=8, eps=1e-5, scale=0.3)
+        return ops.native.conformer_chunk(**(right | changed), heads=4, eps=1e-5, scale=0.3)
 
     assert call().isfinite().all()
+    assert call(after=[]).isfinite().all()
     assert call(windows=one(2, 2, 64), seen=torch.tensor([1])).isfinite().all()
     for wrong in (
-        {"x": torch.randn(1, 2, 31)}, {"x": torch.randn(2, 2, 32)}, {"x": torch.randn(1, 2, 32).double()},
+        {"x": torch.randn(2, 31)}, {"x": torch.randn(3, 32)}, {"x": torch.randn(2, 32).double()},
         {"weights": weights[:-1]}, {"weights": [*weights, weights[0]]}, {"weights": [w.double() for w in weights]},
         {"windows": []}, {"windows": one(2, 1, 64)}, {"windows": one(2, 9, 64)}, {"windows": one(1, 8, 64)},
         {"windows": one(2, 8, 60)}, {"windows": [torch.zeros(2, 64, 8).mT]}, {"past": []}, {"past": one(2, 7, 32)},
-        {"past": one(1, 8, 32)}, {"past": [torch.zeros(2, 8, 32).double()]}, {"after": one(2, 8, 31)}, {"after": []},
-        {"seen": torch.tensor([0])}, {"seen": torch.tensor([9])}, {"seen": torch.tensor([8, 8])},
-        {"seen": torch.tensor([8], dtype=torch.int32)},
+        {"past": one(1, 8, 32)}, {"past": [torch.zeros(2, 8, 32).double()]}, {"after": one(2, 8, 31)},
+        {"after": one(2, 8, 32) * 2}, {"seen": torch.tensor([0])}, {"seen": torch.tensor([9])},
+        {"seen": torch.tensor([8, 8])}, {"seen": torch.tensor([8], dtype=torch.int32)}, {"chunks": torch.tensor([1])},
+        {"chunks": torch.tensor([3])}, {"chunks": torch.tensor([0])}, {"size": 7}, {"places": 8}, {"places": 10},
     ):  # fmt: skip
         with pytest.raises(RuntimeError):
             call(**wrong)

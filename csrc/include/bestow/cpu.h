@@ -90,22 +90,23 @@ struct Taps {
   float* out;                    // (rows, width)
 };
 
-// Keys and values of one stream's past and chunk. The last `chunk` of `frames` are the chunk's own; the first `seen`
-// are attended to.
+// One stream's chunk, rows `row` ... row + chunk - 1 of all streams', and keys and values of its past and of the chunk,
+// whose own come last. The first `seen` are attended to.
 struct ChunkWindow {
+  int64_t row, chunk;
   const float* data;  // (frames, 2 H d)
   int64_t frames, seen;
 };
 
-// Frames of a chunk attend to a window, by content and by relative position. A unit is one head of one stream.
+// Frames of chunks attend to their windows, by content and by relative position. A unit is one head of one stream.
 struct ChunkAttention {
-  int64_t heads, chunk, size, head;        // H, c, W, d; no window has more than W frames
-  const float* qkv;                        // (B, c, 3 H d)
-  const ChunkWindow* windows;              // (B)
-  const float *bias_content, *bias_place;  // (H d)
-  const float* relative;  // (H, d, W + c - 1), scaled: of W keys, frame i meets j in column c - 1 - i + j
-  float scale;            // of scores by content
-  float* out;             // (B, c, H d)
+  int64_t heads, head, chunk, size, places;  // H, d; no chunk has more frames, no window; columns of `relative`
+  const float* qkv;                          // (rows, 3 H d)
+  const ChunkWindow* windows;                // (streams)
+  const float *bias_content, *bias_place;    // (H d)
+  const float* relative;                     // (H, d, places), scaled: frame p of a window meets j in column size - 1 - p + j
+  float scale;                               // of scores by content
+  float* out;                                // (rows, H d)
   int64_t pitch() const { return (size + 15) / 16 * 16; }  // whole vectors of any instruction set
   size_t scratch() const { return (2 * head + (head + chunk) * pitch()) * sizeof(float); }  // bytes
 };
