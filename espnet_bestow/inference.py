@@ -184,9 +184,15 @@ class Speech2Text:
         def encode(waveform: Tensor, lengths: Tensor) -> Speech:
             return self.model.encode(waveform.to(self.device), lengths.to(self.device))
 
+        encoder: Any = self.model.encoder
+        features: Any = self.model.features
+        quick = encoder.whole_pass() if hasattr(encoder, "whole_pass") else None
+
         @torch.inference_mode()
         def encode_extracted(feats: Tensor, lengths: Tensor) -> Speech:
-            return self.model.encode_extracted(feats, lengths.to(self.device))
+            if quick is None:
+                return self.model.encode_extracted(feats, lengths.to(self.device))
+            return Speech(*quick(*features.refine(feats, lengths)))
 
         hop = samples_per_frame(encode, self.sample_rate)
         shortest = round(SHORTEST * self.sample_rate)

@@ -10,12 +10,19 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from transformers import NemotronAsrStreamingEncoder, NemotronAsrStreamingEncoderConfig
 
 from espnet_bestow.encoders.block_pass import block_pass
-from espnet_bestow.encoders.causal_subsampling import CausalConv1dSubsampling, dw_striding_stages, subsampled
+from espnet_bestow.encoders.causal_subsampling import (
+    CausalConv1dSubsampling,
+    NativeStages,
+    Stages,
+    dw_striding_stages,
+    subsampled,
+)
 from espnet_bestow.encoders.checkpoint import check_config_keys, load_encoder, read_config, settle_config
 from espnet_bestow.encoders.chunk_step import ChunkStep
 from espnet_bestow.encoders.chunks import WHOLE
 from espnet_bestow.encoders.first_weights import draw_weights
 from espnet_bestow.encoders.lengths import check_lengths, valid_frames
+from espnet_bestow.encoders.whole_pass import WholePass
 from espnet_bestow.visibility import Chunks
 
 LARGE = {
@@ -145,10 +152,19 @@ class StreamingFastConformerEncoder(AbsEncoder):
         pair = check_context(context or self.context)
         if pair == WHOLE:
             raise ValueError("streaming_fastconformer: the context whole has no chunks; name a [left, right]")
+        return ChunkStep(self.encoder, self._stages(), pair)
+
+    def whole_pass(self) -> WholePass | None:
+        """The same encoder natively, with its weights as they are now; None where there are no kernels for it."""
+        at_home = all(each.device.type == "cpu" and each.dtype == torch.float32 for each in self.parameters())
+        quick = WholePass(self.encoder, self._stages()) if at_home and self.context == WHOLE else None
+        return quick if quick is not None and quick.fits else None
+
+    def _stages(self) -> Stages | NativeStages:
         subsampling = self.encoder.subsampling
-        conv1d = isinstance(subsampling, CausalConv1dSubsampling)
-        stages = subsampling.stages() if conv1d else dw_striding_stages(subsampling, self.encoder.config.num_mel_bins)
-        return ChunkStep(self.encoder, stages, pair)
+        if isinstance(subsampling, CausalConv1dSubsampling):
+            return subsampling.stages()
+        return dw_striding_stages(subsampling, self.encoder.config.num_mel_bins)
 
     def forward(
         self, xs_pad: torch.Tensor, ilens: torch.Tensor, prev_states: torch.Tensor | None = None

@@ -7,7 +7,8 @@ import torch
 
 from espnet_bestow import ops
 from espnet_bestow.encoders import StreamingFastConformerEncoder
-from espnet_bestow.encoders.chunk_step import FEW, ChunkStep, EncoderState
+from espnet_bestow.encoders.chunk_block import FEW
+from espnet_bestow.encoders.chunk_step import ChunkStep, EncoderState
 from tests.ops.instruction_sets import ISAS, run_with
 
 CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0), (0, 3)]

@@ -1,0 +1,86 @@
+"""The cache-aware FastConformer over recordings in the context `whole`, natively and without padding.
+
+A recording is one chunk without a past that attends to all of itself, so the call is that of :mod:`.chunk_step`. It
+serves streams whose encoder is computed again and again on a growing beginning; training has :mod:`.block_pass`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from espnet_bestow.encoders.causal_subsampling import NativeStages, Stages, subsampled
+from espnet_bestow.encoders.chunk_block import ChunkBlock
+from espnet_bestow.encoders.chunk_step import FACTOR, LEAD
+from espnet_bestow.encoders.lengths import valid_frames
+from espnet_bestow.ops import native
+
+_FRAMES = 64
+"""Relative positions are known for so many at first; the tables grow with the recordings."""
+
+
+class WholePass:
+    """Encodes recordings as :class:`StreamingFastConformerEncoder` does.
+
+    Args:
+        encoder: the transformers encoder, with its weights as they are now.
+        stages: its sub-sampling.
+    """
+
+    def __init__(self, encoder: Any, stages: Stages | NativeStages):
+        self.encoder = encoder
+        self.stages = stages
+        with torch.inference_mode():
+            self.blocks = [ChunkBlock(block, self._distances(1), 0, 1) for block in encoder.layers]
+            laid_out = [block.weights() for block in self.blocks]
+        self._weights = [weight for weights in laid_out if weights is not None for weight in weights]
+        self.fits = native is not None and None not in laid_out
+        block = self.blocks[0]
+        self._past = block.taps.new_zeros(len(self.blocks), block.kernel - 1, encoder.config.hidden_size)
+        self._size = 0  # frames for which relative positions are known
+
+    @torch.inference_mode()
+    def __call__(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, T, 80), true lengths (B,) -> frames (B, F, D), 0 at padding, and their true lengths."""
+        assert native is not None and self.fits
+        counts = subsampled(lengths)
+        most, longest = int(counts.max()), int(lengths.max())
+        valid = valid_frames(lengths, longest)
+        feats = feats[:, :longest].masked_fill(~valid[..., None], 0.0)
+        feats = F.pad(feats, (0, 0, LEAD, FACTOR * most - LEAD - longest))
+        nothing = feats.new_zeros(len(feats), self.stages.remembered)
+        x, _ = self.stages.advance(feats, nothing, [0] * len(feats), lengths.tolist())
+        real = valid_frames(counts, most)
+        x = x[real] * self.encoder.input_scale  # (R, D)
+        y = self._encode(x, counts)
+        return y.new_zeros(*real.shape, y.shape[1]).masked_scatter_(real[..., None], y), counts
+
+    def _encode(self, x: Tensor, counts: Tensor) -> Tensor:
+        """x (R, D), the frames of recordings of so many -> (R, D)."""
+        assert native is not None
+        self._know(int(counts.max()))
+        block, count = self.blocks[0], len(self.blocks)
+        # Keys and values of one block at a time: all write to the same place.
+        memory = x.new_empty(len(x), 2 * x.shape[1])
+        windows = [each[None].expand(count, -1, -1) for each in memory.split(counts.tolist())]
+        pasts = [self._past] * len(windows)
+        return native.conformer_chunk(
+            x, counts, self._weights, windows, counts, pasts, [], block.heads, self._size, 2 * self._size - 1,
+            block.block.norm_out.eps, block.scaling,
+        )  # fmt: skip
+
+    def _know(self, frames: int) -> None:
+        if frames <= self._size:
+            return
+        most = self.encoder.config.max_position_embeddings
+        self._size = max(frames, min(max(2 * frames, _FRAMES), most))
+        distances = self._distances(self._size)
+        for block in self.blocks:
+            place = next(n for n, weight in enumerate(self._weights) if weight is block.relative)
+            self._weights[place] = block.relative = block.of_distances(distances)
+
+    def _distances(self, frames: int) -> Tensor:
+        """Embedded distances from frames - 1 down to -(frames - 1), (2 frames - 1, D)."""
+        like = self.encoder.layers[0].norm_out.weight
+        return self.encoder.encode_positions(like.new_zeros(1, frames, len(like)))[0]

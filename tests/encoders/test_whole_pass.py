@@ -1,0 +1,75 @@
+"""Recordings natively in the context `whole` against the encoder's own pass."""
+
+import pytest
+import torch
+
+from espnet_bestow import ops
+from espnet_bestow.encoders import StreamingFastConformerEncoder
+from tests.encoders.test_chunk_step import tiny
+from tests.ops.instruction_sets import ISAS, run_with
+
+needs_kernels = pytest.mark.skipif(ops.native is None, reason="the compiled ops were not built")
+
+
+def whole(output_size: int = 32, **conf) -> StreamingFastConformerEncoder:
+    return tiny(output_size, contexts=["whole"], **conf)
+
+
+@torch.no_grad()
+def largest_difference(encoder: StreamingFastConformerEncoder, lengths: list[int]) -> float:
+    quick = encoder.whole_pass()
+    assert quick is not None
+    batch = torch.randn(len(lengths), max(lengths) + 5, 16)  # what is behind the end means nothing
+    worst = 0.0
+    for part in (slice(None), slice(0, 1), slice(1, None)):  # tables grow, and serve shorter ones
+        counts = torch.tensor(lengths[part])
+        expected, expected_lengths, _ = encoder(batch[part], counts)
+        found, found_lengths = quick(batch[part], counts)
+        assert found_lengths.equal(expected_lengths)
+        for one, other, length in zip(found, expected, found_lengths, strict=True):
+            worst = max(worst, float((one[:length] - other[:length]).abs().max()))
+            assert not one[length:].any()
+    return worst
+
+
+@needs_kernels
+@pytest.mark.parametrize("subsampling", ["conv1d", "dw_striding"])
+@pytest.mark.parametrize("lengths", [[1, 7, 8, 9], [100, 1, 64, 640, 333], [50] * 40])
+def test_equals_the_encoders_pass(subsampling, lengths):
+    assert largest_difference(whole(subsampling=subsampling), lengths) < 1e-5
+
+
+@needs_kernels
+def test_without_biases():
+    encoder = whole(config={"attention_bias": False, "convolution_bias": False})
+    assert largest_difference(encoder, [150, 30]) < 1e-5
+
+
+@needs_kernels
+def test_threads_share_recordings_or_layers():
+    encoder = whole()
+    threads = torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        try:
+            assert largest_difference(encoder, [900, 30, 700, 20, 20]) < 1e-5
+        finally:
+            torch.set_num_threads(threads)
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set(isa):
+    code = """
+from tests.encoders.test_whole_pass import largest_difference, whole
+for width in (32, 48):
+    assert largest_difference(whole(width, subsampling="conv1d"), [130, 77, 8]) < 1e-5
+"""
+    run_with(isa, code)
+
+
+def test_other_contexts_and_layers_have_none():
+    assert tiny().whole_pass() is None
+    assert whole(40).whole_pass() is None  # panels have 16 outputs
+    assert whole(config={"hidden_act": "relu"}).whole_pass() is None
+    assert whole().double().whole_pass() is None
