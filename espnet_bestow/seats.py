@@ -13,6 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+_SLOTS = 64
+"""Of a new buffer: fewer would soon be too few for most texts."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -84,10 +87,12 @@ class Seats:
             slot = self.lengths[seats[0]]
             return Placement(tuple(seats), rows, torch.tensor([[slot]], device=mask.device), slot + 1, slot)
         lengths = torch.tensor([self.lengths[seat] for seat in seats], device=mask.device)
+        total = max(self.lengths[seat] for seat in seats) + mask.shape[1]
+        if mask.shape[1] == 1:
+            return Placement(tuple(seats), rows, lengths[:, None], total)
         real = mask.cumsum(1)
         padding = real[:, -1:] + mask.logical_not().cumsum(1)
         slots = lengths[:, None] + torch.where(mask, real, padding) - 1
-        total = max(self.lengths[seat] for seat in seats) + mask.shape[1]
         return Placement(tuple(seats), rows, slots, total)
 
     def advance(self, seat: int, positions: int) -> None:
@@ -139,7 +144,8 @@ class SeatBuffer:
     def _reserve(self, rows: int, slots: int, like: Tensor) -> Tensor:
         have = (0, 0) if self.data is None else self.data.shape[:2]
         if self.data is None or rows > have[0] or slots > have[1]:
-            want = [h if n <= h else max(n, 2 * h) for n, h in zip((rows, slots), have, strict=True)]
+            pairs = zip((rows, slots), have, (1, _SLOTS), strict=True)
+            want = [h if n <= h else max(n, 2 * h, least) for n, h, least in pairs]
             # Zeros, since a slot that is not seen still meets a weight of 0, and 0 times NaN is NaN.
             grown = like.new_zeros(*want, *like.shape[2:])
             if self.data is not None:

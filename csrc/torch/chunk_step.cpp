@@ -179,15 +179,22 @@ class Chunks {
   std::vector<float> normed_, wide_, inner_, convolved_;
 };
 
-// Rows that pass all blocks together: enough of them to be worth reading the weights for, few enough for the caches.
-// Where not every thread would have so many of its own, threads share each layer.
-constexpr int64_t kRowsTogether = 64;
+// Rows that pass all blocks together on one thread: enough of them to be worth reading the weights for, few enough for
+// the caches. Where a thread would have fewer of its own than kFewestRows, threads share each layer.
+constexpr int64_t kRowsTogether = 64, kFewestRows = 32;
 
-// Streams in groups of about so many rows: where each group begins, and where the last one ends.
-std::vector<int64_t> groups_of(const std::vector<Stream>& streams) {
+// Streams in groups of about as many rows each, as many groups for each thread: where they begin, and where the last
+// one ends.
+std::vector<int64_t> groups_of(const std::vector<Stream>& streams, int64_t threads) {
+  const int64_t rows = streams.back().row + streams.back().chunk;
+  const int64_t each = (rows + kRowsTogether * threads - 1) / (kRowsTogether * threads), groups = each * threads;
   std::vector<int64_t> begins{0};
-  for (size_t b = 1; b < streams.size(); ++b)
-    if (streams[b].row + streams[b].chunk / 2 - streams[begins.back()].row >= kRowsTogether) begins.push_back(b);
+  if (rows >= kFewestRows * threads) {
+    for (size_t b = 1; b < streams.size(); ++b) {
+      const int64_t middle = streams[b].row + streams[b].chunk / 2, wanted = begins.size();
+      if (middle * groups >= wanted * rows && wanted < groups) begins.push_back(b);
+    }
+  }
   begins.push_back(streams.size());
   return begins;
 }
@@ -201,8 +208,8 @@ float* of_stream(const Tensor& x, int64_t blocks, int64_t width, const char* wha
 }
 
 // Of B streams `chunks` (B) rows of x each, one stream after the other. Keys and values of a chunk are written to its
-// window, the last inputs of its convolutions to `after`, if that has any. The weights are those of all blocks in order,
-// see Block; relative positions are those of windows of `size` frames.
+// window, the last inputs of its convolutions to `after`, if that has any. The weights are those of all blocks in
+// order, see Block; relative positions are those of windows of `size` frames.
 Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std::vector<Tensor> windows, Tensor seen,
                        std::vector<Tensor> past, std::vector<Tensor> after, int64_t heads, int64_t size, int64_t places,
                        double eps, double scale) {
@@ -214,9 +221,9 @@ Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std
                       width % heads == 0 && past[0].dim() == 3,
                   "conformer_chunk: ", batch, " windows, ", past.size(), " pasts, ", heads, " heads");
   for (const Tensor* each : {&chunks, &seen})
-    STD_TORCH_CHECK(each->is_cpu() && each->scalar_type() == ScalarType::Long && each->is_contiguous() &&
-                        each->numel() == batch,
-                    "conformer_chunk: chunks and seen must be int64 (", batch, ")");
+    STD_TORCH_CHECK(
+        each->is_cpu() && each->scalar_type() == ScalarType::Long && each->is_contiguous() && each->numel() == batch,
+        "conformer_chunk: chunks and seen must be int64 (", batch, ")");
   const int64_t blocks = past[0].size(0), before = past[0].size(1);
   Sizes sizes{width, heads, 0, size, places, before};
   std::vector<Stream> streams;
@@ -251,9 +258,10 @@ Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std
     std::memcpy(y, floats(x) + first, (last - first) * sizeof(float));
     for (int64_t block = 0; block < blocks; ++block) group.pass(layers[block], block, static_cast<float>(scale), y);
   };
-  const std::vector<int64_t> groups = groups_of(streams);
+  const int64_t threads = torch::stable::get_num_threads();
+  const std::vector<int64_t> groups = groups_of(streams, threads);
   const int64_t count = groups.size() - 1;
-  if (count < static_cast<int64_t>(torch::stable::get_num_threads())) {
+  if (count < threads) {
     pass(0, batch);
   } else {
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {

@@ -26,8 +26,8 @@ struct Stage {
   int64_t channels, past;
 
   Stage(Weights& from, int64_t channels_) : conv(from, 0), channels(channels_), past(conv.inputs / channels - kStride) {
-    STD_TORCH_CHECK(past >= 0 && conv.inputs % channels == 0, "conv_subsampling: ", conv.inputs, " inputs of ", channels,
-                    " channels");
+    STD_TORCH_CHECK(past >= 0 && conv.inputs % channels == 0, "conv_subsampling: ", conv.inputs, " inputs of ",
+                    channels, " channels");
   }
 };
 
@@ -60,8 +60,8 @@ std::tuple<Tensor, Tensor> conv_subsampling(Tensor x, Tensor past, Tensor bounds
   const Panels linear(from, width);
   const Norm norm(from, linear.outputs, eps);
   STD_TORCH_CHECK(norm.weight != nullptr && from.done(), "conv_subsampling: weights are left over");
-  STD_TORCH_CHECK(past.is_cpu() && past.scalar_type() == ScalarType::Float && past.dim() == 2 && past.size(0) == batch &&
-                      past.size(1) == remembered,
+  STD_TORCH_CHECK(past.is_cpu() && past.scalar_type() == ScalarType::Float && past.dim() == 2 &&
+                      past.size(0) == batch && past.size(1) == remembered,
                   "conv_subsampling: past must be float32 (", batch, ", ", remembered, ")");
   STD_TORCH_CHECK(bounds.is_cpu() && bounds.scalar_type() == ScalarType::Long && bounds.is_contiguous() &&
                       bounds.numel() == 2 * batch,

@@ -162,7 +162,7 @@ struct LlamaLayer {
 };
 
 // Per layer: two norms, those of query and key heads if any, query, key, value, output, gate, up and down; at the end
-// the last norm. Biases follow their weights; norms have an empty one.
+// the last norm and the head. Biases follow their weights; norms have an empty one. Returns logits (B, V).
 Tensor llama_token(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> caches, Tensor rows, Tensor slots,
                    Tensor turn, double eps, double scale) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && x.scalar_type() == ScalarType::Float, "llama_token: x");
@@ -181,14 +181,15 @@ Tensor llama_token(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> ca
     values.emplace_back(caches, 2 * layer + 1, seats, layers.back().kv_heads, head);
   }
   const Norm last(from, width, eps);
+  const Linear vocabulary(from, width);
   STD_TORCH_CHECK(last.weight != nullptr && from.done(), "llama_token: weights are left over");
-  Tensor out = torch::stable::new_empty(x, {batch, width});
+  Tensor out = torch::stable::new_empty(x, {batch, vocabulary.outputs});
   const float *cosines = floats(turn), *sines = cosines + batch * head;
 
   in_groups(batch, [&](int64_t begin, int64_t end) {
     const int64_t count = end - begin;
-    float* y = static_cast<float*>(out.data_ptr()) + begin * width;
-    std::memcpy(y, floats(x) + begin * width, count * width * sizeof(float));
+    std::vector<float> hidden(floats(x) + begin * width, floats(x) + end * width);
+    float* y = hidden.data();
     std::vector<float> normed(count * width), update(count * width), q, k, v, attended, gate, up;
     for (size_t number = 0; number < layers.size(); ++number) {
       const LlamaLayer& layer = layers[number];
@@ -222,6 +223,7 @@ Tensor llama_token(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> ca
       add_to(y, update.data(), count * width);
     }
     last(y, count, y);
+    vocabulary(y, count, static_cast<float*>(out.data_ptr()) + begin * vocabulary.outputs);
   });
   return out;
 }

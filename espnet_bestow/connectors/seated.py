@@ -171,7 +171,6 @@ class SeatedCrossAttentionState(_Seated):
     ):
         super().__init__(frames, speech)
         self.speech, self.text, self.token = speech, text, token
-        self._allowed: Tensor | None = None
         self.at: Placement | None = None
 
     def sit(self, at: Placement) -> None:
@@ -188,7 +187,7 @@ class SeatedCrossAttentionState(_Seated):
     def _seat_text(self, at: Placement) -> None:
         for cache in self.text:
             cache.at = at
-        self.at, self._allowed = at, at.allowed
+        self.at = at
 
     @property
     def text_buffers(self) -> list[SeatBuffer]:
@@ -216,7 +215,8 @@ class SeatedCrossAttentionState(_Seated):
 
     def enter(self, mask: Tensor) -> Tensor | None:
         """Which slots the new positions, mask (B, U), may attend to: (B, U, N) bool, or None for all."""
-        return self._allowed
+        assert self.at is not None
+        return self.at.allowed
 
     def keep(self, block: int, grown: object) -> None:
         """Seats keep what was written to them."""

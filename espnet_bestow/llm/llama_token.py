@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from espnet_bestow.llm.llama_step import suits
-from espnet_bestow.ops import TOKEN_ROWS, linear, native, weight_and_bias
+from espnet_bestow.ops import TOKEN_ROWS, native, weight_and_bias
 from espnet_bestow.seats import Placement, SeatBuffer
 
 _STEADY = {"default", "linear", "llama3", "yarn"}
@@ -24,9 +24,10 @@ class LlamaToken:
     def __init__(self, model: Any):
         inner = model.model
         attention = inner.layers[0].self_attn
-        self.rotary, self.head = inner.rotary_emb, model.lm_head
+        self.rotary = inner.rotary_emb
         self.eps, self.scale = inner.norm.variance_epsilon, attention.scaling
-        self.weights = [weight for layer in inner.layers for weight in _layer(layer)] + weight_and_bias(inner.norm)
+        self.weights = [weight for layer in inner.layers for weight in _layer(layer)]
+        self.weights += [*weight_and_bias(inner.norm), *weight_and_bias(model.lm_head)]
         width = attention.head_dim
         self._like = inner.norm.weight.new_empty(0, 0, attention.k_proj.out_features // width, width)
         self._turns = inner.norm.weight.new_empty(2, 0, width)  # cosines and sines of the positions so far
@@ -59,8 +60,7 @@ class LlamaToken:
             self._turns = torch.stack(self.rotary(x, torch.arange(2 * at.total)[None]))[:, 0].contiguous()
         caches = [buffer.room(at, self._like) for buffer in buffers]
         turn = self._turns.index_select(1, slots)
-        hidden = native.llama_token(x[:, 0], self.weights, caches, at.rows, slots, turn, self.eps, self.scale)
-        return linear(hidden, self.head.weight, self.head.bias)[:, None]
+        return native.llama_token(x[:, 0], self.weights, caches, at.rows, slots, turn, self.eps, self.scale)[:, None]
 
 
 def _layer(layer: Any) -> list[Tensor]:

@@ -109,8 +109,8 @@ def llama_token(
     turn: Tensor,  # (2, B, D) cosines and sines
     eps: float,
     scale: float,
-) -> Tensor:  # (B, D)
-    """One new token of each row through all layers of an LLM, in float32, without gradient."""
+) -> Tensor:  # (B, V)
+    """The logits of one new token of each row through all layers of an LLM, in float32, without gradient."""
     return torch.ops.bestow.llama_token(x, weights, caches, rows, slots, turn, eps, scale)
 
 
@@ -231,8 +231,8 @@ def _conv_subsampling_fake(
 
 
 @register_fake("bestow::llama_token")
-def _llama_token_fake(x: Tensor, *_: object) -> Tensor:
-    return x.new_empty(x.shape)
+def _llama_token_fake(x: Tensor, weights: list[Tensor], *_: object) -> Tensor:
+    return x.new_empty(len(x), len(weights[-2]))
 
 
 @register_fake("bestow::connector_token")

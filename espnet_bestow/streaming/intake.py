@@ -59,7 +59,8 @@ class Intake:
         array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
         kind, where = array.dtype.kind, f"after {self.seconds:.3f} s"
         if kind == "f":
-            array = array.astype(np.float32)
+            # Whoever keeps samples copies them; torch wants to be able to write to what it is given.
+            array = array.astype(np.float32, copy=not array.flags.writeable)
         elif kind == "i":  # PCM; training saw -1 to 1
             array = (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
         elif array.size == 0:

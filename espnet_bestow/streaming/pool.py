@@ -234,13 +234,14 @@ class Pool:
 
     def _read(self, segments: Sequence[Segment], ids: Sequence[Sequence[int]], shown: Sequence[int]) -> LLMInput:
         """Rows padded on the left, so that every last position is in the last column."""
-        padding = [max(map(len, ids)) - len(row) for row in ids]
-        rows = list(zip(padding, ids, shown, strict=True))
-        mask = torch.tensor([[False] * n + [True] * len(row) for n, row, _ in rows], device=self.device)  # (B, U)
-        padded = torch.tensor([[0] * n + list(row) for n, row, _ in rows], device=self.device)
-        visible = torch.tensor([[0] * n + [frames] * len(row) for n, row, frames in rows], dtype=torch.int32)
+        lengths = [len(row) for row in ids]
+        width = max(lengths)
+        padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids], device=self.device)  # (B, U)
+        mask = torch.arange(width) >= width - torch.tensor(lengths)[:, None]  # (B, U)
+        visible = (torch.tensor(shown, dtype=torch.int32)[:, None] * mask).to(self.device)
+        mask = mask.to(self.device)
         self.state.sit([self._seat(segment) for segment in segments], mask)
-        return self.model.read(padded, mask, visible.to(self.device), self.state)
+        return self.model.read(padded, mask, visible, self.state)
 
     def _wait(self, session: Session, segment: Segment) -> None:
         """READ, until there is more to see: nothing else can change the answer, nor may a draft agree with itself."""

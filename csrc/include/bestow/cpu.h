@@ -104,9 +104,9 @@ struct ChunkAttention {
   const float* qkv;                          // (rows, 3 H d)
   const ChunkWindow* windows;                // (streams)
   const float *bias_content, *bias_place;    // (H d)
-  const float* relative;                     // (H, d, places), scaled: frame p of a window meets j in column size - 1 - p + j
-  float scale;                               // of scores by content
-  float* out;                                // (rows, H d)
+  const float* relative;  // (H, d, places), scaled: frame p of a window meets j in column size - 1 - p + j
+  float scale;            // of scores by content
+  float* out;             // (rows, H d)
   int64_t pitch() const { return (size + 15) / 16 * 16; }  // whole vectors of any instruction set
   size_t scratch() const { return (2 * head + (head + chunk) * pitch()) * sizeof(float); }  // bytes
 };
@@ -146,7 +146,7 @@ struct Kernels {
   void (*few_rows)(const FewRows&, int64_t begin, int64_t end, void* workspace);  // a unit is one output
   void (*norm)(const NormRows&, int64_t begin, int64_t end);
   void (*gate)(const float* x, const float* by, int64_t n, float* out);  // x sigmoid(by); out may be either
-  void (*gelu)(const float* x, int64_t n, float* out);  // out may be x
+  void (*gelu)(const float* x, int64_t n, float* out);                   // out may be x
   void (*convolve)(const Taps&, int64_t begin, int64_t end);
   void (*chunk_attention)(const ChunkAttention&, int64_t begin, int64_t end, float* scratch);
   // samples ((frames - 1) hop + N) -> out (frames, M)
