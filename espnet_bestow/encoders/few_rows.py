@@ -14,7 +14,7 @@ from torch import Tensor
 from espnet_bestow.ops import native
 from espnet_bestow.ops.reference import panels
 
-MOST_ROWS = 128
+MOST_ROWS = 2048
 """Rows from which on the general product is as fast."""
 
 HUGE_PAGE = 1 << 21

@@ -117,9 +117,9 @@ def ctc_best_path(
     return reference.ctc_best_path(logp, lengths, target, target_lengths)
 
 
-FEW_ROWS = 32
+FEW_ROWS = 128
 """Up to so many rows our product is the faster one (the last column of benchmarks/bench_few_rows.py)."""
-TOKEN_ROWS = 64
+TOKEN_ROWS = 256
 """Up to so many rows a token goes through all layers in one call: of more, calls are the smaller part of the time."""
 MANY_WEIGHTS = 1 << 17
 """Fewer are read in less time than it takes to call an op of ours."""
