@@ -155,7 +155,7 @@ class Speech2Text:
         return [self.result(nbest[0]) for nbest in self.search(speech, ids)]
 
     def listener(self, right_context: int | None = None, context: Sequence[int] | None = None) -> Listener:
-        """How the model hears audio that is still arriving.
+        """How the model hears audio that is still arriving, with its encoder's weights as they are now.
 
         A cache-aware encoder hears chunk by chunk, ESPnet's contextual block encoders block by block; any other, and
         those too in a context of the whole recording or behind features that depend on it (utterance_mvn), is

@@ -16,6 +16,9 @@ from espnet_bestow.encoders.lengths import valid_frames
 from espnet_bestow.ops import native
 from espnet_bestow.streaming.listener import Ear
 
+_FLOOR = 1e-10
+"""ESPnet takes no logarithm of less."""
+
 
 class Span(NamedTuple):
     """Feature frames of one session that are wanted next: ``first`` to before ``last``."""
@@ -43,7 +46,8 @@ class LogMel:
         self.hop: int = stft.hop_length
         self.n_fft: int = stft.n_fft
         self.reach: int = stft.win_length // 2 if stft.window is not None else stft.n_fft // 2
-        window = torch.ones(stft.win_length) if stft.window is None else _window(stft.window)(stft.win_length)
+        shape = torch.ones if stft.window is None else getattr(torch, f"{stft.window}_window")
+        window = shape(stft.win_length)
         before = (stft.n_fft - stft.win_length) // 2
         window = F.pad(window, (before, stft.n_fft - stft.win_length - before))
         self._window = (window * stft.n_fft**-0.5 if stft.normalized else window).to(self.device)
@@ -133,14 +137,6 @@ class NativeTransform:
         return native.log_mel(
             pieces, torch.tensor(frames), hop, self.window, self.turns, self.spans, self.filters, _FLOOR
         )
-
-
-_FLOOR = 1e-10
-"""ESPnet takes no logarithm of less."""
-
-
-def _window(name: str) -> Any:
-    return getattr(torch, f"{name}_window")
 
 
 class StreamFeatures(LogMel):
