@@ -3,8 +3,8 @@
 // Reading the weights is all the work: every weight is read once, widened in a register, and meets all input rows
 // there. Eight sums are in flight at a time, or twelve of four rows, of as many outputs as the rows leave room for.
 //
-// From a vector's width of rows on (kManyRows) reading float weights is the smaller part: rows then become the lanes,
-// each weight meets a vector of them, and no sum has to be taken across lanes.
+// From kManyRows rows on, reading float weights is the smaller part: rows then become the lanes, each weight meets a
+// vector of them, and no sum has to be taken across lanes.
 //
 // With int8 weights the inputs become 16-bit integers, one step size per row, and products are summed exactly. Against
 // the rounding of the weights that of the inputs does not count, and no weight has to become a float.
@@ -146,7 +146,8 @@ void multiply_few(const FewRows& p, int64_t begin, int64_t end) {
 
 // ---- many rows ----
 
-constexpr int64_t kManyRows = kLanes < 8 ? 8 : kLanes * 3 / 4;
+// From how many on was measured; across a narrow vector a sum costs little, and rows stay rows.
+constexpr int64_t kManyRows = kLanes == 16 ? 12 : kLanes == 8 ? 16 : INT64_MAX;
 
 inline bool many(const FewRows& p) { return p.scalar == Scalar::kFloat && p.scale == nullptr && p.rows >= kManyRows; }
 
