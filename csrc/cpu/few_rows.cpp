@@ -175,10 +175,16 @@ void multiply_many(const FewRows& p, int64_t begin, int64_t end, const Turned& t
     const Vec bias = p.bias == nullptr ? zero() : load_first(p.bias + n, outputs);
     for (int64_t m = 0; m < p.rows; m += kLanes) {
       Vec x[kLanes];
-      for (int i = 0; i < kLanes; ++i) x[i] = i < outputs ? load(turned.output + i * turned.rows + m) : zero();
-      transpose(x);
+      float* to = p.out + m * p.to_row() + n;
       const int64_t rows = least(kLanes, p.rows - m);
-      for (int64_t i = 0; i < rows; ++i) store_first(p.out + (m + i) * p.to_row() + n, add(x[i], bias), outputs);
+      for (int i = 0; i < kLanes; ++i)
+        x[i] = load(turned.output + i * turned.rows + m);  // what is left over is not read
+      transpose(x);
+      if (rows == kLanes && outputs == kLanes) {
+        for (int i = 0; i < kLanes; ++i) store(to + i * p.to_row(), add(x[i], bias));
+      } else {
+        for (int64_t i = 0; i < rows; ++i) store_first(to + i * p.to_row(), add(x[i], bias), outputs);
+      }
     }
   }
 }

@@ -152,10 +152,16 @@ void pack_panels(const T* rows, int64_t row, int64_t n, int64_t depth, float* pa
     for (int64_t d = 0; d < depth; d += kLanes) {
       const int64_t wide = least(kLanes, depth - d);
       Vec x[kLanes];
+      if (i + kLanes <= n && wide == kLanes) {  // nearly always: no lane has to be asked for
+        for (int r = 0; r < kLanes; ++r) x[r] = load(rows + (i + r) * row + d);
+        for (int r = 0; r < kLanes; ++r) __builtin_prefetch(rows + (i + kLanes + r) * row + d);
+        transpose(x);
+        for (int r = 0; r < kLanes; ++r) store(panels + (d + r) * kLanes, x[r]);
+        continue;
+      }
       for (int r = 0; r < kLanes; ++r) {
         const T* from = rows + (i + r) * row + d;
         x[r] = i + r >= n ? zero() : wide == kLanes ? load(from) : load_first(from, wide);
-        __builtin_prefetch(from + kLanes * row);
       }
       transpose(x);
       for (int r = 0; r < wide; ++r) store(panels + (d + r) * kLanes, x[r]);
