@@ -86,7 +86,7 @@ class RunningMVN(AbsNormalize):
         Args:
             feats: (B, T, 80).
             past: moments before them.
-            lengths: (B,) how many frames of each row count, by default all T; at least 1.
+            lengths: (B,) how many frames of each row count, by default all T; at least 1. What follows them becomes 0.
         """
         if (
             native is not None
@@ -116,7 +116,11 @@ class RunningMVN(AbsNormalize):
         if not everything:
             out = out.masked_fill_(~heard, 0.0)
         row = torch.arange(len(x), device=x.device)
-        last = lengths - 1 if lengths is not None else torch.full_like(row, x.shape[1] - 1)
+        if lengths is None:
+            last = torch.full_like(row, x.shape[1] - 1)
+        else:
+            last = lengths - 1
+            out = out.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0.0)
         return out.to(feats.dtype), Moments(count[row, last], total[row, last], square[row, last])
 
     def _advance_natively(
@@ -124,7 +128,7 @@ class RunningMVN(AbsNormalize):
     ) -> tuple[torch.Tensor, Moments]:
         assert native is not None
         rows, frames, bins = feats.shape
-        lengths = torch.full((rows,), frames) if lengths is None else lengths.cpu()
+        lengths = torch.full((rows,), frames) if lengths is None else lengths.long().cpu()
         mean = self.prior_mean.expand(bins).contiguous()
         # Views of many streams' moments are gathered here.
         moments = [each.expand(rows, bins).contiguous() for each in past]
@@ -137,5 +141,5 @@ class RunningMVN(AbsNormalize):
         """(B, T, 80), (B,) -> (B, T, 80) with 0 at padding, (B,)."""
         if input_lengths is None:
             input_lengths = torch.full((input.shape[0],), input.shape[1], device=input.device)
-        out, _ = self.advance(input, self.start(input.shape[0], input.shape[2], input.device))
-        return out.masked_fill(~valid_frames(input_lengths, input.shape[1])[..., None], 0.0), input_lengths
+        past = self.start(input.shape[0], input.shape[2], input.device)
+        return self.advance(input, past, input_lengths)[0], input_lengths

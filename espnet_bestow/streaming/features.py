@@ -182,8 +182,8 @@ class StreamFeatures(LogMel):
             past = type(spans[0].past)(*map(torch.cat, zip(*[span.past for span in spans], strict=True)))
             x, after = self.normalize.advance(x, past, lengths)
             pasts = [type(after)(*each) for each in zip(*[field.split(1) for field in after], strict=True)]
-        elif self.normalize is not None:
-            x, _ = self.normalize(x, lengths)
-        if len(spans) > 1:
+        else:
+            if self.normalize is not None:
+                x, _ = self.normalize(x, lengths)
             x = x.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0.0)
         return x, pasts
