@@ -30,20 +30,6 @@ class Example:
     answer: list[int]  # closed by the end token
 
 
-def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
-    """``tokenizer.decode`` without special tokens.
-
-    While text is written live, it is decoded after every token, and the library's checks of what it is given take four
-    times as long as that.
-    """
-    usual = (
-        isinstance(tokenizer, PreTrainedTokenizerFast) and type(tokenizer)._decode is PreTrainedTokenizerFast._decode
-    )
-    plain = usual and not tokenizer.clean_up_tokenization_spaces
-    decode: Callable[..., Any] = tokenizer.backend_tokenizer.decode if plain else tokenizer.decode
-    return partial(decode, skip_special_tokens=True)
-
-
 class PromptTemplate(ABC):
     """Base of what a YAML names under ``template``.
 
@@ -179,3 +165,17 @@ def build_template(name: str, path: str, max_length: int | None = None, **option
 
 def _short(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
+    """``tokenizer.decode`` without special tokens.
+
+    While text is written live, it is decoded after every token, and the library's checks of what it is given take four
+    times as long as that.
+    """
+    usual = (
+        isinstance(tokenizer, PreTrainedTokenizerFast) and type(tokenizer)._decode is PreTrainedTokenizerFast._decode
+    )
+    plain = usual and not tokenizer.clean_up_tokenization_spaces
+    decode: Callable[..., Any] = tokenizer.backend_tokenizer.decode if plain else tokenizer.decode
+    return partial(decode, skip_special_tokens=True)

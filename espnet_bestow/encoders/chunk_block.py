@@ -13,7 +13,13 @@ from espnet_bestow.ops import or_empty, weight_and_bias
 
 
 class ChunkBlock:
-    """One conformer block with its weights laid out for a chunk of few frames."""
+    """One conformer block with its weights laid out for a chunk of few frames.
+
+    Args:
+        block: transformers'.
+        distances: (P, D) embedded distances, the largest first.
+        left, chunk: frames of the past and of a chunk when it is called; what :meth:`weights` gives knows neither.
+    """
 
     def __init__(self, block: Any, distances: Tensor, left: int, chunk: int):
         attention = block.self_attn

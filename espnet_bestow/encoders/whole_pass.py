@@ -32,6 +32,7 @@ class WholePass:
         self.encoder = encoder
         self.stages = stages
         with torch.inference_mode():
+            # For their weights alone: the native call knows the lengths.
             self.blocks = [ChunkBlock(block, self._distances(1), 0, 1) for block in encoder.layers]
             laid_out = [block.weights() for block in self.blocks]
         self._weights = [weight for weights in laid_out if weights is not None for weight in weights]

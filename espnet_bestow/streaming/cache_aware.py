@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espnet_bestow.encoders.chunk_step import FACTOR, ChunkStep
+from espnet_bestow.encoders.chunk_step import FACTOR, LEAD, ChunkStep
 from espnet_bestow.streaming.features import Span, StreamFeatures
 from espnet_bestow.streaming.frame_ear import FrameEar
 from espnet_bestow.streaming.listener import Ear, Listener
@@ -84,9 +84,9 @@ class CacheAwareListener(Listener):
         ]
         feats, pasts = self.features(spans)  # (B, T, 80)
         x = F.pad(feats, (0, 0, 0, FACTOR * self.step.chunk - feats.shape[1]))
-        for row, each, (first, _) in zip(x, feats, bounds, strict=True):
-            if first < 0:  # zeros stand before a recording's first frame
-                row[:-first], row[-first:] = 0.0, each[: len(row) + first]
+        beginning = [row for row, (first, _) in enumerate(bounds) if first < 0]
+        # Before a recording's first frame stand zeros: those behind its last one, of which there are as many or more.
+        x[beginning] = x[beginning].roll(LEAD, 1)
         ends = [size if size < last else None for size, (_, last) in zip(available, bounds, strict=True)]
         frames, states = self.step(x, [ear.encoder for ear in ears], ends)
         for row, ear in enumerate(ears):

@@ -55,7 +55,7 @@ def stream(listener: CacheAwareListener, audio: torch.Tensor, pushes: list[int])
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("samples", [30_000, 1280 * 14, 100, 1])
+@pytest.mark.parametrize("samples", [30_000, 1280 * 14, 8000, 3200, 1280, 100, 1])  # some end in the first chunk
 def test_equals_the_whole_pass(context, samples):
     model = Model(RunningMVN(), subsampling="conv1d")
     model.encoder.context = context
