@@ -170,8 +170,8 @@ def _short(text: str, limit: int = 60) -> str:
 def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
     """``tokenizer.decode`` without special tokens.
 
-    While text is written live, it is decoded after every token, and the library's checks of what it is given take four
-    times as long as that.
+    While text is written live, it is decoded after every token, and the library's checks of what it is given take
+    longer than that.
     """
     usual = (
         isinstance(tokenizer, PreTrainedTokenizerFast) and type(tokenizer)._decode is PreTrainedTokenizerFast._decode

@@ -50,7 +50,7 @@ KERNELS = (
 # Sources that leave the CPU's choice to others or need none.
 PLAIN = ("dispatch", "best_path")
 # Sources that register ops.
-REGISTRATIONS = ("ops", "token_step", "chunk_step", "subsampling", "features", "ctc_path")
+REGISTRATIONS = ("ops", "llama_token", "connector_token", "chunk_step", "subsampling", "features", "ctc_path")
 
 
 @dataclass
