@@ -11,7 +11,6 @@ from torch import Tensor
 
 from espnet_bestow.audio import hertz, read_audio, resample
 from espnet_bestow.circles import CIRCLES
-from espnet_bestow.connectors import Speech
 from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
 from espnet_bestow.encoders.chunks import WHOLE, needs_the_whole
 from espnet_bestow.espnet_model import ESPnetBestowModel
@@ -181,18 +180,18 @@ class Speech2Text:
 
     def _recomputed(self, right_context: int) -> Listener:
         @torch.inference_mode()
-        def encode(waveform: Tensor, lengths: Tensor) -> Speech:
-            return self.model.encode(waveform.to(self.device), lengths.to(self.device))
+        def encode(waveform: Tensor, lengths: Tensor) -> list[Tensor]:
+            return self.model.encode(waveform.to(self.device), lengths.to(self.device)).rows()
 
         encoder: Any = self.model.encoder
         features: Any = self.model.features
         quick = encoder.whole_pass() if hasattr(encoder, "whole_pass") else None
 
         @torch.inference_mode()
-        def encode_extracted(feats: Tensor, lengths: Tensor) -> Speech:
+        def encode_extracted(feats: Tensor, lengths: Tensor) -> list[Tensor]:
             if quick is None:
-                return self.model.encode_extracted(feats, lengths.to(self.device))
-            return Speech(*quick(*features.refine(feats, lengths)))
+                return self.model.encode_extracted(feats, lengths.to(self.device)).rows()
+            return quick(*features.refine(feats, lengths))
 
         hop = samples_per_frame(encode, self.sample_rate)
         shortest = round(SHORTEST * self.sample_rate)

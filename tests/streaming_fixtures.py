@@ -10,7 +10,7 @@ from espnet_bestow.connectors import CONNECTORS
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.model import BestowModel
 from espnet_bestow.prompt import PromptTemplate, build_template
-from espnet_bestow.streaming.listener import RecomputedListener
+from espnet_bestow.streaming.listener import Encode, RecomputedListener
 from espnet_bestow.streaming.pool import Pool
 from espnet_bestow.streaming.session import Session, SessionOptions, Word
 from espnet_bestow.visibility import Chunks
@@ -62,9 +62,14 @@ def template_of(llm: Path) -> PromptTemplate:
     return build_template("plain", str(llm))
 
 
+def encode_with(model: BestowModel) -> Encode:
+    """The frames of each recording."""
+    return lambda waveform, lengths: model.encode(waveform, lengths).rows()
+
+
 def listener_of(model: BestowModel, right_context: int = 3) -> RecomputedListener:
     """The recomputed one; two frames of the right context reach the encoder's windows."""
-    return RecomputedListener(model.encode, RATE, HOP, right_context, shortest=HOP)
+    return RecomputedListener(encode_with(model), RATE, HOP, right_context, shortest=HOP)
 
 
 class ByChunks(RecomputedListener):

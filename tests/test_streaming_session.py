@@ -20,6 +20,7 @@ from tests.streaming_fixtures import (
     PROMPT,
     RATE,
     ByChunks,
+    encode_with,
     listener_of,
     lone,
     loud_model,
@@ -161,7 +162,7 @@ def test_causality(pool):
 
 @pytest.fixture(scope="module")
 def chunked(pool):
-    return Pool(pool.model, ByChunks(pool.model.encode, RATE, HOP, 3, shortest=HOP), pool.template)
+    return Pool(pool.model, ByChunks(encode_with(pool.model), RATE, HOP, 3, shortest=HOP), pool.template)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -383,7 +384,7 @@ def test_one_encoder_call_serves_the_tokens_of_a_push(pool):
             return super().hear(requests)
 
     calls: list[list[int]] = []
-    listener = Counted(pool.model.encode, RATE, HOP, right_context=3, shortest=HOP)
+    listener = Counted(encode_with(pool.model), RATE, HOP, right_context=3, shortest=HOP)
     with opened(Pool(pool.model, listener, pool.template), "wait_k", k=2, step=2) as session:
         session.push(TALK[: (8 + 3) * HOP])
         session.push(TALK[(8 + 3) * HOP : (10 + 3) * HOP])

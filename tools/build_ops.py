@@ -30,6 +30,7 @@ PYTHON = "0x030c0000"  # Python 3.12, the limited interface's
 COMMON = [
     "-std=c++17",
     "-O3",
+    "-fno-math-errno",  # nobody reads it, and with it no loop with a square root becomes vectors
     "-fPIC",
     "-fvisibility=hidden",
     "-Wall",
@@ -90,8 +91,7 @@ def cpu_steps(compiler: str, into: Path, extra: list[str]) -> list[Step]:
 def torch_step(compiler: str, into: Path, source: Path, include: list[str]) -> Step:
     """Compiles one source that registers ops."""
     defines = [f"-DTORCH_TARGET_VERSION={TARGET}", f"-DPy_LIMITED_API={PYTHON}"]
-    # -O1: it only checks and hands over, and torch's headers take long enough.
-    return Step(into / f"{source.stem}.o", source, [compiler, *COMMON, "-O1", *defines, *include])
+    return Step(into / f"{source.stem}.o", source, [compiler, *COMMON, *defines, *include])
 
 
 def run(steps: list[Step], into: Path, output: TextIO | None = None) -> None:

@@ -13,10 +13,8 @@ inline void store_some(float* p, Vec x, int64_t n) { n >= kLanes ? store(p, x) :
 
 // 1 / (1 + e^-x), without e to a positive power.
 inline Vec sigmoid(Vec x) {
-  const Vec minus = sub(zero(), x);
-  const Vec top = exp_negative(sub(zero(), max(minus, zero())));  // e^min(x, 0)
-  const Vec small = exp_negative(sub(zero(), max(x, minus)));     // e^-|x|
-  return div(top, add(splat(1.0f), small));
+  const Vec one = splat(1.0f), small = exp_negative(sub(zero(), max(x, sub(zero(), x))));  // e^-|x|
+  return div(where_below(x, zero(), small, one), add(one, small));
 }
 
 // Keys (frames, d) of one head, `frame` apart, as columns (d, pitch); until a vector is full, columns beyond theirs are
@@ -49,6 +47,23 @@ void score_keys(const float* content, const float* keys, int64_t pitch, const fl
     }
   }
   for (int v = 0; v < N; ++v) store(scores + v * kLanes, add(by_content[v], by_place[v]));
+}
+
+// The same with all keys, up to N vectors of them at a time.
+template <int N = 4>
+void score_all(const float* content, const float* keys, int64_t pitch, const float* place, const float* places,
+               int64_t row, int64_t d, int64_t seen, float* scores) {
+  int64_t j = 0;
+  for (; j + N * kLanes <= seen; j += N * kLanes)
+    score_keys<N>(content, keys + j, pitch, place, places + j, row, d, kLanes, scores + j);
+  if constexpr (N > 1) {
+    // What is left is one step too, if with fewer vectors.
+    const int64_t left = seen - j, begun = left - (N - 1) * kLanes;
+    if (begun > 0) return score_keys<N>(content, keys + j, pitch, place, places + j, row, d, begun, scores + j);
+    if (left > 0) score_all<N - 1>(content, keys + j, pitch, place, places + j, row, d, left, scores + j);
+  } else if (j < seen) {
+    score_keys<1>(content, keys + j, pitch, place, places + j, row, d, seen - j, scores + j);
+  }
 }
 
 // Up to so many queries read values together: as many sums as an adder works on at a time.
@@ -166,11 +181,7 @@ void chunk_attention(const ChunkAttention& p, int64_t begin, int64_t end, float*
       }
       const float* first = p.relative + h * d * p.places + p.size - 1 - (window.frames - chunk + i);
       float* scores = weights + i * pitch;
-      int64_t j = 0;
-      for (; j + 4 * kLanes <= seen; j += 4 * kLanes)
-        score_keys<4>(content, turned + j, pitch, place, first + j, p.places, d, kLanes, scores + j);
-      for (; j < seen; j += kLanes)
-        score_keys<1>(content, turned + j, pitch, place, first + j, p.places, d, seen - j, scores + j);
+      score_all(content, turned, pitch, place, first, p.places, d, seen, scores);
       soften(seen, scores);
     }
     for (int64_t i = 0; i < chunk; i += kQueriesTogether) {

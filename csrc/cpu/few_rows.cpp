@@ -133,11 +133,12 @@ inline void strip(const FewRows& p, int64_t m, int64_t begin, int64_t end) {
   for (; n < end; ++n) meet<P, kRows, 1>(p, m, n);
 }
 
+// Rows from `first` on.
 template <class P>
-void multiply_few(const FewRows& p, int64_t begin, int64_t end) {
+void multiply_few(const FewRows& p, int64_t begin, int64_t end, int64_t first = 0) {
   for (int64_t n = begin; n < end; n += kBlock) {
     const int64_t stop = n + kBlock < end ? n + kBlock : end;
-    int64_t m = 0;
+    int64_t m = first;
     for (; m + kMostRows <= p.rows; m += kMostRows) strip<P, kMostRows>(p, m, n, stop);
     for (; m + 2 <= p.rows; m += 2) strip<P, 2>(p, m, n, stop);
     if (m < p.rows) strip<P, 1>(p, m, n, stop);
@@ -151,18 +152,25 @@ constexpr int64_t kManyRows = kLanes == 16 ? 12 : kLanes == 8 ? 16 : INT64_MAX;
 
 inline bool many(const FewRows& p) { return p.scalar == Scalar::kFloat && p.scale == nullptr && p.rows >= kManyRows; }
 
+// How many rows become lanes. Those that would leave half of their vector empty, or more, are cheaper as they are.
+inline int64_t rows_as_lanes(int64_t rows) { return rows % kLanes <= kLanes / 2 ? rows / kLanes * kLanes : rows; }
+
 struct Turned {
+  int64_t taken;  // rows that become lanes
   int64_t rows;   // whole vectors of them
   float* input;   // panels [rows / kLanes][K][kLanes]
   float* output;  // (kLanes, rows): of as many outputs at a time
   Turned(const FewRows& p, void* workspace)
-      : rows(round_up(p.rows, kLanes)), input(static_cast<float*>(workspace)), output(input + rows * p.inputs) {}
+      : taken(rows_as_lanes(p.rows)),
+        rows(round_up(taken, kLanes)),
+        input(static_cast<float*>(workspace)),
+        output(input + rows * p.inputs) {}
   size_t bytes() const { return (output + kLanes * rows - input) * sizeof(float); }
 };
 
 // Rows beyond the last one are zeros and are left out again at the end.
 void multiply_many(const FewRows& p, int64_t begin, int64_t end, const Turned& turned) {
-  pack_panels(static_cast<const float*>(p.input), p.from_row(), p.rows, p.inputs, turned.input);
+  pack_panels(static_cast<const float*>(p.input), p.from_row(), turned.taken, p.inputs, turned.input);
   const float* weight = static_cast<const float*>(p.weight);
   for (int64_t n = begin; n < end; n += kLanes) {
     const int64_t outputs = least(kLanes, end - n);
@@ -173,10 +181,10 @@ void multiply_many(const FewRows& p, int64_t begin, int64_t end, const Turned& t
       multiply_deep<Plain>(least(kTileRows, outputs - i), product);
     }
     const Vec bias = p.bias == nullptr ? zero() : load_first(p.bias + n, outputs);
-    for (int64_t m = 0; m < p.rows; m += kLanes) {
+    for (int64_t m = 0; m < turned.taken; m += kLanes) {
       Vec x[kLanes];
       float* to = p.out + m * p.to_row() + n;
-      const int64_t rows = least(kLanes, p.rows - m);
+      const int64_t rows = least(kLanes, turned.taken - m);
       for (int i = 0; i < kLanes; ++i)
         x[i] = load(turned.output + i * turned.rows + m);  // what is left over is not read
       transpose(x);
@@ -187,6 +195,7 @@ void multiply_many(const FewRows& p, int64_t begin, int64_t end, const Turned& t
       }
     }
   }
+  if (turned.taken < p.rows) multiply_few<FloatProducts<float>>(p, begin, end, turned.taken);
 }
 
 // ---- inputs beside int8 weights ----

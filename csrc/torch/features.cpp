@@ -26,10 +26,20 @@ T* numbers(const Tensor& x, ScalarType type, int64_t count, const char* what) {
   return static_cast<T*>(x.data_ptr());
 }
 
-// Frames of several recordings: of each the samples under the windows of its frames.
-Tensor log_mel(std::vector<Tensor> pieces, Tensor frames, int64_t hop, Tensor window, Tensor turns, Tensor spans,
+// Samples begin ... begin + n - 1 of a recording, before which it stands mirrored, and behind which is silence.
+void samples_around(const float* audio, int64_t samples, int64_t begin, int64_t n, float* out) {
+  const int64_t before = std::min(std::max<int64_t>(-begin, 0), n);
+  for (int64_t i = 0; i < before; ++i) out[i] = -begin - i < samples ? audio[-begin - i] : 0.0f;
+  const int64_t from = begin + before, heard = std::min(std::max<int64_t>(samples - from, 0), n - before);
+  if (heard > 0) std::memcpy(out + before, audio + from, heard * sizeof(float));
+  std::fill(out + before + heard, out + n, 0.0f);
+}
+
+// Frames `first` to before `last` of several recordings, bounds (B, 2). Frame t's window has its middle at sample
+// t * hop.
+Tensor log_mel(std::vector<Tensor> audio, Tensor bounds, int64_t hop, Tensor window, Tensor turns, Tensor spans,
                Tensor filters, double floor) {
-  const int64_t batch = pieces.size(), size = window.numel(), bins = spans.dim() == 2 ? spans.size(0) : 0;
+  const int64_t batch = audio.size(), size = window.numel(), bins = spans.dim() == 2 ? spans.size(0) : 0;
   STD_TORCH_CHECK(size >= 32 && (size & (size - 1)) == 0 && hop > 0 && bins > 0, "log_mel: windows of ", size,
                   " samples every ", hop, ", ", bins, " bins");
   bestow::LogMel p{size, hop, bins};
@@ -44,32 +54,40 @@ Tensor log_mel(std::vector<Tensor> pieces, Tensor frames, int64_t hop, Tensor wi
     weights += count;
   }
   p.filters = numbers<float>(filters, ScalarType::Float, weights, "log_mel: filters");
-  const int64_t* counts = numbers<int64_t>(frames, ScalarType::Long, batch, "log_mel: frames");
+  const int64_t* bound = numbers<int64_t>(bounds, ScalarType::Long, 2 * batch, "log_mel: bounds");
 
   struct Unit {
-    const float* samples;
-    int64_t frames, row, first;
+    const float* audio;
+    int64_t samples, begin, frames, row, first;  // `begin`: the first sample under the windows
   };
   constexpr int64_t kFrames = 16;  // whole vectors of any instruction set
   std::vector<Unit> units;
   int64_t most = 0;
   for (int64_t b = 0; b < batch; ++b) {
-    const int64_t count = counts[b], samples = count > 0 ? (count - 1) * hop + size : 0;
-    STD_TORCH_CHECK(count >= 0 && pieces[b].numel() >= samples, "log_mel: ", count, " frames of ", pieces[b].numel(),
-                    " samples");
-    const float* data = numbers<float>(pieces[b], ScalarType::Float, pieces[b].numel(), "log_mel: a piece");
+    const int64_t begin = bound[2 * b], count = bound[2 * b + 1] - begin, samples = audio[b].numel();
+    STD_TORCH_CHECK(begin >= 0 && count >= 0, "log_mel: frames ", begin, " to ", bound[2 * b + 1]);
+    const float* data = numbers<float>(audio[b], ScalarType::Float, samples, "log_mel: a recording");
     for (int64_t first = 0; first < count; first += kFrames)
-      units.push_back({data + first * hop, std::min(kFrames, count - first), b, first});
+      units.push_back({data, samples, (begin + first) * hop - size / 2, std::min(kFrames, count - first), b, first});
     most = std::max(most, count);
   }
   Tensor out = torch::stable::new_empty(window, {batch, most, bins});
   float* to = static_cast<float*>(out.data_ptr());
-  for (int64_t b = 0; b < batch; ++b) std::fill(to + (b * most + counts[b]) * bins, to + (b + 1) * most * bins, 0.0f);
+  for (int64_t b = 0; b < batch; ++b)
+    std::fill(to + (b * most + bound[2 * b + 1] - bound[2 * b]) * bins, to + (b + 1) * most * bins, 0.0f);
   torch::stable::parallel_for(0, units.size(), 2, [&](int64_t begin, int64_t end) {
     float* scratch = static_cast<float*>(bestow::workspace(p.scratch()));
+    std::vector<float> around;
     for (int64_t i = begin; i < end; ++i) {
       const Unit& unit = units[i];
-      chosen().log_mel(p, unit.samples, unit.frames, to + (unit.row * most + unit.first) * bins, scratch);
+      const int64_t n = (unit.frames - 1) * hop + size;
+      const float* samples = unit.audio + unit.begin;
+      if (unit.begin < 0 || unit.begin + n > unit.samples) {
+        around.resize(n);
+        samples_around(unit.audio, unit.samples, unit.begin, n, around.data());
+        samples = around.data();
+      }
+      chosen().log_mel(p, samples, unit.frames, to + (unit.row * most + unit.first) * bins, scratch);
     }
   });
   return out;
@@ -112,10 +130,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> running_mvn(Tensor x, Tensor lengths,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
-  // per recording its samples and frames (B); window (N), turns (2, N), spans (M, 2) of filters (all weights) -> (B, T,
-  // M)
+  // recordings and bounds (B, 2) of their frames; window (N), turns (2, N), spans (M, 2) of filters (all weights) ->
+  // (B, T, M)
   m.def(
-      "log_mel(Tensor[] pieces, Tensor frames, int hop, Tensor window, Tensor turns, Tensor spans, Tensor filters, "
+      "log_mel(Tensor[] audio, Tensor bounds, int hop, Tensor window, Tensor turns, Tensor spans, Tensor filters, "
       "float floor) -> Tensor");
   // x (B, T, M), lengths (B), mean (M), moments (B, M) each -> (B, T, M), and moments
   m.def(

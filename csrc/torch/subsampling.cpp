@@ -38,65 +38,152 @@ void silence_outside(float* x, int64_t first, int64_t count, int64_t length, int
   std::fill(x, x + begin * width, 0.0f), std::fill(x + end * width, x + count * width, 0.0f);
 }
 
+// All stages, a linear layer and a norm: per stage its weights and bias, then those of the other two.
+struct Network {
+  std::vector<Stage> stages;
+  int64_t channels, factor, remembered = 0;
+  Panels linear;
+  Norm norm;
+
+  Network(Weights& from, int64_t channels_, int64_t count, double eps)
+      : stages(stages_of(from, channels_, count)),
+        channels(channels_),
+        factor(int64_t{1} << count),
+        linear(from, stages.back().conv.outputs),
+        norm(from, linear.outputs, eps) {
+    STD_TORCH_CHECK(norm.weight != nullptr && from.done(), "conv_subsampling: weights are left over");
+    for (const Stage& stage : stages) remembered += stage.past * stage.channels;
+  }
+
+  static std::vector<Stage> stages_of(Weights& from, int64_t channels, int64_t count) {
+    STD_TORCH_CHECK(1 <= count && count < 16 && channels > 0, "conv_subsampling: ", count, " stages");
+    std::vector<Stage> stages;
+    for (int64_t s = 0; s < count; ++s) stages.emplace_back(from, s == 0 ? channels : stages.back().conv.outputs);
+    return stages;
+  }
+
+  // Output frames of so many input frames.
+  int64_t frames_of(int64_t length) const {
+    for (size_t s = 0; s < stages.size(); ++s) length = length / kStride + 1;
+    return length;
+  }
+};
+
+// One stream's next frames.
+struct Piece {
+  const float* fresh;   // input frames
+  int64_t given, lead;  // how many, and zeros that stand before them
+  int64_t start, n;     // the output frames: the first, and how many
+  int64_t length;       // input frames of all of it, or -1 while it goes on
+  const float* before;  // the last inputs of all stages, or null: zeros
+  float* after;         // the same behind these frames, or null
+  float* out;           // (n, D)
+};
+
+void run(const Network& net, const Piece& piece) {
+  // Both grow in the first stage, and are there again for the next stream.
+  thread_local std::vector<float> input, output;
+  const float *fresh = piece.fresh, *before = piece.before;
+  float* after = piece.after;
+  int64_t n = piece.n * net.factor, apart = net.factor, length = piece.length;  // apart: frames per output frame
+  int64_t lead = piece.lead, given = std::min(piece.given, n - lead);
+  for (const Stage& stage : net.stages) {
+    const int64_t channels = stage.channels, own = stage.past * channels, all = own + n * channels;
+    input.resize(std::max<size_t>(input.size(), all));
+    float* to = input.data();
+    if (before == nullptr) std::fill(to, to + own, 0.0f);
+    if (before != nullptr) std::memcpy(to, before, own * sizeof(float)), before += own;
+    std::fill(to + own, to + own + lead * channels, 0.0f);
+    std::memcpy(to + own + lead * channels, fresh, given * channels * sizeof(float));
+    std::fill(to + own + (lead + given) * channels, to + all, 0.0f);
+    if (after != nullptr) std::memcpy(after, to + all - own, own * sizeof(float)), after += own;
+    n /= kStride, lead = 0, given = n;
+    output.resize(std::max<size_t>(output.size(), n * stage.conv.outputs));
+    stage.conv(to, n, output.data(), kStride * channels);
+    chosen().gelu(output.data(), n * stage.conv.outputs, output.data());
+    apart /= kStride;
+    const int64_t first = apart * piece.start - (apart - 1);
+    if (length >= 0) length = length / kStride + 1;
+    silence_outside(output.data(), first, n, length < 0 ? first + n : length, stage.conv.outputs);
+    fresh = output.data();
+  }
+  net.linear(fresh, n, piece.out);
+  net.norm(piece.out, n, piece.out);
+}
+
+void run_all(const Network& net, const std::vector<Piece>& pieces) {
+  torch::stable::parallel_for(0, pieces.size(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b)
+      if (pieces[b].n > 0) run(net, pieces[b]);
+  });
+}
+
+Tensor input_frames(const Tensor& x) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.scalar_type() == ScalarType::Float, "conv_subsampling: x");
+  return torch::stable::contiguous(x);
+}
+
+const int64_t* whole_numbers(const Tensor& x, int64_t count, const char* what) {
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Long && x.is_contiguous() && x.numel() == count,
+                  "conv_subsampling: ", what, " must be ", count, " int64 numbers");
+  return static_cast<const int64_t*>(x.data_ptr());
+}
+
 // Input frames (B, T, C) of streams, the first of each of which makes output frame `start` (see causal_subsampling.py);
 // past (B, n) holds the last inputs of all stages. bounds (B, 2): start, and input frames of a stream that has ended or
-// -1. Per stage its weights and bias, then those of a linear layer and of a norm. Returns frames and past.
+// -1. Returns frames, 0 behind the end, and past, which means nothing there.
 std::tuple<Tensor, Tensor> conv_subsampling(Tensor x, Tensor past, Tensor bounds, std::vector<Tensor> weights,
                                             int64_t count, double eps) {
-  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.scalar_type() == ScalarType::Float && 1 <= count && count < 16,
-                  "conv_subsampling: x");
-  x = torch::stable::contiguous(x), past = torch::stable::contiguous(past);
-  const int64_t batch = x.size(0), frames = x.size(1), factor = int64_t{1} << count;
-  STD_TORCH_CHECK(frames % factor == 0 && x.size(2) > 0, "conv_subsampling: ", frames, " frames by ", factor);
+  x = input_frames(x), past = torch::stable::contiguous(past);
+  const int64_t batch = x.size(0), frames = x.size(1);
   Weights from(weights);
-  std::vector<Stage> stages;
-  int64_t remembered = 0, most = 0;
-  for (int64_t s = 0, n = frames; s < count; ++s, n /= kStride) {
-    stages.emplace_back(from, s == 0 ? x.size(2) : stages.back().conv.outputs);
-    remembered += stages.back().past * stages.back().channels;
-    most = std::max(most, (stages.back().past + n) * stages.back().channels);
-  }
-  const int64_t width = stages.back().conv.outputs;
-  const Panels linear(from, width);
-  const Norm norm(from, linear.outputs, eps);
-  STD_TORCH_CHECK(norm.weight != nullptr && from.done(), "conv_subsampling: weights are left over");
+  const Network net(from, x.size(2), count, eps);
+  STD_TORCH_CHECK(frames % net.factor == 0, "conv_subsampling: ", frames, " frames by ", net.factor);
   STD_TORCH_CHECK(past.is_cpu() && past.scalar_type() == ScalarType::Float && past.dim() == 2 &&
-                      past.size(0) == batch && past.size(1) == remembered,
-                  "conv_subsampling: past must be float32 (", batch, ", ", remembered, ")");
-  STD_TORCH_CHECK(bounds.is_cpu() && bounds.scalar_type() == ScalarType::Long && bounds.is_contiguous() &&
-                      bounds.numel() == 2 * batch,
-                  "conv_subsampling: bounds must be int64 (", batch, ", 2)");
-  const auto* bound = static_cast<const int64_t*>(bounds.data_ptr());
-  Tensor out = torch::stable::new_empty(x, {batch, frames / factor, linear.outputs});
-  Tensor after = torch::stable::new_empty(past, {batch, remembered});
-
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> input(most), output(most);
-    for (int64_t b = begin; b < end; ++b) {
-      const float *fresh = floats(x) + b * frames * x.size(2), *before = floats(past) + b * remembered;
-      float* keep = static_cast<float*>(after.data_ptr()) + b * remembered;
-      int64_t n = frames, apart = factor, length = bound[2 * b + 1];  // apart: frames of a stage per output frame
-      for (const Stage& stage : stages) {
-        const int64_t own = stage.past * stage.channels, all = own + n * stage.channels;
-        std::memcpy(input.data(), before, own * sizeof(float));
-        std::memcpy(&input[own], fresh, n * stage.channels * sizeof(float));
-        std::memcpy(keep, &input[all - own], own * sizeof(float));
-        before += own, keep += own, n /= kStride;
-        output.resize(std::max<size_t>(output.size(), n * stage.conv.outputs));
-        stage.conv(input.data(), n, output.data(), kStride * stage.channels);
-        chosen().gelu(output.data(), n * stage.conv.outputs, output.data());
-        apart /= kStride;
-        const int64_t first = apart * bound[2 * b] - (apart - 1);
-        if (length >= 0) length = length / kStride + 1;
-        silence_outside(output.data(), first, n, length < 0 ? first + n : length, stage.conv.outputs);
-        fresh = output.data();
-      }
-      float* to = static_cast<float*>(out.data_ptr()) + b * n * linear.outputs;
-      linear(fresh, n, to);
-      norm(to, n, to);
-    }
-  });
+                      past.size(0) == batch && past.size(1) == net.remembered,
+                  "conv_subsampling: past must be float32 (", batch, ", ", net.remembered, ")");
+  const int64_t* bound = whole_numbers(bounds, 2 * batch, "bounds");
+  const int64_t most = frames / net.factor, width = net.linear.outputs;
+  Tensor out = torch::stable::new_empty(x, {batch, most, width});
+  Tensor after = torch::stable::new_empty(past, {batch, net.remembered});
+  auto *to = static_cast<float*>(out.data_ptr()), *kept = static_cast<float*>(after.data_ptr());
+  std::vector<Piece> pieces;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t start = bound[2 * b], length = bound[2 * b + 1], past_of = b * net.remembered;
+    const int64_t left = length < 0 ? most : std::max<int64_t>(net.frames_of(length) - start, 0);
+    const int64_t n = std::min(left, most);
+    pieces.push_back({floats(x) + b * frames * x.size(2), n * net.factor, 0, start, n, length, floats(past) + past_of,
+                      kept + past_of, to + b * most * width});
+    std::fill(to + (b * most + n) * width, to + (b + 1) * most * width, 0.0f);
+    if (n == 0) std::copy(floats(past) + past_of, floats(past) + past_of + net.remembered, kept + past_of);
+  }
+  run_all(net, pieces);
   return {out, after};
+}
+
+// Whole recordings x (B, T, C) of `lengths` (B) input frames, what is behind them ignored: their frames, one recording
+// after the other.
+Tensor conv_subsampling_whole(Tensor x, Tensor lengths, std::vector<Tensor> weights, int64_t count, double eps) {
+  x = input_frames(x);
+  const int64_t batch = x.size(0), frames = x.size(1), *length = whole_numbers(lengths, batch, "lengths");
+  Weights from(weights);
+  const Network net(from, x.size(2), count, eps);
+  int64_t rows = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    STD_TORCH_CHECK(0 <= length[b] && length[b] <= frames, "conv_subsampling: ", length[b], " of ", frames, " frames");
+    rows += net.frames_of(length[b]);
+  }
+  Tensor out = torch::stable::new_empty(x, {rows, net.linear.outputs});
+  float* to = static_cast<float*>(out.data_ptr());
+  std::vector<Piece> pieces;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t n = net.frames_of(length[b]);
+    pieces.push_back(
+        {floats(x) + b * frames * x.size(2), length[b], net.factor - 1, 0, n, length[b], nullptr, nullptr, to});
+    to += n * net.linear.outputs;
+  }
+  run_all(net, pieces);
+  return out;
 }
 
 }  // namespace
@@ -106,6 +193,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
   m.def(
       "conv_subsampling(Tensor x, Tensor past, Tensor bounds, Tensor[] weights, int count, float eps) -> (Tensor, "
       "Tensor)");
+  // x (B, T, C), lengths (B) int64 -> (R, D), R frames of all recordings together
+  m.def("conv_subsampling_whole(Tensor x, Tensor lengths, Tensor[] weights, int count, float eps) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) { m.impl("conv_subsampling", TORCH_BOX(&conv_subsampling)); }
+STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
+  m.impl("conv_subsampling", TORCH_BOX(&conv_subsampling));
+  m.impl("conv_subsampling_whole", TORCH_BOX(&conv_subsampling_whole));
+}

@@ -21,6 +21,10 @@ class Speech:
         """What comes before a frame (None: all)."""
         return self if frame is None else Speech(self.frames[:, :frame], self.lengths.clamp(max=frame))
 
+    def rows(self) -> list[Tensor]:
+        """The frames of each utterance without padding, (F_i, D_enc)."""
+        return [frames[:length] for frames, length in zip(self.frames, self.lengths.tolist(), strict=True)]
+
     def repeat(self, times: int) -> "Speech":
         """Each utterance ``times`` times in a row (for beams)."""
         return Speech(self.frames.repeat_interleave(times, 0), self.lengths.repeat_interleave(times, 0))

@@ -83,6 +83,16 @@ class Stages:
             x = _silence_outside(x, [factor * start - (factor - 1) for start in starts], lengths)
         return self.leave(x), torch.cat(kept, 1)
 
+    def whole(self, feats: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Whole recordings (B, T, 80), (B,), what is behind them ignored -> (R, D), one after the other."""
+        factor, counts = 1 << len(self.stages), subsampled(lengths, len(self.stages))
+        most, longest = int(counts.max()), int(lengths.max())
+        feats = feats[:, :longest].masked_fill(~valid_frames(lengths, longest)[..., None], 0.0)
+        # The first frame ends with the first feature frame.
+        feats = F.pad(feats, (0, 0, factor - 1, factor * most - (factor - 1) - longest))
+        nothing = feats.new_zeros(len(feats), self.remembered)
+        return self.advance(feats, nothing, [0] * len(feats), lengths.tolist())[0][valid_frames(counts, most)]
+
 
 class NativeStages:
     """The same of a :class:`CausalConv1dSubsampling` in one native call, with its weights as they are now.
@@ -115,6 +125,11 @@ class NativeStages:
         assert native is not None
         bounds = torch.tensor([(start, -1 if end is None else end) for start, end in zip(starts, ends, strict=True)])
         return native.conv_subsampling(feats, past, bounds, self.weights, self.count, self.eps)
+
+    def whole(self, feats: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """See :class:`Stages`."""
+        assert native is not None
+        return native.conv_subsampling_whole(feats, lengths, self.weights, self.count, self.eps)
 
 
 class CausalConv1dSubsampling(nn.Module):

@@ -7,13 +7,10 @@ serves streams whose encoder is computed again and again on a growing beginning;
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from espnet_bestow.encoders.causal_subsampling import NativeStages, Stages, subsampled
 from espnet_bestow.encoders.chunk_block import ChunkBlock
-from espnet_bestow.encoders.chunk_step import FACTOR, LEAD
-from espnet_bestow.encoders.lengths import valid_frames
 from espnet_bestow.ops import native
 
 _FRAMES = 64
@@ -42,20 +39,12 @@ class WholePass:
         self._size = 0  # frames for which relative positions are known
 
     @torch.inference_mode()
-    def __call__(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, T, 80), true lengths (B,) -> frames (B, F, D), 0 at padding, and their true lengths."""
+    def __call__(self, feats: Tensor, lengths: Tensor) -> list[Tensor]:
+        """Features (B, T, 80), true lengths (B,) -> the frames of each recording, (F_i, D)."""
         assert native is not None and self.fits
         counts = subsampled(lengths)
-        most, longest = int(counts.max()), int(lengths.max())
-        valid = valid_frames(lengths, longest)
-        feats = feats[:, :longest].masked_fill(~valid[..., None], 0.0)
-        feats = F.pad(feats, (0, 0, LEAD, FACTOR * most - LEAD - longest))
-        nothing = feats.new_zeros(len(feats), self.stages.remembered)
-        x, _ = self.stages.advance(feats, nothing, [0] * len(feats), lengths.tolist())
-        real = valid_frames(counts, most)
-        x = x[real] * self.encoder.input_scale  # (R, D)
-        y = self._encode(x, counts)
-        return y.new_zeros(*real.shape, y.shape[1]).masked_scatter_(real[..., None], y), counts
+        x = self.stages.whole(feats, lengths).mul_(self.encoder.input_scale)  # (R, D)
+        return list(self._encode(x, counts).split(counts.tolist()))
 
     def _encode(self, x: Tensor, counts: Tensor) -> Tensor:
         """x (R, D), the frames of recordings of so many -> (R, D)."""

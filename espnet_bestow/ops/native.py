@@ -142,9 +142,20 @@ def conv_subsampling(
     return torch.ops.bestow.conv_subsampling(x, past, bounds, weights, count, eps)
 
 
+def conv_subsampling_whole(
+    x: Tensor,  # (B, T, C) float32
+    lengths: Tensor,  # (B,) int64
+    weights: list[Tensor],  # see conv_subsampling
+    count: int,
+    eps: float,
+) -> Tensor:  # (R, D)
+    """The same of whole recordings: their frames, one recording after the other."""
+    return torch.ops.bestow.conv_subsampling_whole(x, lengths, weights, count, eps)
+
+
 def log_mel(
-    pieces: list[Tensor],  # B of them: the samples under the windows of a recording's frames
-    frames: Tensor,  # (B,) int64
+    audio: list[Tensor],  # B recordings
+    bounds: Tensor,  # (B, 2) int64: the first frame of each, and the one behind the last
     hop: int,
     window: Tensor,  # (N,)
     turns: Tensor,  # (2, N) cosines and sines of 2 pi n / N
@@ -153,7 +164,7 @@ def log_mel(
     floor: float,
 ) -> Tensor:  # (B, T, M), 0 behind each recording's frames
     """Log-mel frames in float32."""
-    return torch.ops.bestow.log_mel(pieces, frames, hop, window, turns, spans, filters, floor)
+    return torch.ops.bestow.log_mel(audio, bounds, hop, window, turns, spans, filters, floor)
 
 
 def running_mvn(
@@ -212,10 +223,10 @@ def _conformer_chunk_fake(x: Tensor, *_: object) -> Tensor:
 
 @register_fake("bestow::log_mel")
 def _log_mel_fake(
-    pieces: list[Tensor], frames: Tensor, hop: int, window: Tensor, _: Tensor, spans: Tensor, *__: object
+    audio: list[Tensor], _: Tensor, __: int, window: Tensor, ___: Tensor, spans: Tensor, *____: object
 ) -> Tensor:
     most = torch.library.get_ctx().new_dynamic_size()
-    return window.new_empty(len(pieces), most, len(spans))
+    return window.new_empty(len(audio), most, len(spans))
 
 
 @register_fake("bestow::running_mvn")
@@ -228,6 +239,11 @@ def _conv_subsampling_fake(
     x: Tensor, past: Tensor, _: Tensor, weights: list[Tensor], count: int, __: float
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(len(x), x.shape[1] >> count, len(weights[-1])), past.new_empty(past.shape)
+
+
+@register_fake("bestow::conv_subsampling_whole")
+def _conv_subsampling_whole_fake(x: Tensor, _: Tensor, weights: list[Tensor], *__: object) -> Tensor:
+    return x.new_empty(torch.library.get_ctx().new_dynamic_size(), len(weights[-1]))
 
 
 @register_fake("bestow::llama_token")

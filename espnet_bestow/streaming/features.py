@@ -79,10 +79,12 @@ class LogMel:
     @torch.inference_mode()
     def padded(self, audio: Sequence[Tensor], first: Sequence[int], last: Sequence[int]) -> Tensor:
         """The same as (B, T, 80); rows mean nothing behind their frames."""
+        if self._transform is not None:
+            return self._transform(audio, first, last, self.hop)
         pieces = [self._under(*each) for each in zip(audio, first, last, strict=True)]
         counts = [max(end - begin, 0) for begin, end in zip(first, last, strict=True)]
-        if self._transform is not None:
-            return self._transform(pieces, counts, self.hop)
+        if not any(counts):
+            return torch.zeros(len(counts), 0, self.bins, device=self.device)
         windows = [piece.unfold(0, self.n_fft, self.hop) for piece in pieces if len(piece)]
         joined = torch.cat([torch.zeros(0, self.n_fft), *windows]).to(self.device) * self._window
         spectrum = torch.fft.rfft(joined)
@@ -131,12 +133,12 @@ class NativeTransform:
         power_of_two = size >= 32 and size & (size - 1) == 0
         return native is not None and at_home and power_of_two and frontend.logmel.log_base is None
 
-    def __call__(self, pieces: list[Tensor], frames: list[int], hop: int) -> Tensor:
-        """Samples under the windows of so many frames each -> (B, T, M)."""
+    def __call__(self, audio: Sequence[Tensor], first: Sequence[int], last: Sequence[int], hop: int) -> Tensor:
+        """See :meth:`LogMel.padded`."""
         assert native is not None
-        return native.log_mel(
-            pieces, torch.tensor(frames), hop, self.window, self.turns, self.spans, self.filters, _FLOOR
-        )
+        bounds = torch.tensor([first, [max(each) for each in zip(first, last, strict=True)]]).T.contiguous()
+        constants = self.window, self.turns, self.spans, self.filters
+        return native.log_mel(list(audio), bounds, hop, *constants, _FLOOR)
 
 
 class StreamFeatures(LogMel):

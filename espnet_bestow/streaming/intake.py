@@ -55,9 +55,13 @@ class Intake:
                 "its first push"
             )
 
+    @property
+    def _where(self) -> str:
+        return f"after {self.seconds:.3f} s"
+
     def _mono(self, samples: np.ndarray | Tensor) -> np.ndarray:
         array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
-        kind, where = array.dtype.kind, f"after {self.seconds:.3f} s"
+        kind = array.dtype.kind
         if kind == "f":
             # Whoever keeps samples copies them; torch wants to be able to write to what it is given.
             array = array.astype(np.float32, copy=not array.flags.writeable)
@@ -66,12 +70,12 @@ class Intake:
         elif array.size == 0:
             array = array.astype(np.float32)
         else:
-            raise ValueError(f"samples {where} are of type {array.dtype}; float or signed integer PCM is needed")
+            raise ValueError(f"samples {self._where} are of type {array.dtype}; float or signed integer PCM is needed")
         if array.ndim == 2 and 1 <= array.shape[1] <= _CHANNELS:
             array = array.mean(axis=1, dtype=np.float32)
         if array.ndim != 1:
-            raise ValueError(f"samples {where} have shape {array.shape}; (S,) or (S, channels) is needed")
+            raise ValueError(f"samples {self._where} have shape {array.shape}; (S,) or (S, channels) is needed")
         if not np.isfinite(array).all():
             bad = int(np.count_nonzero(~np.isfinite(array)))
-            raise ValueError(f"samples {where}: {bad} of {len(array)} are NaN or infinite")
+            raise ValueError(f"samples {self._where}: {bad} of {len(array)} are NaN or infinite")
         return np.ascontiguousarray(array)

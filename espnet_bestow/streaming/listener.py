@@ -8,10 +8,10 @@ into pushes: everything else in streaming (chunk invariance, causality, exact la
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from espnet_bestow.connectors import Speech
 from espnet_bestow.visibility import Chunks
 
 RIGHT_CONTEXT = 13
@@ -27,7 +27,7 @@ class Ear:
     """
 
     def __init__(self) -> None:
-        self._buffer = torch.empty(1 << 14)
+        self._buffer = np.empty(1 << 14, np.float32)  # sooner written and cut than a tensor
         self.received = 0
         self.ended = False
 
@@ -37,10 +37,10 @@ class Ear:
             raise ValueError(f"{len(samples)} samples pushed after the end of the audio")
         needed = self.received + len(samples)
         if needed > len(self._buffer):
-            grown = self._buffer.new_empty(max(needed, 2 * len(self._buffer)))
+            grown = np.empty(max(needed, 2 * len(self._buffer)), np.float32)
             grown[: self.received] = self._buffer[: self.received]
             self._buffer = grown
-        self._buffer[self.received : needed] = samples
+        self._buffer[self.received : needed] = samples.numpy()
         self.received = needed
 
     def end(self) -> None:
@@ -52,7 +52,7 @@ class Ear:
         stop = self.received if stop is None else stop
         if not 0 <= start <= stop <= self.received:
             raise ValueError(f"samples {start} to {stop} of {self.received} received")
-        return self._buffer[start:stop]
+        return torch.from_numpy(self._buffer[start:stop])
 
 
 class Listener(ABC):
@@ -94,8 +94,8 @@ class Listener(ABC):
         return ear.ended or ear.received >= self.needed(frames)
 
 
-Encode = Callable[[Tensor, Tensor], Speech]
-"""waveform (B, S), lengths (B,) -> Speech; the ``encode`` of a model."""
+Encode = Callable[[Tensor, Tensor], Sequence[Tensor]]
+"""waveform (B, S), lengths (B,) -> the frames of each, (F_i, D_enc)."""
 
 
 class RecomputedListener(Listener):
@@ -106,7 +106,7 @@ class RecomputedListener(Listener):
     of it is encoded.
 
     Args:
-        encode: the model's ``encode``, independent of padding and batch.
+        encode: features and encoder of the model, independent of padding and batch.
         sample_rate: what the model was trained on.
         hop: samples per encoder frame.
         right_context: frames encoded beyond those that are shown.
@@ -142,19 +142,19 @@ class RecomputedListener(Listener):
         out = [torch.zeros(0, 0) for _ in requests]
         if not rows:
             return out
-        speech = self.encode_beginnings([requests[row][0] for row in rows], [ends[row] for row in rows])
-        for row, frames, length in zip(rows, speech.frames, speech.lengths.tolist(), strict=True):
+        encoded = self.encode_beginnings([requests[row][0] for row in rows], [ends[row] for row in rows])
+        for row, frames in zip(rows, encoded, strict=True):
             ear, wanted = requests[row]
-            if length < wanted and ear.received >= self.needed(wanted):
+            if len(frames) < wanted and ear.received >= self.needed(wanted):
                 raise ValueError(
-                    f"the encoder made {length} frames of {ends[row]} samples, {wanted} were asked for; "
+                    f"the encoder made {len(frames)} frames of {ends[row]} samples, {wanted} were asked for; "
                     f"right_context={self.right_context} is too small for it, or hop={self.hop} wrong"
                 )
-            out[row] = frames[: min(wanted, length)]
+            out[row] = frames[:wanted]
         return out
 
-    def encode_beginnings(self, ears: Sequence[Ear], ends: Sequence[int]) -> Speech:
-        """The first ``ends`` samples of each ear, encoded in one call."""
+    def encode_beginnings(self, ears: Sequence[Ear], ends: Sequence[int]) -> Sequence[Tensor]:
+        """The first ``ends`` samples of each ear, encoded in one call: (F_i, D_enc)."""
         waveform = torch.nn.utils.rnn.pad_sequence(
             [ear.samples(0, end) for ear, end in zip(ears, ends, strict=True)], batch_first=True
         )  # (B, S)
@@ -165,5 +165,5 @@ def samples_per_frame(encode: Encode, sample_rate: int) -> int:
     """The hop of an encoder, measured: how many more samples give one more frame."""
     lengths = torch.tensor([sample_rate, 5 * sample_rate])
     noise = torch.randn(2, int(lengths[1]), generator=torch.Generator().manual_seed(0))
-    frames = encode(0.1 * noise, lengths).lengths.tolist()
-    return round(4 * sample_rate / (frames[1] - frames[0]))
+    short, long = encode(0.1 * noise, lengths)
+    return round(4 * sample_rate / (len(long) - len(short)))

@@ -236,10 +236,14 @@ class Pool:
         """Rows padded on the left, so that every last position is in the last column."""
         lengths = [len(row) for row in ids]
         width = max(lengths)
-        padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids], device=self.device)  # (B, U)
-        mask = torch.arange(width) >= width - torch.tensor(lengths)[:, None]  # (B, U)
-        visible = (torch.tensor(shown, dtype=torch.int32)[:, None] * mask).to(self.device)
-        mask = mask.to(self.device)
+        visible = torch.tensor(shown, dtype=torch.int32)[:, None]  # (B, 1)
+        if width == 1:  # nearly always: nothing to pad
+            padded, mask = torch.tensor([token for row in ids for token in row])[:, None], visible >= 0
+        else:
+            padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])  # (B, U)
+            mask = torch.arange(width) >= width - torch.tensor(lengths)[:, None]  # (B, U)
+            visible = visible * mask
+        padded, mask, visible = (each.to(self.device) for each in (padded, mask, visible))
         self.state.sit([self._seat(segment) for segment in segments], mask)
         return self.model.read(padded, mask, visible, self.state)
 

@@ -1,15 +1,14 @@
 """BESTOW-S-bidi whose encoder is recomputed on the growing audio, but not the log-mel frames that it reads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from espnet_bestow.connectors import Speech
 from espnet_bestow.streaming.features import LogMel
 from espnet_bestow.streaming.frame_ear import FrameEar
-from espnet_bestow.streaming.listener import RIGHT_CONTEXT, RecomputedListener
+from espnet_bestow.streaming.listener import RIGHT_CONTEXT, Encode, RecomputedListener
 
 
 class RememberingListener(RecomputedListener):
@@ -20,14 +19,14 @@ class RememberingListener(RecomputedListener):
 
     Args:
         logmel: log-mel of any part of the audio.
-        encode: what follows it in the model, independent of padding and batch: (B, T, 80), (B,) -> Speech.
+        encode: what follows it in the model, independent of padding and batch: (B, T, 80), (B,) -> the frames of each.
         hop, right_context, shortest: see :class:`RecomputedListener`.
     """
 
     def __init__(
         self,
         logmel: LogMel,
-        encode: Callable[[Tensor, Tensor], Speech],
+        encode: Encode,
         hop: int = 1280,
         right_context: int = RIGHT_CONTEXT,
         shortest: int = 1600,
@@ -40,7 +39,7 @@ class RememberingListener(RecomputedListener):
         return FrameEar(self.logmel.bins)
 
     @torch.inference_mode()
-    def encode_beginnings(self, ears: Sequence[Any], ends: Sequence[int]) -> Speech:
+    def encode_beginnings(self, ears: Sequence[Any], ends: Sequence[int]) -> Sequence[Tensor]:
         """See :class:`RecomputedListener`."""
         complete, lengths = ([of(end) for end in ends] for of in (self.logmel.complete, self.logmel.all))
         new: dict[Any, int] = {}  # ears, which may be in several rows, and how far their frames can be known

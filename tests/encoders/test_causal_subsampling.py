@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from espnet_bestow import ops
-from espnet_bestow.encoders.causal_subsampling import CausalConv1dSubsampling, NativeStages
+from espnet_bestow.encoders.causal_subsampling import CausalConv1dSubsampling, NativeStages, subsampled
 from tests.ops.instruction_sets import ISAS, run_with
 
 
@@ -15,20 +15,30 @@ def subsampling(bins: int = 6, width: int = 48, **conf) -> CausalConv1dSubsampli
 
 @torch.no_grad()
 def both_ways(module: CausalConv1dSubsampling, scale: float = 1.0) -> None:
-    """Streams that begin, that go on and that end here and there, three chunks of each."""
-    factor = 1 << len(module.layers)
+    """Streams that begin, that go on and that end here and there, three chunks of each; and whole recordings."""
+    layers = len(module.layers)
+    factor = 1 << layers
     native, plain = module.stages(), module.plain_stages()
     assert isinstance(native, NativeStages) and native.remembered == plain.remembered
     starts = [0, 0, 3, 40]
     pasts = [torch.zeros(4, native.remembered)] * 2
-    for ends in ([None, None, None, None], [None, 35, None, 357], [1, 60, 3 * factor, 360]):
+    last, beyond = 2 * factor + 1, 44 * factor  # the middle of the second chunk, the middle of the third
+    for ends in ([1, None, None, None], [1, last, None, beyond], [1, last, 8 * factor - 2, beyond]):
         feats = scale * torch.randn(4, 2 * factor, 6)
         frames = []
         for number, stages in enumerate((native, plain)):
             out, pasts[number] = stages.advance(feats, pasts[number], starts, ends)
             frames.append(out)
-        torch.testing.assert_close(*frames, rtol=0, atol=1e-5)
+        for one, other, start, end in zip(*frames, starts, ends, strict=True):
+            count = 2 if end is None else min(max(subsampled(end, layers) - start, 0), 2)
+            torch.testing.assert_close(one[:count], other[:count], rtol=0, atol=1e-5)
+            assert not one[count:].any()
         starts = [start + 2 for start in starts]
+    lengths = torch.tensor([1, 50, 3 * factor, 3 * factor + 1, 3 * factor - 1])
+    feats = scale * torch.randn(5, 60, 6)
+    whole = [stages.whole(feats, lengths) for stages in (native, plain)]
+    torch.testing.assert_close(*whole, rtol=0, atol=1e-5)
+    assert len(whole[0]) == subsampled(lengths, layers).sum()
 
 
 needs_kernels = pytest.mark.skipif(ops.native is None, reason="the compiled ops were not built")
@@ -77,3 +87,10 @@ def test_wrong_arguments_are_errors():
     torch.library.opcheck(
         torch.ops.bestow.conv_subsampling.default, tuple(right.values()), test_utils=("test_schema", "test_faketensor")
     )
+    recordings = {name: right[name] for name in ("x", "weights", "count", "eps")} | {"lengths": torch.tensor([16, 3])}
+    for wrong in (
+        {"lengths": torch.tensor([17, 3])}, {"lengths": torch.tensor([16, -1])}, {"lengths": torch.tensor([16])},
+        {"lengths": torch.tensor([16.0, 3.0])}, {"x": torch.randn(2, 16)}, {"weights": stages.weights[1:]},
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError):
+            ops.native.conv_subsampling_whole(**(recordings | wrong))

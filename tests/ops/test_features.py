@@ -91,6 +91,16 @@ def test_rows_of_all_lengths_are_what_they_are_alone():
         assert row[:count].equal(logmel.frames(*[[each] for each in one])[0])
 
 
+@pytest.mark.parametrize("samples", [0, 1, 2, 30, 200, 256, 257, 4000])
+def test_edges_are_mirrored_and_silent_as_without_a_kernel(samples):
+    native, plain = (LogMel(frontend(*SIZES[2])) for _ in range(2))
+    plain._transform = None
+    audio = [torch.randn(samples)]
+    for first, last in ((0, 1), (0, 30), (1, 27), (25, 26), (3, 3), (3, 2)):
+        one, other = (each.padded(audio, [first], [last]) for each in (native, plain))
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
 def test_what_has_no_kernel_runs_on_pytorch():
     assert NativeTransform.fits(frontend(*SIZES[2]))
     assert not NativeTransform.fits(frontend(480, 400, 160, 20))
@@ -138,16 +148,16 @@ def test_running_mvn(bins):
 def test_wrong_arguments_are_errors():
     transform = LogMel(frontend(*SIZES[2]))._transform
     right = {
-        "pieces": [torch.zeros(672)], "frames": torch.tensor([2]), "hop": 160, "window": transform.window,
+        "audio": [torch.zeros(672)], "bounds": torch.tensor([[0, 2]]), "hop": 160, "window": transform.window,
         "turns": transform.turns, "spans": transform.spans, "filters": transform.filters, "floor": 1e-10,
     }  # fmt: skip
     assert ops.native.log_mel(**right).shape == (1, 2, 80)
     far = transform.spans.clone()
     far[-1] += 30
     for wrong in (
-        {"frames": torch.tensor([3])}, {"frames": torch.tensor([-1])}, {"frames": torch.tensor([1, 1])}, {"hop": 0},
-        {"frames": torch.tensor([2], dtype=torch.int32)}, {"pieces": [torch.zeros(671)]}, {"spans": far},
-        {"pieces": [torch.zeros(672).double()]}, {"window": torch.zeros(480)}, {"window": torch.zeros(16)},
+        {"bounds": torch.tensor([[2, 1]])}, {"bounds": torch.tensor([[-1, 2]])}, {"bounds": torch.tensor([2])},
+        {"bounds": torch.tensor([[0, 2]], dtype=torch.int32)}, {"hop": 0}, {"spans": far},
+        {"audio": [torch.zeros(672).double()]}, {"window": torch.zeros(480)}, {"window": torch.zeros(16)},
         {"turns": transform.turns[:, 1:]}, {"filters": transform.filters[1:]}, {"spans": transform.spans[1:]},
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match="log_mel"):
@@ -170,7 +180,7 @@ def test_torch_accepts_the_ops():
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(
         torch.ops.bestow.log_mel.default,
-        (pieces, torch.tensor([3, 1]), 16, *constants, 1e-10),
+        (pieces, torch.tensor([[0, 3], [2, 3]]), 16, *constants, 1e-10),
         test_utils="test_schema",
     )
     moments = [torch.ones(2, 4, dtype=torch.float64)] * 3

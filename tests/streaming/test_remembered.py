@@ -29,11 +29,11 @@ def listeners(features):
 
     @torch.no_grad()
     def whole(waveform, lengths):
-        return Speech(*features(waveform, lengths))
+        return Speech(*features(waveform, lengths)).rows()
 
     @torch.no_grad()
     def rest(feats, lengths):
-        return Speech(*features.refine(feats, lengths))
+        return Speech(*features.refine(feats, lengths)).rows()
 
     return RememberingListener(LogMel(features.frontend), rest, HOP, 3), RecomputedListener(whole, 16000, HOP, 3)
 
