@@ -80,9 +80,13 @@ struct Piece {
   float* out;           // (n, D)
 };
 
-void run(const Network& net, const Piece& piece) {
-  // Both grow in the first stage, and are there again for the next stream.
-  thread_local std::vector<float> input, output;
+// Of one stage; both grow in the first one of the longest stream.
+struct Scratch {
+  std::vector<float> input, output;
+};
+
+void run(const Network& net, const Piece& piece, Scratch& scratch) {
+  auto& [input, output] = scratch;
   const float *fresh = piece.fresh, *before = piece.before;
   float* after = piece.after;
   int64_t n = piece.n * net.factor, apart = net.factor, length = piece.length;  // apart: frames per output frame
@@ -113,8 +117,9 @@ void run(const Network& net, const Piece& piece) {
 
 void run_all(const Network& net, const std::vector<Piece>& pieces) {
   torch::stable::parallel_for(0, pieces.size(), 1, [&](int64_t begin, int64_t end) {
+    Scratch scratch;
     for (int64_t b = begin; b < end; ++b)
-      if (pieces[b].n > 0) run(net, pieces[b]);
+      if (pieces[b].n > 0) run(net, pieces[b], scratch);
   });
 }
 
