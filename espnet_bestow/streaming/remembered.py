@@ -51,8 +51,9 @@ class RememberingListener(RecomputedListener):
         for ear, known in zip(new, frames, strict=False):
             ear.append(known)
         # (B, T, 80), filled row by row: what is known lies in the ears, and is copied once.
-        feats = frames[0].new_zeros(len(ears), max(lengths), self.logmel.bins)
+        feats = frames[0].new_empty(len(ears), max(lengths), self.logmel.bins)
         for row, (ear, begin, last) in enumerate(zip(ears, complete, frames[len(new) :], strict=True)):
             feats[row, :begin] = ear.frames(begin)
             feats[row, begin : begin + len(last)] = last
+            feats[row, begin + len(last) :] = 0.0
         return self.encode(feats, torch.tensor(lengths))

@@ -5,6 +5,7 @@ without spaces every character is a word of its own. A word is complete when the
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,8 +64,8 @@ class WordCutter:
             if match.end() == len(text) and not whole and not _CLOSED.fullmatch(match.group()):
                 break  # the next token may still be part of it
             before = text[self._done : match.start()] if self._done else ""
-            first = sum(end <= match.start() for end in self._ends)
-            last = sum(end < match.end() for end in self._ends) + 1
+            first = bisect_right(self._ends, match.start())
+            last = bisect_left(self._ends, match.end()) + 1
             found.append(Unit(match.group(), before, slice(min(first, self._used), last)))
             self._done, self._used = match.end(), last
         return found
