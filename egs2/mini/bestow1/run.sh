@@ -13,6 +13,12 @@ while [ $# -gt 0 ]; do
     esac
 done
 
+# The other trainings take epochs, which are short where recordings are few.
+if [ "${tier}" = smoke ]; then
+    few="--num_iters_per_epoch 100 --scheduler_conf max_steps=100"
+    options=(--bidi_args "${few}" --unid_args "${few}" "${options[@]}")
+fi
+
 ./bestow.sh \
     --stop_stage 20 \
     --skip_upload_hf true \
