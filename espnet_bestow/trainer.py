@@ -15,7 +15,10 @@ from espnet2.train import trainer as espnet_trainer
 from espnet2.train.reporter import Reporter, SubReporter, aggregate
 from espnet2.train.trainer import Trainer
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
+
+from espnet_bestow.shared_gradients import SharedGradients
 
 Averages = tuple[dict[str, Tensor], Tensor]
 """name -> mean (), and the sum of the weights ()."""
@@ -46,6 +49,8 @@ class BestowTrainer(Trainer):
     @classmethod
     def train_one_epoch(cls, model: Any, iterator: Any, reporter: SubReporter, options: Any, **kwargs: Any) -> bool:
         """One epoch with a progress bar."""
+        if isinstance(model, DistributedDataParallel) and not hasattr(model, "shared_gradients"):
+            model.shared_gradients = SharedGradients.join(model)  # type: ignore[assignment]
         started = time.perf_counter()
         bar = _progress(iterator, f"epoch {reporter.get_epoch()}/{options.max_epoch}", kwargs["distributed_option"])
         invalid = super().train_one_epoch(model=model, iterator=bar, reporter=reporter, options=options, **kwargs)
