@@ -1,8 +1,9 @@
 """Gradients of training processes on one machine meet in memory instead of travelling through sockets.
 
 On a CPU, processes exchange gradients by gloo, through the loopback network: the operating system copies every number
-several times, on the cores that should compute. Here each process writes its gradients to memory that all of them see, waits for a
-message of one number from the others, and adds up. The means are those of gloo, with two processes to the last bit.
+several times, on the cores that should compute. Here each process writes its gradients to memory that all of them see,
+waits for a message of one number from the others, and adds up. The means are those of gloo, with two processes to the
+last bit.
 """
 
 import mmap
