@@ -1,0 +1,86 @@
+"""What do the gradients of training processes on one CPU cost on their way: through gloo, and through common memory?
+
+    python benchmarks/bench_shared_gradients.py [--processes 2] [--millions 3.5] [--output shared_gradients.json]
+
+Each process trains a model of so many million parameters on a batch of one, so that hardly anything but the exchange is
+left of a step. Both ways take turns; wall time of the slowest process, the ratio is the median over rounds.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from espnet_bestow.shared_gradients import SharedGradients
+
+WIDTH = 512
+
+
+def parallel(millions: float) -> DistributedDataParallel:
+    """Square layers, as many as it takes."""
+    torch.manual_seed(0)
+    return DistributedDataParallel(
+        nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(round(millions * 1e6 / WIDTH**2))))
+    )
+
+
+def steps(model: nn.Module, x: Tensor, count: int) -> float:
+    """Milliseconds per step, of the slowest process."""
+    dist.barrier()
+    began = time.perf_counter()
+    for _ in range(count):
+        model.zero_grad()
+        model(x).sum().backward()
+    spent = torch.tensor([1e3 * (time.perf_counter() - began) / count])
+    dist.all_reduce(spent, dist.ReduceOp.MAX)
+    return spent.item()
+
+
+def train(rank: int, args: argparse.Namespace, store: str) -> None:
+    """What each process does; the first one reports."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=args.processes)
+    by_gloo, by_memory = parallel(args.millions), parallel(args.millions)
+    if SharedGradients.join(by_memory) is None:
+        raise SystemExit("these processes have no common memory")
+    ways = {"gloo": by_gloo, "common memory": by_memory}
+    x = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(rank))
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for model in ways.values():
+        steps(model, x, args.steps)
+    for _ in range(args.rounds):
+        for name, model in ways.items():
+            found[name].append(steps(model, x, args.steps))
+    same = all(a.grad.equal(b.grad) for a, b in zip(by_gloo.parameters(), by_memory.parameters(), strict=True))
+    if rank == 0:
+        ratio = statistics.median(a / b for a, b in zip(found["gloo"], found["common memory"], strict=True))
+        row = {f"{name}, ms": round(statistics.median(each), 2) for name, each in found.items()}
+        row |= {"processes": args.processes, "ratio": round(ratio, 2), "same bits": same}
+        print(json.dumps(row))
+        if args.output:
+            args.output.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--millions", type=float, default=3.5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(train, (args, os.path.join(folder, "store")), nprocs=args.processes)
+
+
+if __name__ == "__main__":
+    main()
