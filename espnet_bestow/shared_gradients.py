@@ -47,7 +47,7 @@ class SharedGradients:
         return shared
 
     def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        """The hook: called for some gradients at a time, in the same order in all processes."""
+        """The hook: called for some gradients at a time, from bucket 0 on, in the same order in all processes."""
         if bucket.index() == 0:
             self._turn, self._end = 1 - self._turn, 0
         gradients = bucket.buffer()
@@ -76,7 +76,7 @@ def _common_memory(shape: tuple[int, ...]) -> Tensor | None:
     offered, offer = None, [None]
     if dist.get_rank() == 0 and 0 < size <= _MOST and hasattr(os, "memfd_create"):
         offered, secret = os.memfd_create("gradients"), secrets.token_bytes(16)
-        os.ftruncate(offered, max(size, len(secret)))
+        os.ftruncate(offered, size)
         os.pwrite(offered, secret, 0)
         offer = [(os.getpid(), offered, secret)]  # type: ignore[list-item]
     dist.broadcast_object_list(offer, src=0)

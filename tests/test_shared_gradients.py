@@ -1,16 +1,15 @@
 """Gradients that meet in memory are those that gloo would have sent, to the last bit."""
 
-import multiprocessing
 import os
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from espnet_bestow import shared_gradients
 from espnet_bestow.shared_gradients import SharedGradients
+from tests.processes import in_processes
 
 
 def model(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -33,39 +32,23 @@ def trained(rank: int, steps: int, share: bool) -> tuple[bool, list[torch.Tensor
     return joined, [each.detach() for each in parallel.parameters()]
 
 
-def _both_ways(rank, world, store, out):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    torch.save([trained(rank, 7, share) for share in (False, True)], f"{out}{rank}")
-    dist.destroy_process_group()
+def both_ways(rank: int) -> list[tuple[bool, list[torch.Tensor]]]:
+    return [trained(rank, 7, share) for share in (False, True)]
 
 
-def _where_there_is_none(rank, world, store, out):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+def where_there_is_none(rank: int) -> list[bool]:
     refused = [SharedGradients.join(DistributedDataParallel(model(torch.float64))) is None]
     if rank == 1:
         shared_gradients._open = lambda *_: None  # as if on another machine
     refused.append(not trained(rank, 2, True)[0])
     shared_gradients._MOST = 1000
     refused.append(not trained(rank, 2, True)[0])
-    torch.save(refused, f"{out}{rank}")
-    dist.destroy_process_group()
-
-
-def in_processes(target, world, folder):
-    """What each of some processes has saved."""
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=target, args=(n, world, folder / "store", folder / "out")) for n in range(world)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
-    return [torch.load(folder / f"out{rank}") for rank in range(world)]
+    return refused
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_training_is_the_same(tmp_path, world):
-    for (sent, expected), (shared, found) in in_processes(_both_ways, world, tmp_path):
+    for (sent, expected), (shared, found) in in_processes(both_ways, world, tmp_path):
         assert shared and not sent
         for one, other in zip(found, expected, strict=True):
             if world == 2:
@@ -75,7 +58,7 @@ def test_training_is_the_same(tmp_path, world):
 
 
 def test_processes_agree_where_there_is_no_common_memory(tmp_path):
-    assert in_processes(_where_there_is_none, 2, tmp_path) == [[True] * 3] * 2
+    assert in_processes(where_there_is_none, 2, tmp_path) == [[True] * 3] * 2
 
 
 def test_what_is_not_the_file_that_was_meant_is_refused(tmp_path):

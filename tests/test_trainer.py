@@ -1,7 +1,6 @@
 """Checkpoints that survive crashes and full disks, and training that does not depend on how it is split."""
 
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -15,6 +14,7 @@ import torch
 from espnet2.torch_utils.recursive_op import recursive_average
 
 from espnet_bestow.trainer import atomic_saves, average_at_once
+from tests.processes import in_processes
 from tests.tiny_training import environment, run_module, train
 
 MODULE = "espnet_bestow.bin.bestow_train"
@@ -119,26 +119,16 @@ def test_progress_is_one_line_per_epoch_on_stdout(tiny, tmp_path):
     assert os.path.exists(tmp_path / "exp" / "history.json")
 
 
-def _averages(rank, store, out):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def averages(rank):
     nan = float("nan")
     stats = {"a": [2.0, 6.0], "in_one": [nan, 3.0], "nowhere": [nan, nan]}
     mine = {name: torch.tensor([values[rank]]) for name, values in stats.items()}
     weight = torch.tensor([[10.0, 30.0][rank]])
-    torch.save([average_at_once(mine, weight), recursive_average(mine, weight, True)], f"{out}{rank}")
-    torch.distributed.destroy_process_group()
+    return average_at_once(mine, weight), recursive_average(mine, weight, True)
 
 
 def test_statistics_that_travel_together_are_those_of_espnet(tmp_path):
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=_averages, args=(rank, tmp_path / "store", tmp_path / "out")) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-        assert process.exitcode == 0
-    for rank in range(2):
-        (stats, weight), (theirs, their_weight) = torch.load(tmp_path / f"out{rank}")
+    for (stats, weight), (theirs, their_weight) in in_processes(averages, 2, tmp_path):
         assert weight == their_weight == 40.0
         assert stats["a"] == 5.0
         torch.testing.assert_close(stats, theirs, rtol=0, atol=0, equal_nan=True)

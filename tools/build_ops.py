@@ -30,7 +30,7 @@ PYTHON = "0x030c0000"  # Python 3.12, the limited interface's
 COMMON = [
     "-std=c++17",
     "-O3",
-    "-fno-math-errno",  # nobody reads it, and with it no loop with a square root becomes vectors
+    "-fno-math-errno",  # nobody reads errno, for whose sake no loop with a square root would become vectors
     "-fPIC",
     "-fvisibility=hidden",
     "-Wall",

@@ -238,7 +238,8 @@ class Pool:
         width = max(lengths)
         visible = torch.tensor(shown, dtype=torch.int32)[:, None]  # (B, 1)
         if width == 1:  # nearly always: nothing to pad
-            padded, mask = torch.tensor([token for row in ids for token in row])[:, None], visible >= 0
+            padded = torch.tensor([token for row in ids for token in row])[:, None]
+            mask = torch.ones_like(visible, dtype=torch.bool)
         else:
             padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids])  # (B, U)
             mask = torch.arange(width) >= width - torch.tensor(lengths)[:, None]  # (B, U)

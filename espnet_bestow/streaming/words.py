@@ -51,7 +51,7 @@ class WordCutter:
         """The words that this token completes."""
         self.ids.append(token)
         text = self.decode(self.ids).rstrip(_INCOMPLETE)
-        self._ends.append(len(text))
+        self._ends.append(max([len(text), *self._ends[-1:]]))  # in order, whatever a decoder takes back
         return self._cut(text, whole=False)
 
     def finish(self) -> list[Unit]:

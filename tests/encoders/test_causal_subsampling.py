@@ -94,3 +94,5 @@ def test_wrong_arguments_are_errors():
     ):  # fmt: skip
         with pytest.raises(RuntimeError):
             ops.native.conv_subsampling_whole(**(recordings | wrong))
+    arguments = tuple(recordings[name] for name in ("x", "lengths", "weights", "count", "eps"))
+    torch.library.opcheck(torch.ops.bestow.conv_subsampling_whole.default, arguments, test_utils="test_schema")

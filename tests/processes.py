@@ -1,0 +1,27 @@
+"""Work that several processes of one gloo group do at the same time."""
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def _one(work: Callable[[int], Any], rank: int, world: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
+    torch.save(work(rank), folder / f"out{rank}")
+    dist.destroy_process_group()
+
+
+def in_processes(work: Callable[[int], Any], world: int, folder: Path) -> list[Any]:
+    """What ``work`` returns in each of ``world`` processes, by their ranks."""
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=_one, args=(work, rank, world, folder)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    return [torch.load(folder / f"out{rank}") for rank in range(world)]
