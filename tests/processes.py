@@ -16,9 +16,10 @@ def _one(work: Callable[[int], Any], rank: int, world: int, folder: Path) -> Non
 
 
 def in_processes(work: Callable[[int], Any], world: int, folder: Path) -> list[Any]:
-    """What ``work`` returns in each of ``world`` processes, by their ranks."""
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=_one, args=(work, rank, world, folder)) for rank in range(world)]
+    """What ``work``, a function of a module, returns in each of ``world`` processes, by their ranks."""
+    # Not forked: autograd does not work in the child of a process that has used it, as other tests have.
+    spawn = multiprocessing.get_context("spawn")
+    ranks = [spawn.Process(target=_one, args=(work, rank, world, folder)) for rank in range(world)]
     for process in ranks:
         process.start()
     for process in ranks:
