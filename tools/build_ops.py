@@ -138,7 +138,7 @@ def cuda_objects(compiler: str, into: Path, include: list[str]) -> CudaObjects:
         part = cuda_part(wish)
         if part is None:
             return CudaObjects([], [], f"no CUDA ({'BESTOW_CUDA=0' if wish == '0' else 'no nvcc'})")
-        steps = [Step(into / f"{source.stem}.o", source, part.compile) for source in part.kernels]
+        steps = [Step(into / f"{source.stem}.o", source, part.compile(source)) for source in part.kernels]
         steps += [torch_step(compiler, into, part.registration, include)]
         into.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as output:

@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
@@ -17,6 +19,8 @@ LAUNCHERS = tuple(CSRC / "cuda" / f"launch_{what}.cu" for what in ("backward", "
 # No instruction newer than sm_80's is used: its PTX is made once, assembled for each architecture, and kept for
 # those that are not named, whose driver assembles it at the first call. A machine without a GPU leaves them all to it.
 PTX = "80"
+# Decoding alone also has a kernel of clusters, which are there from this one on.
+CLUSTERS = {"launch_decode": "90"}
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CSRC / 'include'}", f"-I{CSRC / 'cuda'}"]
 
 
@@ -24,8 +28,8 @@ FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CS
 class CudaPart:
     """What the extension module needs besides its CPU part."""
 
-    kernels: tuple[Path, ...]  # for ``compile``, which lacks source and output only
-    compile: list[str]
+    kernels: tuple[Path, ...]
+    compile: Callable[[Path], list[str]]  # the command for one of them, which lacks source and output only
     registration: Path  # for the C++ compiler, with torch's headers
     link: list[str]
     made_for: str  # in words
@@ -72,10 +76,14 @@ def architectures() -> list[str]:
     return visible_gpus()
 
 
-def compiler(nvcc: Path, archs: list[str]) -> list[str]:
+def compiler(nvcc: Path, archs: list[str], source: Path) -> list[str]:
     """The command that makes one object with machine code for ``archs`` and PTX for the others."""
-    codes = ",".join([*(f"sm_{arch}" for arch in archs), f"compute_{PTX}"])
-    return [str(nvcc), *FLAGS, f"-gencode=arch=compute_{PTX},code=[{codes}]"]
+    command, level = [str(nvcc), *FLAGS], {arch: int(arch.rstrip("af")) for arch in archs}
+    bounds = [PTX, *filter(None, [CLUSTERS.get(source.stem)])]
+    for ptx, above in zip(bounds, [*bounds[1:], "1000"], strict=True):
+        codes = [f"sm_{arch}" for arch in archs if int(ptx) <= level[arch] < int(above)]
+        command.append(f"-gencode=arch=compute_{ptx},code=[{','.join([*codes, f'compute_{ptx}'])}]")
+    return command
 
 
 def cuda_part(wish: str) -> CudaPart | None:
@@ -100,7 +108,7 @@ def cuda_part(wish: str) -> CudaPart | None:
     archs = architectures()
     return CudaPart(
         LAUNCHERS,
-        compiler(home / "bin" / "nvcc", archs),
+        partial(compiler, home / "bin" / "nvcc", archs),
         CSRC / "torch" / "ops_cuda.cpp",
         [f"-L{folders[0]}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
         "".join(f"sm_{arch} " for arch in archs) + "and " * bool(archs) + f"PTX of sm_{PTX}",

@@ -1,20 +1,39 @@
 // What the launchers share: checks, the choice of the kernel's element and width, and the launch itself.
 #pragma once
+#include <atomic>
+
 #include "bestow/device.cuh"
 
 namespace bestow {
 
 #ifndef BESTOW_EMULATE
 template <auto Kernel>
-int launch(int64_t blocks, int threads, int shared_bytes, void* stream, const BestowAttention& attention) {
+int launch(int64_t blocks, int threads, int shared_bytes, void* stream, const BestowAttention& attention,
+           int cluster = 1) {
   if (blocks <= 0) return BESTOW_OK;
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (status != cudaSuccess) return status;
+  if (shared_bytes > 48 * 1024) {  // said once per device: a kernel's need is always the same
+    static std::atomic<uint64_t> said{0};
+    int device = 0;
+    if (const cudaError_t status = cudaGetDevice(&device)) return status;
+    const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+    if (!(said & bit)) {
+      if (const auto status = cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes))
+        return status;
+      said |= bit;
+    }
   }
-  Kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(attention);
-  return cudaGetLastError();
+  cudaLaunchAttribute together{};
+  together.id = cudaLaunchAttributeClusterDimension;
+  together.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &together;
+  config.numAttrs = cluster > 1;
+  return cudaLaunchKernelEx(&config, Kernel, attention);
 }
 #endif
 
@@ -48,11 +67,6 @@ int with_kernel(int dtype, int width, const F& launch_for) {
   return with_width<float16>(width, launch_for);
 }
 
-// Warps of 16 rows each, as many as `rows` fill.
-inline int warps_for(int rows, int most) {
-  const int needed = (rows + 15) / 16;
-  return needed < 1 ? 1 : needed > most ? most : needed;
-}
 inline int64_t tiles_of(int count, int size) { return (static_cast<int64_t>(count) + size - 1) / size; }
 
 }  // namespace bestow

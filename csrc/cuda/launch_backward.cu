@@ -10,15 +10,12 @@ extern "C" int bestow_cuda_backward(const BestowAttention* attention, int dtype,
     const int64_t lines = static_cast<int64_t>(a.batch) * a.heads * a.queries;
     if (const int status = launch<staircase_delta<T>>((lines + 3) / 4, 128, 0, stream, a)) return status;
     using RowShape = RowGradientShape<T, Width>;
-    int warps = warps_for(a.queries, RowShape::kMaxWarps);
-    int64_t blocks = tiles_of(a.queries, 16 * warps) * a.batch * a.heads;
-    if (const int status =
-            launch<staircase_row_gradient<T, Width>>(blocks, 32 * warps, RowShape::shared_bytes(warps), stream, a))
+    int64_t blocks = tiles_of(a.queries, RowShape::kRows) * a.batch * a.heads;
+    if (const int status = launch<staircase_row_gradient<T, Width>>(blocks, RowShape::kThreads, RowShape::kSharedBytes,
+                                                                    stream, a))
       return status;
     using KeyShape = KeyGradientShape<T, Width>;
-    warps = warps_for(a.keys, KeyShape::kMaxWarps);
-    const int64_t parts = tiles_of(a.width, KeyShape::kColumns);
-    blocks = parts * tiles_of(a.keys, 16 * warps) * a.batch * a.kv_heads;
-    return launch<staircase_key_gradient<T, Width>>(blocks, 32 * warps, KeyShape::shared_bytes(warps), stream, a);
+    blocks = tiles_of(a.keys, KeyShape::kKeys) * a.batch * a.kv_heads;
+    return launch<staircase_key_gradient<T, Width>>(blocks, KeyShape::kThreads, KeyShape::kSharedBytes, stream, a);
   });
 }

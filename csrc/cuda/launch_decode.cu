@@ -7,12 +7,15 @@ static int64_t blocks_per_split(const BestowAttention& a) {
   return static_cast<int64_t>(a.batch) * a.kv_heads * tiles_of(a.heads / a.kv_heads * a.queries, 16);
 }
 
-extern "C" int bestow_decode_splits(const BestowAttention* attention, int processors) {
+extern "C" int bestow_decode_splits(const BestowAttention* attention, int processors, int clusters) {
   const int64_t blocks = blocks_per_split(*attention), tiles = tiles_of(attention->keys, 16);
   if (blocks == 0 || tiles == 0) return 1;
-  // Two blocks per multiprocessor hide each other's latency; a part below four tiles of keys is not worth its merge.
-  const int64_t wanted = (2LL * processors + blocks - 1) / blocks, most = (tiles + 3) / 4;
-  return static_cast<int>(wanted < 1 ? 1 : wanted > most ? most : wanted);
+  // Two blocks per multiprocessor hide each other's latency, and what does not fit in beside them would run alone in the
+  // end; a part below four tiles of keys, one per warp, is not worth its merge.
+  const int64_t wanted = 2LL * processors / blocks, most = (tiles + 3) / 4;
+  const int64_t splits = wanted < 1 ? 1 : wanted > most ? most : wanted;
+  if (!clusters) return static_cast<int>(splits);
+  return splits >= 8 ? 8 : splits >= 4 ? 4 : splits >= 2 ? 2 : 1;
 }
 
 #ifndef BESTOW_EMULATE
@@ -20,6 +23,16 @@ extern "C" int bestow_cuda_processors(int device) {
   int count = 0;
   const cudaError_t status = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
   return status == cudaSuccess ? count : 0;
+}
+#endif
+
+#ifndef BESTOW_EMULATE
+extern "C" int bestow_cuda_clusters(int device) {
+  int major = 0;
+  cudaFuncAttributes code{};
+  const bool known = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+                     cudaFuncGetAttributes(&code, staircase_decode_clustered<bfloat16, 128>) == cudaSuccess;
+  return known && major >= 9 && code.ptxVersion >= 90;
 }
 #endif
 
@@ -31,13 +44,16 @@ extern "C" int64_t bestow_decode_scratch(const BestowAttention* attention) {
 extern "C" int bestow_cuda_decode(const BestowAttention* attention, int dtype, void* stream) {
   const BestowAttention& a = *attention;
   if (const int status = check(a, dtype)) return status;
-  if (a.queries < 0 || a.queries > 8 || a.splits < 1) return BESTOW_BAD_ROWS;
+  if (a.queries < 0 || a.queries > 8 || a.splits < 1 || (a.partial == nullptr && a.splits > 8)) return BESTOW_BAD_ROWS;
   return with_kernel(dtype, a.width, [&]<class T, int Width>() {
     using Shape = DecodeShape<T, Width>;
-    const int status = launch<staircase_decode<T, Width>>(blocks_per_split(a) * a.splits, 32 * Shape::kWarps,
-                                                          Shape::kSharedBytes, stream, a);
+    const int64_t blocks = blocks_per_split(a) * a.splits;
+    constexpr int kThreads = 32 * Shape::kWarps;
+    if (a.partial == nullptr)
+      return launch<staircase_decode_clustered<T, Width>>(blocks, kThreads, Shape::kSharedBytes, stream, a, a.splits);
+    const int status = launch<staircase_decode<T, Width>>(blocks, kThreads, Shape::kSharedBytes, stream, a);
     if (status != BESTOW_OK) return status;
-    const int64_t lines = static_cast<int64_t>(a.batch) * a.heads * a.queries;
-    return launch<staircase_decode_merge<T>>((lines + 3) / 4, 128, 0, stream, a);
+    const int64_t warps = static_cast<int64_t>(a.batch) * a.heads * a.queries * ((a.width + 31) / 32);
+    return launch<staircase_decode_merge<T>>((warps + 3) / 4, 128, 0, stream, a);
   });
 }

@@ -8,8 +8,7 @@ extern "C" int bestow_cuda_forward(const BestowAttention* attention, int dtype, 
   if (const int status = check(a, dtype)) return status;
   return with_kernel(dtype, a.width, [&]<class T, int Width>() {
     using Shape = ForwardShape<T, Width>;
-    const int warps = warps_for(a.queries, Shape::kMaxWarps);
-    const int64_t blocks = tiles_of(a.queries, 16 * warps) * a.batch * a.heads;
-    return launch<staircase_forward<T, Width>>(blocks, 32 * warps, Shape::shared_bytes(warps), stream, a);
+    const int64_t blocks = tiles_of(a.queries, Shape::kRows) * a.batch * a.heads;
+    return launch<staircase_forward<T, Width>>(blocks, Shape::kThreads, Shape::kSharedBytes, stream, a);
   });
 }

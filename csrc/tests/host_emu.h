@@ -6,6 +6,7 @@
 #pragma once
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -58,18 +59,21 @@ struct Exchange {
 
 struct Block {
   std::vector<Fiber> fibers;
-  std::vector<Barrier> warps;
+  std::vector<Barrier> warps, pairs;
   Barrier whole;
   std::vector<Exchange> exchange[2];  // by turns, so that nobody overwrites what a slower lane still reads
-  alignas(128) unsigned char shared[101376];
-  ucontext_t scheduler;
+  alignas(1024) unsigned char shared[101376];
   int current = 0;
-  std::function<void()> body;
+  unsigned index = 0;
 };
-inline Block block;
+inline std::deque<Block> cluster;  // blocks that run together; one alone, as a rule
+inline Block* here;                // the one whose thread runs
+inline Barrier cluster_barrier;
+inline ucontext_t scheduler;
+inline std::function<void()> body;
 
 inline void wait_at(Barrier& barrier, int party) {
-  Fiber& self = block.fibers[block.current];
+  Fiber& self = here->fibers[here->current];
   if (++barrier.arrived == party) {
     barrier.arrived = 0;
     ++barrier.round;
@@ -77,35 +81,35 @@ inline void wait_at(Barrier& barrier, int party) {
   }
   self.waits_at = &barrier;
   self.waits_for = barrier.round + 1;
-  swapcontext(&self.context, &block.scheduler);
+  swapcontext(&self.context, &scheduler);
 }
-inline void wait_for_warp() { wait_at(block.warps[block.current / 32], 32); }
+inline void wait_for_warp() { wait_at(here->warps[here->current / 32], 32); }
 
 inline void enter() {
-  block.body();
-  Fiber& self = block.fibers[block.current];
+  body();
+  Fiber& self = here->fibers[here->current];
   self.done = true;
-  swapcontext(&self.context, &block.scheduler);
+  swapcontext(&self.context, &scheduler);
 }
 
 // What every lane of the warp put in, readable by all once all have arrived.
 template <class Put>
 const Exchange* exchange(const Put& put) {
-  const int self = block.current, turn = block.fibers[self].exchanges++ & 1;
-  put(block.exchange[turn][self]);
+  const int self = here->current, turn = here->fibers[self].exchanges++ & 1;
+  put(here->exchange[turn][self]);
   wait_for_warp();
-  return &block.exchange[turn][self / 32 * 32];
+  return &here->exchange[turn][self / 32 * 32];
 }
-inline int lane() { return block.current % 32; }
+inline int lane() { return here->current % 32; }
 
-inline void run_block(unsigned index, int threads) {
+inline void prepare(Block& block, unsigned index, int threads) {
+  block.index = index;
   block.fibers.resize(threads);
   block.warps.assign(threads / 32, {});
+  block.pairs.assign(threads / 64, {});
   block.whole = {};
   for (auto& slots : block.exchange) slots.resize(threads);
   memset(block.shared, 0xff, sizeof block.shared);
-  block_index.x = index;
-  block_size.x = threads;
   for (Fiber& fiber : block.fibers) {
     fiber.done = false, fiber.waits_at = nullptr, fiber.exchanges = 0;
     fiber.open.clear(), fiber.groups.clear();
@@ -115,23 +119,35 @@ inline void run_block(unsigned index, int threads) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, enter, 0);
   }
-  for (int left = threads; left > 0;) {
+}
+
+// Blocks first, first + 1, ... that are a cluster.
+inline void run_cluster(unsigned first, int size, int threads) {
+  cluster.resize(size);
+  for (int i = 0; i < size; ++i) prepare(cluster[i], first + i, threads);
+  cluster_barrier = {};
+  block_size.x = threads;
+  for (int left = size * threads; left > 0;) {
     bool moved = false;
-    for (int i = 0; i < threads; ++i) {
-      Fiber& fiber = block.fibers[i];
-      if (fiber.done || (fiber.waits_at != nullptr && fiber.waits_at->round < fiber.waits_for)) continue;
-      fiber.waits_at = nullptr;
-      moved = true;
-      block.current = i;
-      thread_index.x = i;
-      swapcontext(&block.scheduler, &fiber.context);
-      left -= fiber.done;
-    }
+    for (Block& block : cluster)
+      for (int i = 0; i < threads; ++i) {
+        Fiber& fiber = block.fibers[i];
+        if (fiber.done || (fiber.waits_at != nullptr && fiber.waits_at->round < fiber.waits_for)) continue;
+        fiber.waits_at = nullptr;
+        moved = true;
+        here = &block;
+        block.current = i;
+        block_index.x = block.index;
+        thread_index.x = i;
+        swapcontext(&scheduler, &fiber.context);
+        left -= fiber.done;
+      }
     if (!moved) throw std::runtime_error("emulated block: " + std::to_string(left) + " threads wait for ever");
   }
-  for (const Fiber& fiber : block.fibers)
-    for (const auto& group : fiber.groups)
-      if (!group.empty()) throw std::runtime_error("emulated block: ended with copies under way");
+  for (const Block& block : cluster)
+    for (const Fiber& fiber : block.fibers)
+      for (const auto& group : fiber.groups)
+        if (!group.empty()) throw std::runtime_error("emulated block: ended with copies under way");
 }
 
 }  // namespace bestow::emulation
@@ -170,19 +186,32 @@ float widen(T value) {
   }
 }
 
-inline unsigned char* shared_memory() { return emulation::block.shared; }
+template <class T>
+uint32_t pack(float low, float high) {
+  const T pair[2] = {narrow<T>(low), narrow<T>(high)};
+  uint32_t bits;
+  memcpy(&bits, pair, 4);
+  return bits;
+}
+
+inline float power_of_two(float x) { return exp2f(x); }
+
+inline unsigned char* shared_memory() { return emulation::here->shared; }
+using SharedAddress = uintptr_t;
+inline SharedAddress shared_address(const void* pointer) { return reinterpret_cast<SharedAddress>(pointer); }
 
 inline void copy_async(void* to, const void* from, bool valid) {
-  emulation::block.fibers[emulation::block.current].open.push_back({to, from, valid});
+  emulation::here->fibers[emulation::here->current].open.push_back({to, from, valid});
 }
+inline void copy_chunk(void* to, const void* from) { memcpy(to, from, 16); }
 inline void copies_commit() {
-  auto& self = emulation::block.fibers[emulation::block.current];
+  auto& self = emulation::here->fibers[emulation::here->current];
   self.groups.push_back(std::move(self.open));
   self.open.clear();
 }
 template <int Pending>
 void copies_wait() {
-  auto& groups = emulation::block.fibers[emulation::block.current].groups;
+  auto& groups = emulation::here->fibers[emulation::here->current].groups;
   for (; groups.size() > Pending; groups.pop_front())
     for (const auto& copy : groups.front()) {
       if (copy.valid)
@@ -192,28 +221,49 @@ void copies_wait() {
     }
 }
 
-inline void block_sync() { emulation::wait_at(emulation::block.whole, static_cast<int>(blockDim.x)); }
+inline int block_number() { return static_cast<int>(blockIdx.x); }
+inline int thread_number() { return static_cast<int>(threadIdx.x); }
+inline int afresh(int number) { return number; }
+inline void block_sync() { emulation::wait_at(emulation::here->whole, static_cast<int>(blockDim.x)); }
+inline void pair_sync(int number) { emulation::wait_at(emulation::here->pairs.at(number), 64); }
 inline void warp_sync() { emulation::wait_for_warp(); }
 
+#define BESTOW_CLUSTERS
+inline void cluster_sync() {
+  emulation::wait_at(emulation::cluster_barrier, static_cast<int>(emulation::cluster.size() * blockDim.x));
+}
+inline float cluster_read(const float* mine, int rank) {
+  const auto at = reinterpret_cast<const unsigned char*>(mine) - emulation::here->shared;
+  float value;
+  memcpy(&value, emulation::cluster.at(rank).shared + at, sizeof value);
+  return value;
+}
+
+inline float shuffle(float value, int lane) {
+  const auto* warp = emulation::exchange([&](auto& mine) { mine.f[0] = value; });
+  return warp[lane].f[0];
+}
 inline float shuffle_xor(float value, int mask) {
   const auto* warp = emulation::exchange([&](auto& mine) { mine.f[0] = value; });
   return warp[emulation::lane() ^ mask].f[0];
 }
-inline int shuffle_xor(int value, int mask) {
+inline int warp_max(int value) {
   const auto* warp = emulation::exchange([&](auto& mine) { mine.u[0] = static_cast<uint32_t>(value); });
-  return static_cast<int>(warp[emulation::lane() ^ mask].u[0]);
+  for (int i = 0; i < 32; ++i) value = std::max(value, static_cast<int>(warp[i].u[0]));
+  return value;
 }
+inline bool any_lane(bool value) { return warp_max(value) != 0; }
 
 // PTX ISA, ldmatrix: lane l receives elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of each matrix.
-inline void load_matrices(uint32_t (&m)[4], const void* row) {
-  const auto* warp = emulation::exchange([&](auto& mine) { mine.p = row; });
+inline void load_matrices(uint32_t (&m)[4], SharedAddress row) {
+  const auto* warp = emulation::exchange([&](auto& mine) { mine.p = reinterpret_cast<const void*>(row); });
   const int lane = emulation::lane();
   for (int i = 0; i < 4; ++i) memcpy(&m[i], static_cast<const uint16_t*>(warp[8 * i + lane / 4].p) + 2 * (lane % 4), 4);
   // The rows must still hold these values: nobody goes on before all have read.
   emulation::wait_for_warp();
 }
-inline void load_matrices_transposed(uint32_t (&m)[4], const void* row) {
-  const auto* warp = emulation::exchange([&](auto& mine) { mine.p = row; });
+inline void load_matrices_transposed(uint32_t (&m)[4], SharedAddress row) {
+  const auto* warp = emulation::exchange([&](auto& mine) { mine.p = reinterpret_cast<const void*>(row); });
   const int lane = emulation::lane();
   for (int i = 0; i < 4; ++i) {
     const auto at = [&](int r) -> uint32_t { return static_cast<const uint16_t*>(warp[8 * i + r].p)[lane / 4]; };
@@ -247,14 +297,14 @@ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
   }
 }
 
-// The launchers' launch: blocks one after the other, within what the smallest supported GPU allows.
+// The launchers' launch: clusters one after the other, within what the smallest supported GPU allows.
 template <auto Kernel>
-int launch(int64_t blocks, int threads, int shared_bytes, void*, const BestowAttention& attention) {
-  if (shared_bytes > static_cast<int>(sizeof emulation::block.shared) || threads > 256)
+int launch(int64_t blocks, int threads, int shared_bytes, void*, const BestowAttention& attention, int cluster = 1) {
+  if (shared_bytes > static_cast<int>(sizeof emulation::Block::shared) || threads > 256)
     throw std::runtime_error("emulated launch: " + std::to_string(shared_bytes) + " bytes, " + std::to_string(threads) +
                              " threads");
-  emulation::block.body = [&] { Kernel(attention); };
-  for (int64_t i = 0; i < blocks; ++i) emulation::run_block(static_cast<unsigned>(i), threads);
+  emulation::body = [&] { Kernel(attention); };
+  for (int64_t i = 0; i < blocks; i += cluster) emulation::run_cluster(static_cast<unsigned>(i), cluster, threads);
   return BESTOW_OK;
 }
 

@@ -41,6 +41,8 @@ PYBIND11_MODULE(bestow_emulated, m) {
   m.def("backward", [](const BestowAttention& a, int dtype) { return bestow_cuda_backward(&a, dtype, nullptr); });
   m.def("decode", [](const BestowAttention& a, int dtype) { return bestow_cuda_decode(&a, dtype, nullptr); });
   m.def("weights", [](const BestowAttention& a, int dtype) { return bestow_cuda_weights(&a, dtype, nullptr); });
-  m.def("decode_splits", [](const BestowAttention& a, int processors) { return bestow_decode_splits(&a, processors); });
+  m.def("decode_splits", [](const BestowAttention& a, int processors, int clusters) {
+    return bestow_decode_splits(&a, processors, clusters);
+  });
   m.def("decode_scratch", [](const BestowAttention& a) { return bestow_decode_scratch(&a); });
 }

@@ -1,6 +1,7 @@
 // The CUDA side of the schemas in ops.cpp, on torch's stable ABI. Only the launchers' C face is needed, so that this
 // file compiles without CUDA headers and the module loads where torch has no CUDA.
 
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -8,12 +9,12 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <mutex>
+#include <optional>
 #include <tuple>
+#include <unordered_map>
 
 #include "bestow/launch.h"
-
-// Weak: a torch without CUDA does not have it, and then nothing here is ever called.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 namespace {
 
@@ -58,17 +59,44 @@ int32_t size_of(const Tensor& x, int64_t d) {
   return static_cast<int32_t>(x.size(d));
 }
 
+// torch's function that tells a device's current stream, or null. It lives in a library that a torch without CUDA does
+// not have, so nothing here is linked to it; and Python loads that library for torch alone, so that the loader would not
+// resolve a weak reference either.
+using CurrentStream = AOTITorchError (*)(int32_t device, void** stream);
+CurrentStream stream_getter() {
+  static const auto found = []() -> CurrentStream {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return library ? reinterpret_cast<CurrentStream>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  return found;
+}
+
+bool has_cuda_streams() { return stream_getter() != nullptr; }
+
 void* current_stream(const Tensor& x) {
   void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "staircase attention: this torch has no CUDA streams");
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(x.get_device(), &stream) == AOTI_TORCH_SUCCESS,
-                  "no current CUDA stream");
+  STD_TORCH_CHECK(has_cuda_streams(), "staircase attention: this torch has no CUDA streams");
+  STD_TORCH_CHECK(stream_getter()(x.get_device(), &stream) == AOTI_TORCH_SUCCESS, "no current CUDA stream");
   return stream;
 }
 
 void check(int status, const char* what, const Tensor& q) {
   STD_TORCH_CHECK(status == BESTOW_OK, what, " failed with status ", status, " for width ", q.size(3),
                   " (width: a multiple of 8, at most 256; positive: cudaError_t)");
+}
+
+struct Gpu {
+  int processors, clusters;
+};
+// Asked once per device: a step of decoding is too short for it.
+Gpu gpu_of(const Tensor& x) {
+  static std::mutex busy;
+  static std::unordered_map<int, Gpu> known;
+  const std::lock_guard<std::mutex> hold(busy);
+  const int device = x.get_device();
+  const auto [found, fresh] = known.try_emplace(device);
+  if (fresh) found->second = {bestow_cuda_processors(device), bestow_cuda_clusters(device)};
+  return found->second;
 }
 
 // What must hold before a pointer is followed; errors that users meet are raised in Python with fuller words.
@@ -108,9 +136,13 @@ std::tuple<Tensor, Tensor> staircase_forward(Tensor q, Tensor k, Tensor v, Tenso
     check(bestow_cuda_forward(&a, dtype_of(q), current_stream(q)), "staircase attention", q);
     return {out, lse};
   }
-  a.splits = bestow_decode_splits(&a, bestow_cuda_processors(q.get_device()));
-  Tensor partial = torch::stable::new_empty(q, {bestow_decode_scratch(&a)}, ScalarType::Float);
-  a.partial = static_cast<float*>(partial.data_ptr());
+  const Gpu gpu = gpu_of(q);
+  a.splits = bestow_decode_splits(&a, gpu.processors, gpu.clusters);
+  std::optional<Tensor> partial;
+  if (!gpu.clusters) {
+    partial = torch::stable::new_empty(q, {bestow_decode_scratch(&a)}, ScalarType::Float);
+    a.partial = static_cast<float*>(partial->data_ptr());
+  }
   check(bestow_cuda_decode(&a, dtype_of(q), current_stream(q)), "staircase decoding", q);
   return {out, lse};
 }
@@ -153,6 +185,12 @@ std::tuple<Tensor, Tensor, Tensor> staircase_backward(Tensor grad, Tensor q, Ten
 }
 
 }  // namespace
+
+// Asked by tests: it can be known without a GPU whether kernels will find the stream they run on.
+STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) { m.def("has_cuda_streams() -> bool"); }
+STABLE_TORCH_LIBRARY_IMPL(bestow, CompositeExplicitAutograd, m) {
+  m.impl("has_cuda_streams", TORCH_BOX(&has_cuda_streams));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(bestow, CUDA, m) {
   m.impl("staircase_forward", TORCH_BOX(&staircase_forward));

@@ -157,16 +157,22 @@ class Linear(nn.Linear):
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> None:
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, visible {tuple(visible.shape)}"
     if q.dim() != 4 or k.dim() != 4 or v.shape != k.shape:
-        raise ValueError(f"staircase_attention wants q (B, H, U, D), k and v (B, H_kv, F, D), got {shapes}")
-    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % max(k.shape[1], 1):
-        raise ValueError(f"staircase_attention: batch, width or head groups differ: {shapes}")
-    if visible.shape != (q.shape[0], q.shape[2]):
-        raise ValueError(f"staircase_attention: visible must be (B, U) = {(q.shape[0], q.shape[2])}, got {shapes}")
+        wanted = "q (B, H, U, D), k and v (B, H_kv, F, D)"
+        raise ValueError(f"staircase_attention wants {wanted}, got {_shapes(q, k, v, visible)}")
+    (batch, heads, queries, width), (kv_batch, kv_heads, _, kv_width) = q.shape, k.shape
+    if batch != kv_batch or width != kv_width or heads % max(kv_heads, 1):
+        raise ValueError(f"staircase_attention: batch, width or head groups differ: {_shapes(q, k, v, visible)}")
+    if visible.shape != (batch, queries):
+        wanted = f"(B, U) = {(batch, queries)}"
+        raise ValueError(f"staircase_attention: visible must be {wanted}, got {_shapes(q, k, v, visible)}")
     if visible.dtype != torch.int32:
         raise ValueError(f"staircase_attention: visible must be int32, got {visible.dtype}")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"staircase_attention: dtypes differ: q {q.dtype}, k {k.dtype}, v {v.dtype}")
     if not q.device == k.device == v.device == visible.device:
         raise ValueError(f"staircase_attention: devices differ: q {q.device}, k {k.device}, visible {visible.device}")
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, visible {tuple(visible.shape)}"

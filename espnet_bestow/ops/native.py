@@ -5,7 +5,7 @@ Importing this module raises ImportError where they were not built.
 
 import torch
 from torch import Tensor
-from torch.library import register_autograd, register_fake
+from torch.library import register_fake
 
 from espnet_bestow.ops import _C  # type: ignore[attr-defined]
 from espnet_bestow.ops.reference import PANEL
@@ -35,7 +35,11 @@ def staircase_attention(
     """See :func:`espnet_bestow.ops.staircase_attention`."""
     if scale is None:
         scale = max(q.shape[3], 1) ** -0.5
-    return torch.ops.bestow.staircase_forward(q, k, v, visible, scale)[0]
+    if torch.compiler.is_compiling():
+        return torch.ops.bestow.staircase_forward(q, k, v, visible, scale)[0]
+    # What torch's dispatcher would call, without its way through Python and back, which takes longer than a kernel.
+    layer = _autocast if torch.is_autocast_enabled(q.device.type) else _with_gradient
+    return layer(q, k, v, visible, scale)[0]
 
 
 FEW_QUERIES = 8
@@ -286,17 +290,37 @@ def _backward_fake(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, visible, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, visible, *output)
+_forward, _backward = torch.ops.bestow.staircase_forward.default, torch.ops.bestow.staircase_backward.default
 
 
-def _backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
-    q, k, v, visible, out, lse = ctx.saved_tensors
-    return (*torch.ops.bestow.staircase_backward(grad, q, k, v, visible, out, lse, ctx.scale), None, None)
+class _Staircase(torch.autograd.Function):
+    """torch.library.register_autograd makes such a function too; what it wraps around it takes longer than a kernel."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float):  # type: ignore[no-untyped-def]
+        """(B, H, U, D) and (B, H, U)."""
+        with torch._C._AutoDispatchBelowAutograd():
+            out, lse = _forward(q, k, v, visible, scale)
+        ctx.save_for_backward(q, k, v, visible, out, lse)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, _: Tensor | None):  # type: ignore[no-untyped-def]
+        """Of q, k and v."""
+        if grad is None:
+            return (None,) * 5
+        return (*_backward(grad, *ctx.saved_tensors, ctx.scale), None, None)
 
 
-register_autograd(NAME, _backward, setup_context=_save)
+def _with_gradient(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return _Staircase.apply(q, k, v, visible, scale)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _forward(q, k, v, visible, scale)
+
 
 
 # torch.library.register_autocast fixes one dtype for good; this follows the dtype that autocast was entered with.
@@ -304,9 +328,10 @@ def _autocast(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) ->
     device = q.device.type
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
-        return torch.ops.bestow.staircase_forward(q.to(dtype), k.to(dtype), v.to(dtype), visible, scale)
+        return _with_gradient(q.to(dtype), k.to(dtype), v.to(dtype), visible, scale)
 
 
 _library = torch.library.Library("bestow", "IMPL")
+_library.impl("staircase_forward", _with_gradient, "Autograd")
 for _device in DEVICES:
     _library.impl("staircase_forward", _autocast, f"Autocast{_device.upper()}")

@@ -61,12 +61,13 @@ class Emulated:
         self._run(self.module.backward, attention, q.dtype)
         return tuple(grads.values())
 
-    def decode(self, q, k, v, visible, scale, splits) -> tuple[Tensor, Tensor]:
+    def decode(self, q, k, v, visible, scale, splits, clusters=False) -> tuple[Tensor, Tensor]:
         out, lse = torch.full_like(q, torch.nan), torch.full(q.shape[:3], torch.nan)
         attention = self._attention(scale, visible, lse=lse, q=q, k=k, v=v, out=out)
         attention.splits = splits
-        partial = torch.full((self.module.decode_scratch(attention),), torch.nan)
-        attention.set_partial(partial.data_ptr())
+        if not clusters:
+            partial = torch.full((self.module.decode_scratch(attention),), torch.nan)
+            attention.set_partial(partial.data_ptr())
         self._run(self.module.decode, attention, q.dtype)
         return out, lse
 

@@ -21,15 +21,20 @@ def nvcc():
     return home / "bin" / "nvcc"
 
 
-HOT = """
+KERNELS = ("forward", "row_gradient", "key_gradient", "decode", "decode_clustered")
+WIDTHS = (64, 128, 256)
+HOT = f"""
 #include "bestow/staircase_backward.cuh"
 #include "bestow/staircase_decode.cuh"
-namespace bestow {
-template __global__ void staircase_forward<bfloat16, 128>(const BestowAttention);
-template __global__ void staircase_row_gradient<bfloat16, 128>(const BestowAttention);
-template __global__ void staircase_key_gradient<bfloat16, 128>(const BestowAttention);
-template __global__ void staircase_decode<bfloat16, 128>(const BestowAttention);
-}  // namespace bestow
+namespace bestow {{
+{
+    "\n".join(
+        f"template __global__ void staircase_{kernel}<bfloat16, {width}>(const BestowAttention);"
+        for kernel in KERNELS
+        for width in WIDTHS
+    )
+}
+}}  // namespace bestow
 """
 
 
@@ -37,12 +42,25 @@ template __global__ void staircase_decode<bfloat16, 128>(const BestowAttention);
 def test_hot_kernels_do_not_spill(nvcc, tmp_path):
     source = tmp_path / "hot.cu"
     source.write_text(HOT, encoding="utf-8")
-    command = [*setup_cuda.compiler(nvcc, ["90"]), "-Xptxas", "-v", "-c", source, "-o", tmp_path / "hot.o"]
+    command = [str(nvcc), *setup_cuda.FLAGS, "-gencode=arch=compute_90,code=sm_90", "-Xptxas", "-v", "-c", source]
+    command += ["-o", tmp_path / "hot.o"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)]
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
-    assert len(registers) == 4
-    assert spills == [0] * 8, said
+    assert len(registers) == len(KERNELS) * len(WIDTHS)
+    assert spills == [0] * 2 * len(registers), said
+
+
+def test_newer_gpus_decode_in_clusters():
+    decode, others = (
+        [word for word in setup_cuda.compiler(Path("nvcc"), ["86", "120"], source) if word.startswith("-gencode")]
+        for source in (Path("launch_decode.cu"), Path("launch_forward.cu"))
+    )
+    assert others == ["-gencode=arch=compute_80,code=[sm_86,sm_120,compute_80]"]
+    assert decode == [
+        "-gencode=arch=compute_80,code=[sm_86,compute_80]",
+        "-gencode=arch=compute_90,code=[sm_120,compute_90]",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_forward_and_backward(kernels, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", ALL, ids=str)
-@pytest.mark.parametrize("splits", [1, 2, 5])
+@pytest.mark.parametrize(("splits", "clusters"), [(1, False), (2, False), (5, False), (1, True), (4, True)])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -89,14 +89,14 @@ def test_forward_and_backward(kernels, shape, dtype):
     ],
     ids=["one query", "more rows than a tile", "ragged streams", "wide heads"],
 )
-def test_decode(kernels, shape, splits, dtype):
+def test_decode(kernels, shape, splits, clusters, dtype):
     q, k, v, visible = inputs(dtype, **shape)
     if shape["queries"] == 1:
         visible.fill_(k.shape[2])
         k, v = k.nan_to_num(0.5), v.nan_to_num(0.25)
     exact, _, _ = twin(q, k, v, visible)
     theirs, _, _ = twin(q, k, v, visible, dtype)
-    out, lse = kernels.decode(q, k, v, visible, 0.3, splits)
+    out, lse = kernels.decode(q, k, v, visible, 0.3, splits, clusters)
     assert_as_good_as_torch(out, theirs, exact, "out")
     _, forward_lse = kernels.forward(q, k, v, visible, 0.3)
     torch.testing.assert_close(lse, forward_lse, rtol=1e-5, atol=1e-5)
@@ -180,8 +180,13 @@ def test_splits_fill_the_gpu_but_stay_worth_their_merge(kernels):
     attention = kernels.module.Attention()
     attention.batch, attention.heads, attention.kv_heads, attention.queries = 1, 16, 16, 1
     attention.keys = 750
-    assert kernels.module.decode_splits(attention, 132) == 12  # 47 tiles of 16 keys, at least 4 each
+    splits = kernels.module.decode_splits
+    assert splits(attention, 132, False) == 12  # 47 tiles of 16 keys, at least 4 each
+    assert splits(attention, 132, True) == 8
+    attention.batch = 5
+    assert splits(attention, 132, False) == 3  # 240 blocks, two of which a multiprocessor takes
+    assert splits(attention, 132, True) == 2
     attention.batch = 64
-    assert kernels.module.decode_splits(attention, 132) == 1
+    assert splits(attention, 132, False) == splits(attention, 132, True) == 1
     attention.keys = 0
-    assert kernels.module.decode_splits(attention, 132) == 1
+    assert splits(attention, 132, False) == splits(attention, 132, True) == 1

@@ -37,7 +37,7 @@ struct BestowAttention {
   const int32_t* visible;         // (B, U) dense
   float* lse;                     // (B, H, U) dense: log of the softmax denominator; -inf where nothing is seen
   float* delta;                   // (B, H, U) dense, scratch of the backward pass
-  float* partial;                 // scratch of decoding, bestow_decode_scratch() floats
+  float* partial;                 // scratch of decoding, bestow_decode_scratch() floats; null: splits are clusters
   int32_t batch, heads, kv_heads, queries, keys, width, splits;
   float scale;
 };
@@ -47,14 +47,18 @@ int bestow_cuda_forward(const BestowAttention* attention, int dtype, void* strea
 // Two deterministic passes (dQ by rows, dK and dV by keys); reads out, lse and grad_out.
 int bestow_cuda_backward(const BestowAttention* attention, int dtype, void* stream);
 
-// 1 to 8 query rows per stream over `splits` parts of the keys, then their merge.
+// 1 to 8 query rows per stream over `splits` parts of the keys, then their merge: by a second kernel, from scratch memory,
+// or in the clusters that the splits are (splits 1, 2, 4 or 8).
 int bestow_cuda_decode(const BestowAttention* attention, int dtype, void* stream);
 
 // Reads q and k, writes the softmax of each row; for few rows, any number will do.
 int bestow_cuda_weights(const BestowAttention* attention, int dtype, void* stream);
 
-// How many parts keep `processors` multiprocessors busy.
-int bestow_decode_splits(const BestowAttention* attention, int processors);
+// How many parts keep `processors` multiprocessors busy; as many as a cluster may have if they are to be one.
+int bestow_decode_splits(const BestowAttention* attention, int processors, int clusters);
+
+// Whether the device and the machine code for it have clusters.
+int bestow_cuda_clusters(int device);
 
 // Multiprocessors of a device; 0 where it cannot be told.
 int bestow_cuda_processors(int device);

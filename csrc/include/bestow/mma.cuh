@@ -18,7 +18,7 @@ struct HalfProduct {
   // Rows [row, row + 16), columns [depth, depth + 16) of a tile.
   template <int Width>
   static __device__ __forceinline__ void load_a(A& a, Tile<T, Width> tile, int row, int depth, int lane) {
-    load_matrices(a, tile.chunk(row + (lane & 15), depth / 8 + (lane >> 4)));
+    load_matrices(a, tile.address(lane & 15, lane >> 4, row, depth / 8));
   }
   // An accumulator pair (16 x 16) becomes the left factor of the next product.
   static __device__ __forceinline__ void accumulators_to_a(A& a, const float (*c)[4]) {
@@ -31,7 +31,7 @@ struct HalfProduct {
   template <int Width>
   static __device__ __forceinline__ void load_b_of_rows(B (&b)[2], Tile<T, Width> tile, int row, int depth, int lane) {
     A m;
-    load_matrices(m, tile.chunk(row + (lane & 7) + ((lane >> 4) << 3), depth / 8 + ((lane >> 3) & 1)));
+    load_matrices(m, tile.address((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1, row, depth / 8));
     b[0][0] = m[0], b[0][1] = m[1], b[1][0] = m[2], b[1][1] = m[3];
   }
   // Two right factors: the tile's rows [depth, depth + 16), columns [column, column + 16). Goes with accumulators_to_a.
@@ -39,7 +39,7 @@ struct HalfProduct {
   static __device__ __forceinline__ void load_b_of_columns(B (&b)[2], Tile<T, Width> tile, int depth, int column,
                                                            int lane) {
     A m;
-    load_matrices_transposed(m, tile.chunk(depth + (lane & 15), column / 8 + (lane >> 4)));
+    load_matrices_transposed(m, tile.address(lane & 15, lane >> 4, depth, column / 8));
     b[0][0] = m[0], b[0][1] = m[1], b[1][0] = m[2], b[1][1] = m[3];
   }
   static __device__ __forceinline__ void multiply(float (&c)[4], const A& a, const B& b) { mma_16x8x16<T>(c, a, b); }
@@ -106,70 +106,80 @@ struct FloatProduct {
 template <class T>
 using ProductOf = std::conditional_t<std::is_same_v<T, float>, FloatProduct, HalfProduct<T>>;
 
-// c (16 x Columns) += rows [row, row + 16) of `left` times the transposed rows [0, columns) of `right`, over `width`.
-template <class Product, int Width, int Columns>
+// The products below have no branch between their instructions where elements are 16 bits: what one waits for, the
+// others fill. Columns of a tile from `width` on are zeros, which cost time in heads of odd widths and change nothing.
+template <class Product>
+constexpr bool kInOnePiece = sizeof(typename Product::Element) == 2;
+
+// c (16 x Columns) += rows [row, row + 16) of `left` times the transposed rows [begin, begin + Columns) of `right`.
+// Steps is how many are written out without a branch: fewer need fewer registers.
+template <class Product, int Width, int Columns, int Steps = Width / Product::kDepth>
 __device__ __forceinline__ void multiply_rows(float (&c)[Columns / 8][4], Tile<typename Product::Element, Width> left,
-                                              int row, Tile<typename Product::Element, Width> right, int columns,
+                                              int row, Tile<typename Product::Element, Width> right, int begin,
                                               int width, int lane) {
   // Plain multiply-adds are so many instructions that two steps hide their latency; written out whole they would fill
   // the instruction cache, and half of the time of a build.
-  constexpr int kSteps = Width / Product::kDepth, kWrittenOut = sizeof(typename Product::Element) == 4 ? 2 : kSteps;
+  constexpr int kWrittenOut = kInOnePiece<Product> ? Steps : 2;
 #pragma unroll kWrittenOut
   for (int depth = 0; depth < Width; depth += Product::kDepth) {
-    if (depth >= width) break;
+    if (!kInOnePiece<Product> && depth >= width) break;
     typename Product::A a;
     Product::load_a(a, left, row, depth, lane);
 #pragma unroll
     for (int n = 0; n < Columns; n += 16) {
-      if (n >= columns) break;
       typename Product::B b[2];
-      Product::load_b_of_rows(b, right, n, depth, lane);
+      Product::load_b_of_rows(b, right, begin + n, depth, lane);
       Product::multiply(c[n / 8], a, b[0]);
       Product::multiply(c[n / 8 + 1], a, b[1]);
     }
   }
 }
 
-// c (16 x Columns) += p (16 x Depth) times rows [0, depth) and columns [column, column + Columns) of `right`.
+// c (16 x Columns) += p (16 x Depth) times rows [begin, begin + Depth), columns [column, column + Columns) of `right`.
 template <class Product, int Width, int Depth, int Columns>
 __device__ __forceinline__ void multiply_columns(float (&c)[Columns / 8][4], const float (&p)[Depth / 8][4],
-                                                 Tile<typename Product::Element, Width> right, int depth, int column,
+                                                 Tile<typename Product::Element, Width> right, int begin, int column,
                                                  int width, int lane) {
 #pragma unroll
   for (int d = 0; d < Depth; d += Product::kDepth) {
-    if (d >= depth) break;
     typename Product::A a;
     Product::accumulators_to_a(a, &p[d / 8]);
 #pragma unroll
     for (int n = 0; n < Columns; n += 16) {
-      if (column + n >= width) break;
+      if (!kInOnePiece<Product> && column + n >= width) break;
       typename Product::B b[2];
-      Product::load_b_of_columns(b, right, d, column + n, lane);
+      Product::load_b_of_columns(b, right, begin + d, column + n, lane);
       Product::multiply(c[n / 8], a, b[0]);
       Product::multiply(c[n / 8 + 1], a, b[1]);
     }
   }
 }
 
-// Writes an accumulator row pair (16 x Columns) times `factor` (one per row) to rows [row, row + 16) below `limit`.
-template <class T, int Columns>
-__device__ __forceinline__ void write_rows(Rows<T> to, const float (&c)[Columns / 8][4], const float (&factor)[2],
-                                           int row, int limit, int column, int width, int lane) {
+// Writes an accumulator (16 x Width) times `factor` (of the lane's two rows) to rows [row, row + 16) below `limit`: by way
+// of the rows [place, place + 16) of a tile that only this warp still uses, so that memory is written in whole chunks.
+template <class T, int Width>
+__device__ __forceinline__ void write_rows(Rows<T> to, const float (&c)[Width / 8][4], const float (&factor)[2], int row,
+                                           int limit, int width, Tile<T, Width> tile, int place, int lane) {
+  using Shape = Tile<T, Width>;
+  warp_sync();
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = row + lane / 4 + 8 * half;
-    if (r >= limit) continue;
-    T* line = to.data + r * to.stride;
+  for (int half = 0; half < 2; ++half)
 #pragma unroll
-    for (int n = 0; n < Columns / 8; ++n) {
-      const int at = column + 8 * n + 2 * (lane % 4);
-      if (at >= width) break;
+    for (int n = 0; n < Width / 8; ++n) {
+      const int at = 8 * n + 2 * (lane % 4);
+      T* pair = tile.chunk(place + lane / 4 + 8 * half, at / Shape::kPerChunk) + at % Shape::kPerChunk;
       const float low = c[n][2 * half] * factor[half], high = c[n][2 * half + 1] * factor[half];
       if constexpr (sizeof(T) == 2)
-        *reinterpret_cast<uint32_t*>(line + at) = pack<T>(low, high);
+        *reinterpret_cast<uint32_t*>(pair) = pack<T>(low, high);
       else
-        line[at] = low, line[at + 1] = high;
+        pair[0] = low, pair[1] = high;
     }
+  warp_sync();
+#pragma unroll 1
+  for (int i = lane; i < 16 * Shape::kChunks; i += 32) {
+    const int down = i / Shape::kChunks, chunk = i % Shape::kChunks;
+    if (row + down < limit && chunk * Shape::kPerChunk < width)
+      copy_chunk(to.data + (row + down) * to.stride + chunk * Shape::kPerChunk, tile.chunk(place + down, chunk));
   }
 }
 

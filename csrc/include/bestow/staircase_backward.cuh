@@ -23,201 +23,244 @@ __global__ void __launch_bounds__(128) staircase_delta(const BestowAttention a) 
 
 template <class T, int Width>
 struct RowGradientShape {
-  static constexpr int kFit = 8192 / (Width * static_cast<int>(sizeof(T)));
-  static constexpr int kKeys = kFit > 32 ? 32 : kFit < 16 ? 16 : kFit;
-  static constexpr int kRowsFit = 32768 / (Width * static_cast<int>(sizeof(T))) / 32;
-  static constexpr int kMaxWarps = kRowsFit > 4 ? 4 : kRowsFit;
-  static constexpr int shared_bytes(int warps) {
-    return (4 * kKeys + 32 * warps) * Width * static_cast<int>(sizeof(T)) + 16 * static_cast<int>(sizeof(int));
-  }
+  static constexpr int kRowBytes = Width * static_cast<int>(sizeof(T));
+  static constexpr int kFit = 8192 / kRowBytes;
+  static constexpr int kKeys = kFit > 32 ? 32 : kFit < 16 ? 16 : kFit;  // of a tile, and of a step
+  static constexpr int kRowsFit = 32768 / kRowBytes / 32;
+  static constexpr int kWarps = kRowsFit > 4 ? 4 : kRowsFit;
+  static constexpr int kStages = 2, kBlocks = sizeof(T) == 4 || Width > 128 ? 1 : 3;
+  static constexpr int kRows = 16 * kWarps, kThreads = 32 * kWarps;
+  static constexpr int kSharedBytes =
+      (2 * kStages * kKeys + 2 * kRows) * kRowBytes + kWarps * static_cast<int>(sizeof(int));
 };
 
 // dQ = scale * dS K with dS = P * (dO V^T - delta).
 template <class T, int Width>
-__global__ void __launch_bounds__(128) staircase_row_gradient(const BestowAttention a) {
+__global__ void __launch_bounds__(RowGradientShape<T, Width>::kThreads, RowGradientShape<T, Width>::kBlocks)
+    staircase_row_gradient(const BestowAttention a) {
   using Shape = RowGradientShape<T, Width>;
   using Product = ProductOf<T>;
-  constexpr int kKeys = Shape::kKeys;
-  const int threads = blockDim.x, warps = threads / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int row_tiles = (a.queries + 16 * warps - 1) / (16 * warps), pairs = a.batch * a.heads;
-  const int row_tile = row_tiles - 1 - static_cast<int>(blockIdx.x) / pairs,
-            pair = static_cast<int>(blockIdx.x) % pairs;
-  const int stream = pair / a.heads, head = pair % a.heads, kv_head = head / (a.heads / a.kv_heads);
-  const int first_row = 16 * warps * row_tile;
+  constexpr int kKeys = Shape::kKeys, kStages = Shape::kStages;
+  constexpr int kRows = Shape::kRows, kThreads = Shape::kThreads;
+  const int warp = row_group<Shape::kWarps>(threadIdx.x / 32), lane = threadIdx.x % 32;
+  const RowBlock at(a, kRows);
 
   unsigned char* memory = shared_memory();
   constexpr int kTileBytes = kKeys * Width * sizeof(T);
-  const Tile<T, Width> q_tile{memory + 4 * kTileBytes};
-  const Tile<T, Width> grad_tile{q_tile.base + 16 * warps * Width * sizeof(T)};
-  const auto key_tile = [&](int i) { return Tile<T, Width>{memory + (i & 1) * 2 * kTileBytes}; };
-  const auto value_tile = [&](int i) { return Tile<T, Width>{memory + ((i & 1) * 2 + 1) * kTileBytes}; };
-  int* board = reinterpret_cast<int*>(grad_tile.base + 16 * warps * Width * sizeof(T));
+  const Tile<T, Width> q_tile{memory + 2 * kStages * kTileBytes};
+  const Tile<T, Width> grad_tile{q_tile.base + kRows * Shape::kRowBytes};
+  const auto key_tile = [&](int i) { return Tile<T, Width>{memory + i % kStages * 2 * kTileBytes}; };
+  const auto value_tile = [&](int i) { return Tile<T, Width>{memory + (i % kStages * 2 + 1) * kTileBytes}; };
+  int* board = reinterpret_cast<int*>(grad_tile.base + kRows * Shape::kRowBytes);
 
-  const int row = first_row + 16 * warp + lane / 4;
-  const int visible[2] = {seen(a, stream, row), seen(a, stream, row + 8)};
+  const int row = at.first_row + 16 * warp + lane / 4;
+  const int visible[2] = {seen(a, at.stream, row), seen(a, at.stream, row + 8)};
   const int warp_bound = warp_max(visible[0] > visible[1] ? visible[0] : visible[1]);
-  const int bound = block_max(warp_bound, board);
+  const int bound = block_max<Shape::kWarps>(warp_bound, board);
   float lse[2] = {0.f, 0.f}, delta[2] = {0.f, 0.f};
 #pragma unroll
   for (int half = 0; half < 2; ++half)
     if (visible[half] > 0) {
-      const int64_t line = static_cast<int64_t>(pair) * a.queries + row + 8 * half;
+      const int64_t line = at.line(a, row + 8 * half);
       lse[half] = a.lse[line] * kLog2E;
       delta[half] = a.delta[line];
     }
 
-  const Rows<T> keys = rows_of<T>(a.k, stream, kv_head), values = rows_of<T>(a.v, stream, kv_head);
+  const Rows<T> keys = rows_of<T>(a.k, at.stream, at.kv_head), values = rows_of<T>(a.v, at.stream, at.kv_head);
   const auto bring_keys = [&](int i) {
-    bring(key_tile(i), keys, i * kKeys, kKeys, bound, a.width, threadIdx.x, threads);
-    bring(value_tile(i), values, i * kKeys, kKeys, bound, a.width, threadIdx.x, threads);
+    bring<kKeys, kThreads>(key_tile(i), keys, i * kKeys, bound, a.width, threadIdx.x);
+    bring<kKeys, kThreads>(value_tile(i), values, i * kKeys, bound, a.width, threadIdx.x);
   };
   const int tiles = (bound + kKeys - 1) / kKeys;
   if (tiles > 0) {
-    const int rows = 16 * warps;
-    bring(q_tile, rows_of<T>(a.q, stream, head), first_row, rows, a.queries, a.width, threadIdx.x, threads);
-    bring(grad_tile, rows_of<T>(a.grad_out, stream, head), first_row, rows, a.queries, a.width, threadIdx.x, threads);
-    bring_keys(0);
+    const Rows<T> queries = rows_of<T>(a.q, at.stream, at.head), grads = rows_of<T>(a.grad_out, at.stream, at.head);
+    bring<kRows, kThreads>(q_tile, queries, at.first_row, a.queries, a.width, threadIdx.x);
+    bring<kRows, kThreads>(grad_tile, grads, at.first_row, a.queries, a.width, threadIdx.x);
   }
-  copies_commit();
+  for (int i = 0; i < kStages - 1; ++i) {
+    if (i < tiles) bring_keys(i);
+    copies_commit();
+  }
 
   float grad_q[Width / 8][4] = {};
   for (int i = 0; i < tiles; ++i) {
-    if (i + 1 < tiles) bring_keys(i + 1);
+    copies_wait<kStages - 2>();
+    block_sync();  // as in the forward pass
+    if (i + kStages - 1 < tiles) bring_keys(i + kStages - 1);
     copies_commit();
-    copies_wait<1>();
-    block_sync();
-    const int ahead = warp_bound - i * kKeys;
-    if (ahead > 0) {
+    if (i * kKeys < warp_bound) {
       float s[kKeys / 8][4] = {}, grad_p[kKeys / 8][4] = {};
-      multiply_rows<Product, Width, kKeys>(s, q_tile, 16 * warp, key_tile(i), ahead, a.width, lane);
-      multiply_rows<Product, Width, kKeys>(grad_p, grad_tile, 16 * warp, value_tile(i), ahead, a.width, lane);
+      multiply_rows<Product, Width, kKeys>(s, q_tile, 16 * warp, key_tile(i), 0, a.width, lane);
+      multiply_rows<Product, Width, kKeys>(grad_p, grad_tile, 16 * warp, value_tile(i), 0, a.width, lane);
 #pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n)
+      for (int half = 0; half < 2; ++half) {
+        const int ahead = visible[half] - i * kKeys - 2 * (lane % 4);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int half = j / 2, key = i * kKeys + 8 * n + 2 * (lane % 4) + (j & 1);
-          const float p = exp2f(s[n][j] * (a.scale * kLog2E) - lse[half]);
-          s[n][j] = key < visible[half] ? p * (grad_p[n][j] - delta[half]) : 0.f;
-        }
-      multiply_columns<Product, Width, kKeys, Width>(grad_q, s, key_tile(i), ahead, 0, a.width, lane);
+        for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+          for (int j = 2 * half; j < 2 * half + 2; ++j) {
+            const float p = power_of_two(s[n][j] * (a.scale * kLog2E) - lse[half]);
+            s[n][j] = 8 * n + (j & 1) < ahead ? p * (grad_p[n][j] - delta[half]) : 0.f;
+          }
+      }
+      multiply_columns<Product, Width, kKeys, Width>(grad_q, s, key_tile(i), 0, 0, a.width, lane);
     }
-    block_sync();
   }
   copies_wait<0>();
   const float factor[2] = {a.scale, a.scale};
-  write_rows<T, Width>(rows_of<T>(a.grad_q, stream, head), grad_q, factor, first_row + 16 * warp, a.queries, 0, a.width,
-                       lane);
+  const RowBlock here(a, kRows);
+  write_rows<T, Width>(rows_of<T>(a.grad_q, here.stream, here.head), grad_q, factor, here.first_row + 16 * warp,
+                       a.queries, a.width, q_tile, 16 * warp, lane);
 }
 
+// Keys are taken by pairs of warps, 16 keys each: one warp of a pair makes dV, the other dK.
 template <class T, int Width>
 struct KeyGradientShape {
   static constexpr int kRowBytes = Width * static_cast<int>(sizeof(T));
   static constexpr int kFit = 8192 / kRowBytes;
-  static constexpr int kRows = kFit > 32 ? 32 : kFit < 16 ? 16 : kFit;
-  static constexpr int kWarpsFit = (98304 - 4 * kRows * kRowBytes) / (32 * kRowBytes);
-  static constexpr int kMaxWarps = kWarpsFit > 4 ? 4 : kWarpsFit;
-  // Two accumulators of 16 x 256 would not fit the registers: wide heads are done in parts of 128 columns.
-  static constexpr int kColumns = Width > 128 ? 128 : Width;
-  static constexpr int kParts = Width / kColumns;
-  static constexpr int shared_bytes(int warps) {
-    return (4 * kRows + 32 * warps) * kRowBytes + 2 * kRows * 3 * static_cast<int>(sizeof(float));
+  static constexpr int kRows = kFit > 32 ? 32 : kFit < 16 ? 16 : kFit;  // of a tile
+  static constexpr int kStages = kRowBytes <= 256 ? 3 : 2;
+  static constexpr int kPairsFit = (92160 - 2 * kStages * kRows * kRowBytes) / (32 * kRowBytes);
+  static constexpr int kPairs = kPairsFit >= 4 ? 4 : kPairsFit >= 2 ? 2 : 1;
+  static constexpr int kKeys = 16 * kPairs, kThreads = 64 * kPairs;
+  static constexpr int kBlocks = sizeof(T) == 2 && Width <= 128 ? 2 : 1;
+  static constexpr int kExchange = 16 * kRows;  // floats that a pair hands over
+
+  // Of each row of a tile: how many keys it sees from the block's first one on, the log of its softmax's denominator (of
+  // powers of two), delta.
+  struct Facts {
+    int ahead[kRows];
+    float lse[kRows], delta[kRows];
+  };
+  static constexpr int kSharedBytes = (2 * kStages * kRows + 2 * kKeys) * kRowBytes + kStages * static_cast<int>(sizeof(Facts)) +
+                                      kPairs * kExchange * static_cast<int>(sizeof(float)) + 16;
+};
+
+// Which keys of which (stream, head of keys) a block works on.
+struct KeyBlock {
+  int stream, kv_head, first_key, heads;  // heads that share its keys
+
+  __device__ __forceinline__ KeyBlock(const BestowAttention& a, int keys) {
+    const int number = block_number(), pairs = a.batch * a.kv_heads, pair = number % pairs;
+    stream = pair / a.kv_heads, kv_head = pair % a.kv_heads, first_key = number / pairs * keys;
+    heads = a.heads / a.kv_heads;
   }
 };
 
-// dV = P^T dO and dK = scale * dS^T Q, computed on the transposed scores: rows of an accumulator are keys. A tile of
-// rows none of which sees the block's first key is never loaded; a warp whose own keys are not seen skips the products.
+// dV = P^T dO and dK = scale * dS^T Q, computed on the transposed scores: rows of an accumulator are keys. The warp of dV
+// makes P and hands it to the warp of dK, which has meanwhile made V dO^T. A tile of rows none of which sees the block's
+// first key is never loaded; a pair whose own keys are not seen skips the products.
 template <class T, int Width>
-__global__ void __launch_bounds__(128) staircase_key_gradient(const BestowAttention a) {
+__global__ void __launch_bounds__(KeyGradientShape<T, Width>::kThreads, KeyGradientShape<T, Width>::kBlocks)
+    staircase_key_gradient(const BestowAttention a) {
   using Shape = KeyGradientShape<T, Width>;
   using Product = ProductOf<T>;
-  constexpr int kRows = Shape::kRows, kColumns = Shape::kColumns;
-  const int threads = blockDim.x, warps = threads / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int key_tiles = (a.keys + 16 * warps - 1) / (16 * warps), group = a.heads / a.kv_heads;
-  int index = blockIdx.x;
-  const int kv_head = index % a.kv_heads;
-  index /= a.kv_heads;
-  const int stream = index % a.batch;
-  index /= a.batch;
-  const int key_tile = index % key_tiles, column = index / key_tiles * kColumns;
-  const int first_key = 16 * warps * key_tile, warp_key = first_key + 16 * warp;
+  constexpr int kRows = Shape::kRows, kKeys = Shape::kKeys, kThreads = Shape::kThreads, kStages = Shape::kStages;
+  using Facts = typename Shape::Facts;
+  const int lane = threadIdx.x % 32;
 
   unsigned char* memory = shared_memory();
   constexpr int kTileBytes = kRows * Shape::kRowBytes;
-  const auto q_tile = [&](int i) { return Tile<T, Width>{memory + (i & 1) * 2 * kTileBytes}; };
-  const auto grad_tile = [&](int i) { return Tile<T, Width>{memory + ((i & 1) * 2 + 1) * kTileBytes}; };
-  const Tile<T, Width> k_tile{memory + 4 * kTileBytes};
-  const Tile<T, Width> v_tile{k_tile.base + 16 * warps * Shape::kRowBytes};
-  // Of each row of the two row tiles: visible, log-sum-exp (of powers of two), delta.
-  float* facts = reinterpret_cast<float*>(v_tile.base + 16 * warps * Shape::kRowBytes);
+  const auto q_tile = [&](int i) { return Tile<T, Width>{memory + i * 2 * kTileBytes}; };
+  const auto grad_tile = [&](int i) { return Tile<T, Width>{memory + (i * 2 + 1) * kTileBytes}; };
+  const Tile<T, Width> k_tile{memory + 2 * kStages * kTileBytes};
+  const Tile<T, Width> v_tile{k_tile.base + kKeys * Shape::kRowBytes};
+  Facts* facts = reinterpret_cast<Facts*>(v_tile.base + kKeys * Shape::kRowBytes);
+  float* exchanges = reinterpret_cast<float*>(facts + kStages);
+  // Where the block is lies in shared memory: registers are full.
+  KeyBlock& at = *reinterpret_cast<KeyBlock*>(exchanges + Shape::kPairs * Shape::kExchange);
+  if (threadIdx.x == 0) at = KeyBlock(a, kKeys);
+  block_sync();
 
-  // The step-th tile of rows: heads of the group one after the other. Whether any of its rows sees `key`:
-  const int row_tiles = (a.queries + kRows - 1) / kRows, steps = row_tiles * group;
-  const auto tile_sees = [&](int step, int key) {
-    const int row = step % row_tiles * kRows + lane;
-    return warp_max(lane < kRows ? seen(a, stream, row) : 0) > key;
+  // The first row, of those from `row` on, whose tile has one that sees the block's first key. Four tiles are asked at
+  // once: memory is far.
+  const auto next_tile = [&](int row) {
+    for (; row < a.queries; row += 4 * kRows) {
+      bool sees[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sees[i] = lane < kRows && seen(a, at.stream, row + i * kRows + lane) > at.first_key;
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (any_lane(sees[i])) return row + i * kRows;
+    }
+    return row;
   };
-  const auto next_step = [&](int step) {
-    while (step < steps && !tile_sees(step, first_key)) ++step;
-    return step;
-  };
-  const auto bring_rows = [&](int step, int buffer) {
-    const int head = kv_head * group + step / row_tiles, first = step % row_tiles * kRows;
-    bring(q_tile(buffer), rows_of<T>(a.q, stream, head), first, kRows, a.queries, a.width, threadIdx.x, threads);
-    bring(grad_tile(buffer), rows_of<T>(a.grad_out, stream, head), first, kRows, a.queries, a.width, threadIdx.x,
-          threads);
-    float* fact = facts + (buffer & 1) * 3 * kRows;
-    for (int r = threadIdx.x; r < kRows; r += threads) {
-      const int visible = seen(a, stream, first + r);
+  const auto bring_rows = [&](int head, int first, int buffer) {
+    const int stream = at.stream, who = thread_number();
+    bring<kRows, kThreads>(q_tile(buffer), rows_of<T>(a.q, stream, head), first, a.queries, a.width, who);
+    bring<kRows, kThreads>(grad_tile(buffer), rows_of<T>(a.grad_out, stream, head), first, a.queries, a.width, who);
+    Facts& fact = facts[buffer];
+    if (who < kRows) {
+      const int r = who, sees = seen(a, stream, first + r);
       const int64_t line = (static_cast<int64_t>(stream) * a.heads + head) * a.queries + first + r;
-      fact[r] = static_cast<float>(visible);
-      fact[kRows + r] = visible > 0 ? a.lse[line] * kLog2E : 0.f;
-      fact[2 * kRows + r] = visible > 0 ? a.delta[line] : 0.f;
+      fact.ahead[r] = sees - at.first_key;
+      fact.lse[r] = sees > 0 ? a.lse[line] * kLog2E : 0.f;
+      fact.delta[r] = sees > 0 ? a.delta[line] : 0.f;
     }
   };
 
-  int step = next_step(0);
-  if (step < steps) {
-    const int count = 16 * warps;
-    bring(k_tile, rows_of<T>(a.k, stream, kv_head), first_key, count, a.keys, a.width, threadIdx.x, threads);
-    bring(v_tile, rows_of<T>(a.v, stream, kv_head), first_key, count, a.keys, a.width, threadIdx.x, threads);
-    bring_rows(step, 0);
-  }
-  copies_commit();
-
-  float grad_k[kColumns / 8][4] = {}, grad_v[kColumns / 8][4] = {};
-  for (int i = 0; step < steps; ++i) {
-    const int following = next_step(step + 1);
-    if (following < steps) bring_rows(following, i + 1);
-    copies_commit();
-    copies_wait<1>();
-    block_sync();
-    if (tile_sees(step, warp_key)) {
-      const float* fact = facts + (i & 1) * 3 * kRows;
-      float s[kRows / 8][4] = {}, grad_p[kRows / 8][4] = {};
-      multiply_rows<Product, Width, kRows>(s, k_tile, 16 * warp, q_tile(i), kRows, a.width, lane);
-      multiply_rows<Product, Width, kRows>(grad_p, v_tile, 16 * warp, grad_tile(i), kRows, a.width, lane);
-#pragma unroll
-      for (int n = 0; n < kRows / 8; ++n)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int r = 8 * n + 2 * (lane % 4) + (j & 1), key = warp_key + lane / 4 + 8 * (j / 2);
-          const bool sees = static_cast<float>(key) < fact[r];
-          // Selected, not multiplied: keys that nobody sees may hold anything.
-          const float p = exp2f(s[n][j] * (a.scale * kLog2E) - fact[kRows + r]);
-          s[n][j] = sees ? p : 0.f;
-          grad_p[n][j] = sees ? p * (grad_p[n][j] - fact[2 * kRows + r]) : 0.f;
-        }
-      multiply_columns<Product, Width, kRows, kColumns>(grad_v, s, grad_tile(i), kRows, column, a.width, lane);
-      multiply_columns<Product, Width, kRows, kColumns>(grad_k, grad_p, q_tile(i), kRows, column, a.width, lane);
+  // Heads of the group one after the other; each meets the same rows.
+  bring<kKeys, kThreads>(k_tile, rows_of<T>(a.k, at.stream, at.kv_head), at.first_key, a.keys, a.width, threadIdx.x);
+  bring<kKeys, kThreads>(v_tile, rows_of<T>(a.v, at.stream, at.kv_head), at.first_key, a.keys, a.width, threadIdx.x);
+  int row = next_tile(0), left = row < a.queries ? at.heads : 0, waiting = 0;  // heads, tiles
+  const auto bring_next = [&](int buffer) {
+    if (left > 0) {
+      bring_rows((at.kv_head + 1) * at.heads - left, row, buffer);
+      row = next_tile(row + kRows), ++waiting;
+      if (row >= a.queries && --left > 0) row = next_tile(0);
     }
-    block_sync();
-    step = following;
+    copies_commit();
+  };
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) bring_next(i);
+
+  float grad[Width / 8][4] = {};  // of values or of keys
+  for (int buffer = 0; waiting > 0; buffer = buffer + 1 < kStages ? buffer + 1 : 0) {
+    copies_wait<kStages - 2>();
+    block_sync();  // the tile is here, and the one before, whose place the next one takes, has been read by all
+    bring_next(buffer > 0 ? buffer - 1 : kStages - 1);
+    --waiting;
+    const Facts& fact = facts[buffer];
+    const int thread = thread_number(), lane = thread % 32, keys = thread / 64 * 16;
+    float* exchange = exchanges + thread / 64 * Shape::kExchange;
+    if (any_lane(lane < kRows && fact.ahead[lane] > keys)) {
+      float s[kRows / 8][4] = {};
+      if (thread / 32 % 2) {
+        multiply_rows<Product, Width, kRows, 4>(s, v_tile, keys, grad_tile(buffer), 0, a.width, lane);
+        pair_sync(thread / 64);
+#pragma unroll
+        for (int n = 0; n < kRows / 8; ++n)
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const float p = exchange[(4 * n + j) * 32 + lane], delta = fact.delta[8 * n + 2 * (lane % 4) + (j & 1)];
+            // Selected, not multiplied: keys that nobody sees may hold anything.
+            s[n][j] = p > 0.f ? p * (s[n][j] - delta) : 0.f;
+          }
+        multiply_columns<Product, Width, kRows, Width>(grad, s, q_tile(buffer), 0, 0, a.width, lane);
+      } else {
+        multiply_rows<Product, Width, kRows, 4>(s, k_tile, keys, q_tile(buffer), 0, a.width, lane);
+#pragma unroll
+        for (int n = 0; n < kRows / 8; ++n)
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const int r = 8 * n + 2 * (lane % 4) + (j & 1), key = keys + lane / 4 + 8 * (j / 2);
+            const float p = power_of_two(s[n][j] * (a.scale * kLog2E) - fact.lse[r]);
+            s[n][j] = key < fact.ahead[r] ? p : 0.f;
+            exchange[(4 * n + j) * 32 + lane] = s[n][j];
+          }
+        pair_sync(thread / 64);
+        multiply_columns<Product, Width, kRows, Width>(grad, s, grad_tile(buffer), 0, 0, a.width, lane);
+      }
+    }
   }
   copies_wait<0>();
-  const float once[2] = {1.f, 1.f}, scaled[2] = {a.scale, a.scale};
-  write_rows<T, kColumns>(rows_of<T>(a.grad_v, stream, kv_head), grad_v, once, warp_key, a.keys, column, a.width, lane);
-  write_rows<T, kColumns>(rows_of<T>(a.grad_k, stream, kv_head), grad_k, scaled, warp_key, a.keys, column, a.width,
-                          lane);
+  block_sync();  // also where no row sees a key: their tiles have come, and what is written takes their place
+  const int thread = thread_number(), keys = thread / 64 * 16, makes_keys = thread / 32 % 2;
+  const float factor = makes_keys ? a.scale : 1.f, factors[2] = {factor, factor};
+  // Each warp of a pair alone has read the 16 rows of keys or values that its gradient passes through.
+  const Tile<T, Width> own{k_tile.base + makes_keys * kKeys * Shape::kRowBytes};
+  write_rows<T, Width>(rows_of<T>(makes_keys ? a.grad_k : a.grad_v, at.stream, at.kv_head), grad, factors,
+                       at.first_key + keys, a.keys, a.width, own, keys, thread % 32);
 }
 
 }  // namespace bestow

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(32 * kWeightWarps) staircase_weights(const Bes
   float top = kNothing, sum = 0.f;
   for (int key = warp; key < bound; key += kWeightWarps) {
     const float s = score(key), larger = fmaxf(top, s);
-    sum = sum * exp2f(top - larger) + exp2f(s - larger);
+    sum = sum * power_of_two(top - larger) + power_of_two(s - larger);
     top = larger;
   }
   float* board = reinterpret_cast<float*>(shared_memory());  // of each warp: largest score, sum
@@ -48,11 +48,11 @@ __global__ void __launch_bounds__(32 * kWeightWarps) staircase_weights(const Bes
   for (int w = 0; w < kWeightWarps; ++w) largest = fmaxf(largest, board[2 * w]);
 #pragma unroll
   for (int w = 0; w < kWeightWarps; ++w) {
-    if (board[2 * w] != kNothing) total += exp2f(board[2 * w] - largest) * board[2 * w + 1];
+    if (board[2 * w] != kNothing) total += power_of_two(board[2 * w] - largest) * board[2 * w + 1];
   }
   const float inverse = 1.f / total;
   for (int key = warp; key < bound; key += kWeightWarps) {
-    const float weight = exp2f(score(key) - largest) * inverse;
+    const float weight = power_of_two(score(key) - largest) * inverse;
     if (lane == 0) out.data[row * out.stride + key] = narrow<T>(weight);
   }
   for (int key = bound + threadIdx.x; key < a.keys; key += 32 * kWeightWarps)
