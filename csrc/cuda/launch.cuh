@@ -7,6 +7,17 @@
 namespace bestow {
 
 #ifndef BESTOW_EMULATE
+// Bytes of shared memory that a block of the current device may have.
+inline int shared_limit() {
+  static std::atomic<int> known[64];
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= 64) return 0;
+  if ((bytes = known[device]) > 0) return bytes;
+  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+    return 0;
+  return known[device] = bytes;
+}
+
 template <auto Kernel>
 int launch(int64_t blocks, int threads, int shared_bytes, void* stream, const BestowAttention& attention,
            int cluster = 1) {

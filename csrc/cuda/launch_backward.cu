@@ -1,4 +1,5 @@
 #include "bestow/staircase_backward.cuh"
+#include "bestow/staircase_short_backward.cuh"
 #include "launch.cuh"
 
 using namespace bestow;
@@ -7,6 +8,12 @@ extern "C" int bestow_cuda_backward(const BestowAttention* attention, int dtype,
   const BestowAttention& a = *attention;
   if (const int status = check(a, dtype)) return status;
   return with_kernel(dtype, a.width, [&]<class T, int Width>() {
+    if constexpr (sizeof(T) == 2 && Width <= 128) {
+      using Shape = ShortGradientShape<T, Width>;
+      if (a.queries > 0 && a.queries <= Shape::kRows && a.heads == a.kv_heads && Shape::kSharedBytes <= shared_limit())
+        return launch<staircase_short_gradient<T, Width>>(static_cast<int64_t>(a.batch) * a.heads, Shape::kThreads,
+                                                          Shape::kSharedBytes, stream, a);
+    }
     const int64_t lines = static_cast<int64_t>(a.batch) * a.heads * a.queries;
     if (const int status = launch<staircase_delta<T>>((lines + 3) / 4, 128, 0, stream, a)) return status;
     using RowShape = RowGradientShape<T, Width>;

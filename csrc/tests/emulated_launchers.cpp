@@ -4,3 +4,7 @@
 #include "../cuda/launch_decode.cu"
 #include "../cuda/launch_forward.cu"
 #include "../cuda/launch_weights.cu"
+
+namespace bestow::emulation {
+void limit_shared(int bytes) { shared_limit() = bytes; }
+}  // namespace bestow::emulation

@@ -62,7 +62,7 @@ struct Block {
   std::vector<Barrier> warps, pairs;
   Barrier whole;
   std::vector<Exchange> exchange[2];  // by turns, so that nobody overwrites what a slower lane still reads
-  alignas(1024) unsigned char shared[101376];
+  alignas(1024) unsigned char shared[163 << 10];
   int current = 0;
   unsigned index = 0;
 };
@@ -252,6 +252,13 @@ inline int warp_max(int value) {
   for (int i = 0; i < 32; ++i) value = std::max(value, static_cast<int>(warp[i].u[0]));
   return value;
 }
+inline unsigned which_lanes(bool value) {
+  const auto* warp = emulation::exchange([&](auto& mine) { mine.u[0] = value; });
+  unsigned bits = 0;
+  for (int i = 0; i < 32; ++i) bits |= warp[i].u[0] << i;
+  return bits;
+}
+inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
 inline bool any_lane(bool value) { return warp_max(value) != 0; }
 
 // PTX ISA, ldmatrix: lane l receives elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of each matrix.
@@ -297,10 +304,16 @@ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
   }
 }
 
-// The launchers' launch: clusters one after the other, within what the smallest supported GPU allows.
+// What tests say that a block may have, to launchers that ask.
+inline int& shared_limit() {
+  static int bytes = 0;
+  return bytes;
+}
+
+// The launchers' launch: clusters one after the other, within that and what the smallest supported GPU allows.
 template <auto Kernel>
 int launch(int64_t blocks, int threads, int shared_bytes, void*, const BestowAttention& attention, int cluster = 1) {
-  if (shared_bytes > static_cast<int>(sizeof emulation::Block::shared) || threads > 256)
+  if (shared_bytes > std::max(99 << 10, shared_limit()) || threads > 256)
     throw std::runtime_error("emulated launch: " + std::to_string(shared_bytes) + " bytes, " + std::to_string(threads) +
                              " threads");
   emulation::body = [&] { Kernel(attention); };

@@ -3,6 +3,10 @@
 
 #include "bestow/launch.h"
 
+namespace bestow::emulation {
+void limit_shared(int bytes);
+}
+
 namespace py = pybind11;
 
 template <class Member>
@@ -41,6 +45,7 @@ PYBIND11_MODULE(bestow_emulated, m) {
   m.def("backward", [](const BestowAttention& a, int dtype) { return bestow_cuda_backward(&a, dtype, nullptr); });
   m.def("decode", [](const BestowAttention& a, int dtype) { return bestow_cuda_decode(&a, dtype, nullptr); });
   m.def("weights", [](const BestowAttention& a, int dtype) { return bestow_cuda_weights(&a, dtype, nullptr); });
+  m.def("limit_shared", &bestow::emulation::limit_shared);
   m.def("decode_splits", [](const BestowAttention& a, int processors, int clusters) {
     return bestow_decode_splits(&a, processors, clusters);
   });

@@ -52,6 +52,7 @@ SHAPES = {
     "one row, one key": {"queries": 1, "keys": 1},
     "odd sizes": {"queries": 19, "keys": 71, "width": 40},
     "keys of several tiles": {"queries": 3, "keys": 150, "heads": 1, "kv_heads": 1},
+    "many rows and keys": {"queries": 128, "keys": 200, "batch": 2, "heads": 1, "kv_heads": 1},
     "several blocks of rows": {"queries": 131, "keys": 9, "heads": 1, "kv_heads": 1, "width": 8},
     "grouped heads": {"heads": 6, "kv_heads": 2, "keys": 20},
     "streams of different lengths": {"batch": 3, "heads": 1, "kv_heads": 1},
@@ -60,9 +61,18 @@ SHAPES = {
 }
 
 
+@pytest.fixture(params=[0, 163 << 10], ids=["small GPU", "large GPU"])
+def any_gpu(kernels, request):
+    """Shared memory decides whether the gradients of few rows come from one kernel or from two."""
+    kernels.module.limit_shared(request.param)
+    yield kernels
+    kernels.module.limit_shared(0)
+
+
 @pytest.mark.parametrize("dtype", ALL, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_forward_and_backward(kernels, shape, dtype):
+def test_forward_and_backward(any_gpu, shape, dtype):
+    kernels = any_gpu
     q, k, v, visible = inputs(dtype, **shape)
     exact, grad, exact_grads = twin(q, k, v, visible)
     theirs, _, their_grads = twin(q, k, v, visible, dtype)
@@ -117,7 +127,8 @@ def test_weights(kernels, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", ALL, ids=str)
-def test_rows_that_see_nothing(kernels, dtype):
+def test_rows_that_see_nothing(any_gpu, dtype):
+    kernels = any_gpu
     q, k, v, visible = inputs(dtype, batch=2)
     visible.zero_()
     k.fill_(torch.nan), v.fill_(torch.nan)
@@ -142,8 +153,9 @@ def test_visible_out_of_range_reads_nothing_beyond(kernels):
     assert torch.equal(kernels.decode(q, *inside, wild, 0.3, 2)[0], kernels.decode(q, k, v, tame, 0.3, 2)[0])
 
 
-def test_strides(kernels):
+def test_strides(any_gpu):
     """Projections arrive as (B, U, H, D) seen through a transpose."""
+    kernels = any_gpu
     q, k, v, visible = inputs(torch.bfloat16)
     out, lse = kernels.forward(q, k, v, visible, 0.3)
     odd = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
@@ -155,7 +167,8 @@ def test_strides(kernels):
 
 
 @pytest.mark.parametrize("sizes", [{"queries": 0}, {"keys": 0}, {"batch": 0}], ids=str)
-def test_nothing_to_do(kernels, sizes):
+def test_nothing_to_do(any_gpu, sizes):
+    kernels = any_gpu
     q, k, v, visible = inputs(torch.float32, **sizes)
     out, lse = kernels.forward(q, k, v, visible, 1.0)
     grads = kernels.backward(torch.ones_like(q), q, k, v, visible, out, lse, 1.0)

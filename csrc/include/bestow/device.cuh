@@ -82,6 +82,8 @@ __device__ __forceinline__ void pair_sync(int number) { asm volatile("bar.sync %
 __device__ __forceinline__ void warp_sync() { __syncwarp(); }
 __device__ __forceinline__ float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 __device__ __forceinline__ float shuffle(float value, int lane) { return __shfl_sync(~0u, value, lane); }
+__device__ __forceinline__ unsigned which_lanes(bool value) { return __ballot_sync(~0u, value); }
+__device__ __forceinline__ int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
 __device__ __forceinline__ bool any_lane(bool value) { return __any_sync(~0u, value); }
 __device__ __forceinline__ int warp_max(int value) { return __reduce_max_sync(~0u, value); }
 

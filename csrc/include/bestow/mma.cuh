@@ -42,6 +42,11 @@ struct HalfProduct {
     load_matrices_transposed(m, tile.address(lane & 15, lane >> 4, depth, column / 8));
     b[0][0] = m[0], b[0][1] = m[1], b[1][0] = m[2], b[1][1] = m[3];
   }
+  // A left factor whose rows are the tile's columns [column, column + 16), its columns the tile's rows [depth, depth + 16).
+  template <int Width>
+  static __device__ __forceinline__ void load_a_of_columns(A& a, Tile<T, Width> tile, int depth, int column, int lane) {
+    load_matrices_transposed(a, tile.address((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1, depth, column / 8));
+  }
   static __device__ __forceinline__ void multiply(float (&c)[4], const A& a, const B& b) { mma_16x8x16<T>(c, a, b); }
 };
 
@@ -175,12 +180,16 @@ __device__ __forceinline__ void write_rows(Rows<T> to, const float (&c)[Width / 
         pair[0] = low, pair[1] = high;
     }
   warp_sync();
-#pragma unroll 1
-  for (int i = lane; i < 16 * Shape::kChunks; i += 32) {
-    const int down = i / Shape::kChunks, chunk = i % Shape::kChunks;
-    if (row + down < limit && chunk * Shape::kPerChunk < width)
-      copy_chunk(to.data + (row + down) * to.stride + chunk * Shape::kPerChunk, tile.chunk(place + down, chunk));
-  }
+  // A row's chunks are taken by as many lanes, or by all lanes in turns.
+  constexpr unsigned kAside = Shape::kChunks > 32 ? Shape::kChunks / 32 : 1, kAtOnce = Shape::kChunks > 32 ? 1 : 32 / Shape::kChunks;
+  const int down = static_cast<unsigned>(lane) / Shape::kChunks, chunk = static_cast<unsigned>(lane) % Shape::kChunks;
+  T* out = to.data + (row + down) * to.stride + chunk * Shape::kPerChunk;
+#pragma unroll
+  for (unsigned i = 0; i < 16; i += kAtOnce)
+#pragma unroll
+    for (unsigned n = 0; n < kAside; ++n)
+      if (row + down + static_cast<int>(i) < limit && (chunk + static_cast<int>(32 * n)) * Shape::kPerChunk < width)
+        copy_chunk(out + i * to.stride + 32 * n * Shape::kPerChunk, tile.chunk(place + down + i, chunk + 32 * n));
 }
 
 }  // namespace bestow

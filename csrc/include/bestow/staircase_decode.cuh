@@ -10,15 +10,9 @@ template <class T, int Width>
 struct DecodeShape {
   static constexpr int kKeys = 16;
   static constexpr int kRowBytes = Width * static_cast<int>(sizeof(T));
-#ifdef BESTOW_DECODE_NARROW
   static constexpr int kWarpsFit = 65536 / (4 * kKeys * kRowBytes);
   static constexpr int kWarps = kWarpsFit > 4 ? 4 : kWarpsFit;
   static constexpr int kStages = kRowBytes <= 128 ? 3 : 2;  // tiles of a warp: one that is read, others on their way
-#else
-  static constexpr int kTileBytes = 2 * kKeys * kRowBytes;
-  static constexpr int kWarps = 65536 / kTileBytes > 8 ? 8 : 65536 / kTileBytes;
-  static constexpr int kStages = 65536 / (kTileBytes * kWarps);
-#endif
   // After the keys are done, the same memory holds each warp's result for the merge: 16 rows of Width + 2 floats.
   static constexpr int kStreamBytes = (2 * kStages * kKeys * kWarps + 16) * kRowBytes;
   static constexpr int kMergeBytes = kWarps * 16 * (Width + 2) * 4;
@@ -37,6 +31,17 @@ __device__ __forceinline__ PackedRow packed_row(const BestowAttention& a, int kv
 __device__ __forceinline__ float* partial_of(const BestowAttention& a, int stream, PackedRow row, int split) {
   const int64_t line = (static_cast<int64_t>(stream) * a.heads + row.head) * a.queries + row.query;
   return a.partial + (line * a.splits + split) * (a.width + 2);
+}
+
+// What is known of a row's column when all parts are together.
+template <class T>
+__device__ __forceinline__ void write_merged(const BestowAttention& a, int stream, int head, int query, int column,
+                                             float top, float sum, float total) {
+  const Rows<T> out = rows_of<T>(a.out, stream, head);
+  if (column < a.width) out.data[query * out.stride + column] = narrow<T>(sum > 0.f ? total / sum : 0.f);
+  if (column == 0 && a.lse != nullptr)
+    a.lse[(static_cast<int64_t>(stream) * a.heads + head) * a.queries + query] =
+        sum > 0.f ? (top + log2f(sum)) * kLn2 : kNothing;
 }
 
 // Puts together what `count` parts found for one row and writes 32 columns of its output, from `column` on, by one warp.
@@ -61,11 +66,7 @@ __device__ __forceinline__ void merge_parts(const BestowAttention& a, int count,
   }
 #pragma unroll
   for (int mask = 16; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
-  const Rows<T> out = rows_of<T>(a.out, stream, head);
-  if (column + lane < a.width) out.data[query * out.stride + d] = narrow<T>(sum > 0.f ? total / sum : 0.f);
-  if (column + lane == 0 && a.lse != nullptr)
-    a.lse[(static_cast<int64_t>(stream) * a.heads + head) * a.queries + query] =
-        sum > 0.f ? (top + log2f(sum)) * kLn2 : kNothing;
+  write_merged<T>(a, stream, head, query, column + lane, top, sum, total);
 }
 
 // The part of a block: its warps' results side by side in shared memory, 16 rows of Width + 2 floats each, as
@@ -81,7 +82,7 @@ template <class T, int Width>
 __device__ __forceinline__ DecodePart<T, Width> decode_part(const BestowAttention& a) {
   using Shape = DecodeShape<T, Width>;
   using Product = ProductOf<T>;
-  constexpr int kKeys = Shape::kKeys, kWarps = Shape::kWarps;
+  constexpr int kKeys = Shape::kKeys, kWarps = Shape::kWarps, kStages = Shape::kStages;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group_rows = a.heads / a.kv_heads * a.queries, row_tiles = (group_rows + 15) / 16;
   int index = blockIdx.x;
@@ -93,7 +94,7 @@ __device__ __forceinline__ DecodePart<T, Width> decode_part(const BestowAttentio
 
   unsigned char* memory = shared_memory();
   constexpr int kTileBytes = kKeys * Shape::kRowBytes;
-  const Tile<T, Width> q_tile{memory + 2 * Shape::kStages * kTileBytes * kWarps};
+  const Tile<T, Width> q_tile{memory + 2 * kStages * kTileBytes * kWarps};
   // Queries first: they need not wait for the answer to who sees what.
   for (int r = warp; r < 16; r += kWarps) {
     const bool real = first_row + r < group_rows;
@@ -106,6 +107,15 @@ __device__ __forceinline__ DecodePart<T, Width> decode_part(const BestowAttentio
     }
   }
 
+  unsigned char* ring = memory + 2 * kStages * kTileBytes * warp;
+  const auto key_tile = [&](int i) { return Tile<T, Width>{ring + i % kStages * 2 * kTileBytes}; };
+  const auto value_tile = [&](int i) { return Tile<T, Width>{ring + (i % kStages * 2 + 1) * kTileBytes}; };
+  const Rows<T> keys = rows_of<T>(a.k, stream, kv_head), values = rows_of<T>(a.v, stream, kv_head);
+  // Tiles go round all warps of all splits: each has its share of what the stream sees, not of what the cache could hold,
+  // and knows its first tile before it knows how much that is. Keys that turn out not to be seen do no harm, values would.
+  const auto tile_of = [&](int i) { return (i * a.splits + split) * kWarps + warp; };
+  bring<kKeys, 32>(key_tile(0), keys, tile_of(0) * kKeys, a.keys, a.width, lane);
+
   int visible[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -113,44 +123,36 @@ __device__ __forceinline__ DecodePart<T, Width> decode_part(const BestowAttentio
     visible[half] = packed < group_rows ? seen(a, stream, packed % a.queries) : 0;
   }
   const int bound = warp_max(visible[0] > visible[1] ? visible[0] : visible[1]);
-  // The splits share what this stream sees, not what the cache could hold.
-  const int tiles = (bound + kKeys - 1) / kKeys, share = (tiles + a.splits - 1) / a.splits;
-  const int begin = split * share, end = begin + share < tiles ? begin + share : tiles;
-
-  unsigned char* ring = memory + 2 * Shape::kStages * kTileBytes * warp;
-  const auto key_tile = [&](int i) { return Tile<T, Width>{ring + i % Shape::kStages * 2 * kTileBytes}; };
-  const auto value_tile = [&](int i) { return Tile<T, Width>{ring + (i % Shape::kStages * 2 + 1) * kTileBytes}; };
-  const Rows<T> keys = rows_of<T>(a.k, stream, kv_head), values = rows_of<T>(a.v, stream, kv_head);
-  const auto bring_keys = [&](int i) {  // the warp's i-th tile
-    const int tile = begin + warp + i * kWarps;
-    if (tile < end) {
-      bring<kKeys, 32>(key_tile(i), keys, tile * kKeys, bound, a.width, lane);
-      bring<kKeys, 32>(value_tile(i), values, tile * kKeys, bound, a.width, lane);
-    }
+  const auto bring_values = [&](int i) {
+    bring<kKeys, 32>(value_tile(i), values, tile_of(i) * kKeys, bound, a.width, lane);
     copies_commit();
   };
-  constexpr int kAhead = Shape::kStages > 1 ? Shape::kStages - 1 : 1;  // with one place alone, the next tile comes late
+  const auto bring_both = [&](int i) {
+    if (tile_of(i) * kKeys < bound) {
+      bring<kKeys, 32>(key_tile(i), keys, tile_of(i) * kKeys, bound, a.width, lane);
+      bring_values(i);
+    } else {
+      copies_commit();
+    }
+  };
+  bring_values(0);
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) bring_keys(i);
-  copies_wait<kAhead - 1>();
+  for (int i = 1; i < kStages - 1; ++i) bring_both(i);
+  copies_wait<kStages - 2>();
   block_sync();  // all warps brought queries
 
   RunningSoftmax softmax;
   float out[Width / 8][4] = {};
-  for (int i = 0; begin + warp + i * kWarps < end; ++i) {
-    copies_wait<kAhead - 1>();
+  for (int i = 0; tile_of(i) * kKeys < bound; ++i) {
+    copies_wait<kStages - 2>();
     warp_sync();  // the tile is here, and the one before, whose place the next one takes, has been read
-    if (Shape::kStages > 1) bring_keys(i + kAhead);
+    bring_both(i + kStages - 1);
     float s[kKeys / 8][4] = {};
     multiply_rows<Product, Width, kKeys>(s, q_tile, 0, key_tile(i), 0, a.width, lane);
     float factor[2];
-    softmax.take<kKeys>(s, visible, (begin + warp + i * kWarps) * kKeys, a.scale * kLog2E, factor, lane);
+    softmax.take<kKeys>(s, visible, tile_of(i) * kKeys, a.scale * kLog2E, factor, lane);
     scale_rows<Width>(out, factor);
     multiply_columns<Product, Width, kKeys, Width>(out, s, value_tile(i), 0, 0, a.width, lane);
-    if (Shape::kStages == 1) {
-      warp_sync();
-      bring_keys(i + 1);
-    }
   }
   copies_wait<0>();
   block_sync();  // nobody reads keys any more; the memory now holds results
@@ -197,10 +199,12 @@ __device__ __forceinline__ void merge_warps(float* to, const BestowAttention& a,
   if (lane == 0) to[a.width] = top, to[a.width + 1] = sum;
 }
 
+constexpr int kMostSplits = 8;  // blocks of a cluster
+
 // The splits of a (stream, head of keys) are a cluster, whose blocks read each other's shared memory: no scratch and no
 // second kernel. Needs sm_90.
 template <class T, int Width>
-__global__ void __launch_bounds__(32 * DecodeShape<T, Width>::kWarps) staircase_decode_clustered(const BestowAttention a) {
+__global__ void __launch_bounds__(128) staircase_decode_clustered(const BestowAttention a) {
 #ifdef BESTOW_CLUSTERS
   constexpr int kWarps = DecodeShape<T, Width>::kWarps, kLine = DecodePart<T, Width>::kLine;
   const auto found = decode_part<T, Width>(a);
@@ -213,8 +217,25 @@ __global__ void __launch_bounds__(32 * DecodeShape<T, Width>::kWarps) staircase_
   for (int i = found.split * kWarps + warp; i < rows * chunks; i += a.splits * kWarps) {
     const int r = i / chunks;
     const PackedRow row = packed_row(a, found.kv_head, found.first_row + r);
-    const auto part = [&](int rank, int d) { return cluster_read(found.results + r * kLine + d, rank); };
-    merge_parts<T>(a, a.splits, part, found.stream, row.head, row.query, i % chunks * 32, lane);
+    const int column = i % chunks * 32 + lane, d = column < a.width ? column : a.width - 1;
+    // All is asked for at once: another block's memory is not near.
+    float tops[kMostSplits], sums[kMostSplits], totals[kMostSplits], top = kNothing, sum = 0.f, total = 0.f;
+#pragma unroll
+    for (int rank = 0; rank < kMostSplits; ++rank) {
+      const float* line = found.results + r * kLine;
+      const bool there = rank < a.splits;
+      tops[rank] = there ? cluster_read(line + a.width, rank) : kNothing;
+      sums[rank] = there ? cluster_read(line + a.width + 1, rank) : 0.f;
+      totals[rank] = there ? cluster_read(line + d, rank) : 0.f;
+    }
+#pragma unroll
+    for (int rank = 0; rank < kMostSplits; ++rank) top = fmaxf(top, tops[rank]);
+#pragma unroll
+    for (int rank = 0; rank < kMostSplits; ++rank) {
+      const float weight = top == kNothing ? 0.f : power_of_two(tops[rank] - top);
+      sum += weight * sums[rank], total += weight * totals[rank];
+    }
+    write_merged<T>(a, found.stream, row.head, row.query, column, top, sum, total);
   }
   cluster_sync();  // nobody leaves while others read
 #endif
@@ -222,7 +243,7 @@ __global__ void __launch_bounds__(32 * DecodeShape<T, Width>::kWarps) staircase_
 
 // Without clusters each block writes what it found to scratch, and a second kernel puts it together.
 template <class T, int Width>
-__global__ void __launch_bounds__(32 * DecodeShape<T, Width>::kWarps) staircase_decode(const BestowAttention a) {
+__global__ void __launch_bounds__(128) staircase_decode(const BestowAttention a) {
   const auto found = decode_part<T, Width>(a);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   block_sync();
