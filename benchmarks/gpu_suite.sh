@@ -14,17 +14,20 @@ if ! ${dry}; then
     "${python}" setup.py -q build_ext --inplace
     sanitizer=$(command -v compute-sanitizer || true)
     if [ -n "${sanitizer}" ]; then
-        for tool in memcheck racecheck initcheck; do
-            timeout 60 "${sanitizer}" --tool "${tool}" --error-exitcode 1 \
-                "${python}" benchmarks/gpu_suite.py --only-correctness --out "$(mktemp)" | tail -n 5 ||
-                echo "gpu_suite: ${tool} found errors or ran out of time" >&2
+        logs=$(mktemp -d)
+        for tool in memcheck racecheck initcheck; do # side by side: nobody is timed yet
+            timeout 90 "${sanitizer}" --tool "${tool}" --error-exitcode 1 "${python}" benchmarks/gpu_suite.py \
+                --only-correctness --out "${logs}/${tool}.json" >"${logs}/${tool}" 2>&1 ||
+                echo "gpu_suite: ${tool} found errors or ran out of time: ${logs}/${tool}" >&2 &
         done
+        wait
+        tail -qn 1 "${logs}"/*check
     else
         echo "gpu_suite: no compute-sanitizer here" >&2
     fi
 fi
 "${python}" benchmarks/gpu_suite.py "$@"
 if ! ${dry}; then # a whole training step, transformers' Llama included
-    timeout 100 "${python}" benchmarks/bench_training_step.py --size paper --device cuda --dtype bf16 \
+    timeout 150 "${python}" benchmarks/bench_training_step.py --size paper --device cuda --dtype bf16 \
         --out training_step.json || echo "gpu_suite: no figures of the training step" >&2
 fi

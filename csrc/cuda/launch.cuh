@@ -13,8 +13,7 @@ inline int shared_limit() {
   int device = 0, bytes = 0;
   if (cudaGetDevice(&device) != cudaSuccess || device >= 64) return 0;
   if ((bytes = known[device]) > 0) return bytes;
-  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
-    return 0;
+  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
   return known[device] = bytes;
 }
 

@@ -18,8 +18,8 @@ extern "C" int bestow_cuda_backward(const BestowAttention* attention, int dtype,
     if (const int status = launch<staircase_delta<T>>((lines + 3) / 4, 128, 0, stream, a)) return status;
     using RowShape = RowGradientShape<T, Width>;
     int64_t blocks = tiles_of(a.queries, RowShape::kRows) * a.batch * a.heads;
-    if (const int status = launch<staircase_row_gradient<T, Width>>(blocks, RowShape::kThreads, RowShape::kSharedBytes,
-                                                                    stream, a))
+    if (const int status =
+            launch<staircase_row_gradient<T, Width>>(blocks, RowShape::kThreads, RowShape::kSharedBytes, stream, a))
       return status;
     using KeyShape = KeyGradientShape<T, Width>;
     blocks = tiles_of(a.keys, KeyShape::kKeys) * a.batch * a.kv_heads;

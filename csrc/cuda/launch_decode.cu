@@ -10,8 +10,8 @@ static int64_t blocks_per_split(const BestowAttention& a) {
 extern "C" int bestow_decode_splits(const BestowAttention* attention, int processors, int clusters) {
   const int64_t blocks = blocks_per_split(*attention), tiles = tiles_of(attention->keys, 16);
   if (blocks == 0 || tiles == 0) return 1;
-  // Two blocks per multiprocessor hide each other's latency, and what does not fit in beside them would run alone in the
-  // end; a part below four tiles of keys, one per warp, is not worth its merge.
+  // Two blocks per multiprocessor hide each other's latency, and what does not fit in beside them would run alone in
+  // the end; a part below four tiles of keys, one per warp, is not worth its merge.
   const int64_t wanted = 2LL * processors / blocks, most = (tiles + 3) / 4;
   const int64_t splits = wanted < 1 ? 1 : wanted > most ? most : wanted;
   if (!clusters) return static_cast<int>(splits);
@@ -44,7 +44,8 @@ extern "C" int64_t bestow_decode_scratch(const BestowAttention* attention) {
 extern "C" int bestow_cuda_decode(const BestowAttention* attention, int dtype, void* stream) {
   const BestowAttention& a = *attention;
   if (const int status = check(a, dtype)) return status;
-  if (a.queries < 0 || a.queries > 8 || a.splits < 1 || (a.partial == nullptr && a.splits > kMostSplits)) return BESTOW_BAD_ROWS;
+  if (a.queries < 0 || a.queries > 8 || a.splits < 1 || (a.partial == nullptr && a.splits > kMostSplits))
+    return BESTOW_BAD_ROWS;
   return with_kernel(dtype, a.width, [&]<class T, int Width>() {
     using Shape = DecodeShape<T, Width>;
     const int64_t blocks = blocks_per_split(a) * a.splits;

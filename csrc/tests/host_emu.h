@@ -223,7 +223,6 @@ void copies_wait() {
 
 inline int block_number() { return static_cast<int>(blockIdx.x); }
 inline int thread_number() { return static_cast<int>(threadIdx.x); }
-inline int afresh(int number) { return number; }
 inline void block_sync() { emulation::wait_at(emulation::here->whole, static_cast<int>(blockDim.x)); }
 inline void pair_sync(int number) { emulation::wait_at(emulation::here->pairs.at(number), 64); }
 inline void warp_sync() { emulation::wait_for_warp(); }

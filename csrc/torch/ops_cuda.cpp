@@ -60,8 +60,8 @@ int32_t size_of(const Tensor& x, int64_t d) {
 }
 
 // torch's function that tells a device's current stream, or null. It lives in a library that a torch without CUDA does
-// not have, so nothing here is linked to it; and Python loads that library for torch alone, so that the loader would not
-// resolve a weak reference either.
+// not have, so nothing here is linked to it; and Python loads that library for torch alone, so that the loader would
+// not resolve a weak reference either.
 using CurrentStream = AOTITorchError (*)(int32_t device, void** stream);
 CurrentStream stream_getter() {
   static const auto found = []() -> CurrentStream {

@@ -322,7 +322,6 @@ def _with_gradient(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: floa
         return _forward(q, k, v, visible, scale)
 
 
-
 # torch.library.register_autocast fixes one dtype for good; this follows the dtype that autocast was entered with.
 def _autocast(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     device = q.device.type

@@ -58,7 +58,8 @@ __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-// The block's number, asked for anew at each call: what is made of it need not be kept in registers meanwhile.
+// The block's and the thread's number, asked for anew at each call: what is made of them need not be kept in registers
+// meanwhile.
 __device__ __forceinline__ int block_number() {
   int number;
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(number));
@@ -67,12 +68,6 @@ __device__ __forceinline__ int block_number() {
 __device__ __forceinline__ int thread_number() {
   int number;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
-  return number;
-}
-
-// The same number; but what is made of it is made where it is wanted, not kept in registers from before a loop.
-__device__ __forceinline__ int afresh(int number) {
-  asm volatile("" : "+r"(number));
   return number;
 }
 

@@ -44,11 +44,11 @@ struct BestowAttention {
 
 int bestow_cuda_forward(const BestowAttention* attention, int dtype, void* stream);
 
-// Two deterministic passes (dQ by rows, dK and dV by keys); reads out, lse and grad_out.
+// Deterministic: one pass for few rows, else two (dQ by rows, dK and dV by keys); reads out, lse and grad_out.
 int bestow_cuda_backward(const BestowAttention* attention, int dtype, void* stream);
 
-// 1 to 8 query rows per stream over `splits` parts of the keys, then their merge: by a second kernel, from scratch memory,
-// or in the clusters that the splits are (splits 1, 2, 4 or 8).
+// 1 to 8 query rows per stream over `splits` parts of the keys, then their merge: by a second kernel, from scratch
+// memory, or in the clusters that the splits are (splits 1, 2, 4 or 8).
 int bestow_cuda_decode(const BestowAttention* attention, int dtype, void* stream);
 
 // Reads q and k, writes the softmax of each row; for few rows, any number will do.

@@ -42,7 +42,8 @@ struct HalfProduct {
     load_matrices_transposed(m, tile.address(lane & 15, lane >> 4, depth, column / 8));
     b[0][0] = m[0], b[0][1] = m[1], b[1][0] = m[2], b[1][1] = m[3];
   }
-  // A left factor whose rows are the tile's columns [column, column + 16), its columns the tile's rows [depth, depth + 16).
+  // A left factor whose rows are the tile's columns [column, column + 16), its columns the tile's rows [depth, depth +
+  // 16).
   template <int Width>
   static __device__ __forceinline__ void load_a_of_columns(A& a, Tile<T, Width> tile, int depth, int column, int lane) {
     load_matrices_transposed(a, tile.address((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1, depth, column / 8));
@@ -160,11 +161,12 @@ __device__ __forceinline__ void multiply_columns(float (&c)[Columns / 8][4], con
   }
 }
 
-// Writes an accumulator (16 x Width) times `factor` (of the lane's two rows) to rows [row, row + 16) below `limit`: by way
-// of the rows [place, place + 16) of a tile that only this warp still uses, so that memory is written in whole chunks.
+// Writes an accumulator (16 x Width) times `factor` (of the lane's two rows) to rows [row, row + 16) below `limit`: by
+// way of the rows [place, place + 16) of a tile that only this warp still uses, so that memory is written in whole
+// chunks.
 template <class T, int Width>
-__device__ __forceinline__ void write_rows(Rows<T> to, const float (&c)[Width / 8][4], const float (&factor)[2], int row,
-                                           int limit, int width, Tile<T, Width> tile, int place, int lane) {
+__device__ __forceinline__ void write_rows(Rows<T> to, const float (&c)[Width / 8][4], const float (&factor)[2],
+                                           int row, int limit, int width, Tile<T, Width> tile, int place, int lane) {
   using Shape = Tile<T, Width>;
   warp_sync();
 #pragma unroll
@@ -181,7 +183,8 @@ __device__ __forceinline__ void write_rows(Rows<T> to, const float (&c)[Width / 
     }
   warp_sync();
   // A row's chunks are taken by as many lanes, or by all lanes in turns.
-  constexpr unsigned kAside = Shape::kChunks > 32 ? Shape::kChunks / 32 : 1, kAtOnce = Shape::kChunks > 32 ? 1 : 32 / Shape::kChunks;
+  constexpr unsigned kAside = Shape::kChunks > 32 ? Shape::kChunks / 32 : 1,
+                     kAtOnce = Shape::kChunks > 32 ? 1 : 32 / Shape::kChunks;
   const int down = static_cast<unsigned>(lane) / Shape::kChunks, chunk = static_cast<unsigned>(lane) % Shape::kChunks;
   T* out = to.data + (row + down) * to.stride + chunk * Shape::kPerChunk;
 #pragma unroll

@@ -126,13 +126,14 @@ struct KeyGradientShape {
   static constexpr int kBlocks = sizeof(T) == 2 && Width <= 128 ? 2 : 1;
   static constexpr int kExchange = 16 * kRows;  // floats that a pair hands over
 
-  // Of each row of a tile: how many keys it sees from the block's first one on, the log of its softmax's denominator (of
-  // powers of two), delta.
+  // Of each row of a tile: how many keys it sees from the block's first one on, the log of its softmax's denominator
+  // (of powers of two), delta.
   struct Facts {
     int ahead[kRows];
     float lse[kRows], delta[kRows];
   };
-  static constexpr int kSharedBytes = (2 * kStages * kRows + 2 * kKeys) * kRowBytes + kStages * static_cast<int>(sizeof(Facts)) +
+  static constexpr int kSharedBytes = (2 * kStages * kRows + 2 * kKeys) * kRowBytes +
+                                      kStages * static_cast<int>(sizeof(Facts)) +
                                       kPairs * kExchange * static_cast<int>(sizeof(float)) + 16;
 };
 
@@ -147,9 +148,9 @@ struct KeyBlock {
   }
 };
 
-// dV = P^T dO and dK = scale * dS^T Q, computed on the transposed scores: rows of an accumulator are keys. The warp of dV
-// makes P and hands it to the warp of dK, which has meanwhile made V dO^T. A tile of rows none of which sees the block's
-// first key is never loaded; a pair whose own keys are not seen skips the products.
+// dV = P^T dO and dK = scale * dS^T Q, computed on the transposed scores: rows of an accumulator are keys. The warp of
+// dV makes P and hands it to the warp of dK, which has meanwhile made V dO^T. A tile of rows none of which sees the
+// block's first key is never loaded; a pair whose own keys are not seen skips the products.
 template <class T, int Width>
 __global__ void __launch_bounds__(KeyGradientShape<T, Width>::kThreads, KeyGradientShape<T, Width>::kBlocks)
     staircase_key_gradient(const BestowAttention a) {

@@ -44,9 +44,9 @@ __device__ __forceinline__ void write_merged(const BestowAttention& a, int strea
         sum > 0.f ? (top + log2f(sum)) * kLn2 : kNothing;
 }
 
-// Puts together what `count` parts found for one row and writes 32 columns of its output, from `column` on, by one warp.
-// part(i, d): the i-th part's output in column d before it is divided, its largest score in column `width`, its sum in the
-// one behind.
+// Puts together what `count` parts found for one row and writes 32 columns of its output, from `column` on, by one
+// warp. part(i, d): the i-th part's output in column d before it is divided, its largest score in column `width`, its
+// sum in the one behind.
 template <class T, class Part>
 __device__ __forceinline__ void merge_parts(const BestowAttention& a, int count, const Part& part, int stream, int head,
                                             int query, int column, int lane) {
@@ -111,8 +111,9 @@ __device__ __forceinline__ DecodePart<T, Width> decode_part(const BestowAttentio
   const auto key_tile = [&](int i) { return Tile<T, Width>{ring + i % kStages * 2 * kTileBytes}; };
   const auto value_tile = [&](int i) { return Tile<T, Width>{ring + (i % kStages * 2 + 1) * kTileBytes}; };
   const Rows<T> keys = rows_of<T>(a.k, stream, kv_head), values = rows_of<T>(a.v, stream, kv_head);
-  // Tiles go round all warps of all splits: each has its share of what the stream sees, not of what the cache could hold,
-  // and knows its first tile before it knows how much that is. Keys that turn out not to be seen do no harm, values would.
+  // Tiles go round all warps of all splits: each has its share of what the stream sees, not of what the cache could
+  // hold, and knows its first tile before it knows how much that is. Keys that turn out not to be seen do no harm,
+  // values would.
   const auto tile_of = [&](int i) { return (i * a.splits + split) * kWarps + warp; };
   bring<kKeys, 32>(key_tile(0), keys, tile_of(0) * kKeys, a.keys, a.width, lane);
 
@@ -177,8 +178,8 @@ __device__ __forceinline__ DecodePart<T, Width> decode_part(const BestowAttentio
 
 // One warp puts together what the block's warps found for row r; `to` may be where one of them has it.
 template <class T, int Width>
-__device__ __forceinline__ void merge_warps(float* to, const BestowAttention& a, const DecodePart<T, Width>& found, int r,
-                                            int lane) {
+__device__ __forceinline__ void merge_warps(float* to, const BestowAttention& a, const DecodePart<T, Width>& found,
+                                            int r, int lane) {
   constexpr int kWarps = DecodeShape<T, Width>::kWarps, kLine = DecodePart<T, Width>::kLine;
   float top = kNothing, sum = 0.f, weight[kWarps];
 #pragma unroll
@@ -248,8 +249,8 @@ __global__ void __launch_bounds__(128) staircase_decode(const BestowAttention a)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   block_sync();
   for (int r = warp; r < 16 && found.first_row + r < found.group_rows; r += DecodeShape<T, Width>::kWarps)
-    merge_warps(partial_of(a, found.stream, packed_row(a, found.kv_head, found.first_row + r), found.split), a, found, r,
-                lane);
+    merge_warps(partial_of(a, found.stream, packed_row(a, found.kv_head, found.first_row + r), found.split), a, found,
+                r, lane);
 }
 
 // One warp per (stream, head, query) and 32 columns.

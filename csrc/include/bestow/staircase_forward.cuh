@@ -4,8 +4,8 @@
 
 namespace bestow {
 
-// How a block is cut. Shared memory holds its queries, 32 KiB at most, and tiles of keys and values: one that is read and
-// others on their way, so many that memory is never waited for. Two such blocks share a multiprocessor.
+// How a block is cut. Shared memory holds its queries, 32 KiB at most, and tiles of keys and values: one that is read
+// and others on their way, so many that memory is never waited for. Two such blocks share a multiprocessor.
 template <class T, int Width>
 struct ForwardShape {
   static constexpr int kRowBytes = Width * static_cast<int>(sizeof(T));
@@ -17,7 +17,8 @@ struct ForwardShape {
   static constexpr int kStages = 65536 / (2 * kKeys * kRowBytes) > 4 ? 4 : 65536 / (2 * kKeys * kRowBytes);
   static constexpr int kBlocks = sizeof(T) == 2 ? 2 : 1;  // plain multiply-adds need more registers
   static constexpr int kRows = 16 * kWarps, kThreads = 32 * kWarps;
-  static constexpr int kSharedBytes = (2 * kStages * kKeys + kRows) * kRowBytes + (kWarps + kRows) * static_cast<int>(sizeof(int));
+  static constexpr int kSharedBytes =
+      (2 * kStages * kKeys + kRows) * kRowBytes + (kWarps + kRows) * static_cast<int>(sizeof(int));
 };
 
 // The running softmax of the two accumulator rows of a lane, in powers of two.
@@ -77,8 +78,8 @@ __device__ __forceinline__ int block_max(int mine, int* board) {
   return mine;
 }
 
-// Which 16 rows of the block a warp takes. The later a row, the more it sees, and a multiprocessor has four parts, to which
-// warps belong by turns: each part gets early rows and late ones.
+// Which 16 rows of the block a warp takes. The later a row, the more it sees, and a multiprocessor has four parts, to
+// which warps belong by turns: each part gets early rows and late ones.
 template <int Warps>
 __device__ __forceinline__ int row_group(int warp) {
   if constexpr (Warps == 8) return warp < 4 ? 7 - warp : warp - 4;

@@ -52,8 +52,8 @@ __device__ __forceinline__ void bring(Tile<T, Width> to, Rows<T> from, int first
   for (unsigned i = 0; i < Count * kChunks / Crew; ++i) {
     const int down = i * Crew / kChunks, right = Crew < kChunks ? i * Crew % kChunks : 0;
     const bool valid = first + row + down < limit && (column + right) * Tile<T, Width>::kPerChunk < width;
-    copy_async(to.chunk(row + down, column + right),
-               source + down * from.stride + right * Tile<T, Width>::kPerChunk, valid);
+    copy_async(to.chunk(row + down, column + right), source + down * from.stride + right * Tile<T, Width>::kPerChunk,
+               valid);
   }
 }
 
