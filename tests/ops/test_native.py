@@ -20,6 +20,12 @@ if ops.native is None:
     pytest.skip("no compiler: the compiled ops were not built", allow_module_level=True)
 
 
+@pytest.mark.skipif("cuda" not in ops.native.DEVICES or not torch.version.cuda, reason="no CUDA here, or none in torch")
+def test_kernels_will_find_the_current_stream():
+    """torch's function for it is looked up at run time, which needs no GPU."""
+    assert torch.ops.bestow.has_cuda_streams()
+
+
 def case(dtype=torch.float32, *, h=4, h_kv=2, u=40, f=150, d=64):
     torch.manual_seed(0)
     q, grad = torch.randn(2, h, u, d).to(dtype), torch.randn(2, h, u, d).to(dtype)
