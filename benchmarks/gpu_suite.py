@@ -99,7 +99,7 @@ class Clock:
         return results | {name: statistics.median(values) for name, values in seconds.items()}
 
     def both(self, runs: dict[str, Callable[[], object]]) -> dict[str, dict[str, float | str]]:
-        """As graphs, and launched one by one; the other way round on a machine without graphs."""
+        """As graphs, and launched one by one; without a GPU both are the latter."""
         return {"seconds": self.medians(runs, graphs=True), "launched": self.medians(runs)}
 
 

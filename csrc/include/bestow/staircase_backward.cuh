@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(RowGradientShape<T, Width>::kThreads, RowGradi
   using Product = ProductOf<T>;
   constexpr int kKeys = Shape::kKeys, kStages = Shape::kStages;
   constexpr int kRows = Shape::kRows, kThreads = Shape::kThreads;
-  const int warp = row_group<Shape::kWarps>(threadIdx.x / 32), lane = threadIdx.x % 32;
+  const int group = row_group<Shape::kWarps>(threadIdx.x / 32), lane = threadIdx.x % 32;
   const RowBlock at(a, kRows);
 
   unsigned char* memory = shared_memory();
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(RowGradientShape<T, Width>::kThreads, RowGradi
   const auto value_tile = [&](int i) { return Tile<T, Width>{memory + (i % kStages * 2 + 1) * kTileBytes}; };
   int* board = reinterpret_cast<int*>(grad_tile.base + kRows * Shape::kRowBytes);
 
-  const int row = at.first_row + 16 * warp + lane / 4;
+  const int row = at.first_row + 16 * group + lane / 4;
   const int visible[2] = {seen(a, at.stream, row), seen(a, at.stream, row + 8)};
   const int warp_bound = warp_max(visible[0] > visible[1] ? visible[0] : visible[1]);
   const int bound = block_max<Shape::kWarps>(warp_bound, board);
@@ -90,8 +90,8 @@ __global__ void __launch_bounds__(RowGradientShape<T, Width>::kThreads, RowGradi
     copies_commit();
     if (i * kKeys < warp_bound) {
       float s[kKeys / 8][4] = {}, grad_p[kKeys / 8][4] = {};
-      multiply_rows<Product, Width, kKeys>(s, q_tile, 16 * warp, key_tile(i), 0, a.width, lane);
-      multiply_rows<Product, Width, kKeys>(grad_p, grad_tile, 16 * warp, value_tile(i), 0, a.width, lane);
+      multiply_rows<Product, Width, kKeys>(s, q_tile, 16 * group, key_tile(i), 0, a.width, lane);
+      multiply_rows<Product, Width, kKeys>(grad_p, grad_tile, 16 * group, value_tile(i), 0, a.width, lane);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int ahead = visible[half] - i * kKeys - 2 * (lane % 4);
@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(RowGradientShape<T, Width>::kThreads, RowGradi
   copies_wait<0>();
   const float factor[2] = {a.scale, a.scale};
   const RowBlock here(a, kRows);
-  write_rows<T, Width>(rows_of<T>(a.grad_q, here.stream, here.head), grad_q, factor, here.first_row + 16 * warp,
-                       a.queries, a.width, q_tile, 16 * warp, lane);
+  write_rows<T, Width>(rows_of<T>(a.grad_q, here.stream, here.head), grad_q, factor, here.first_row + 16 * group,
+                       a.queries, a.width, q_tile, 16 * group, lane);
 }
 
 // Keys are taken by pairs of warps, 16 keys each: one warp of a pair makes dV, the other dK.
