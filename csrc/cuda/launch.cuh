@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "bestow/device.cuh"
+#include "bestow/grid.h"
 
 namespace bestow {
 
@@ -17,32 +18,35 @@ inline int shared_limit() {
   return known[device] = bytes;
 }
 
+// A kernel of clusters (cluster > 0, blocks of each) may also begin before its predecessor in the stream has ended, and
+// waits for it itself.
 template <auto Kernel>
-int launch(int64_t blocks, int threads, int shared_bytes, void* stream, const BestowAttention& attention,
-           int cluster = 1) {
-  if (blocks <= 0) return BESTOW_OK;
-  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  if (shared_bytes > 48 * 1024) {  // said once per device: a kernel's need is always the same
+int launch(Grid grid, int threads, int shared_bytes, void* stream, const BestowAttention& attention, int cluster = 0) {
+  if (grid.blocks() <= 0) return BESTOW_OK;
+  if (grid.x > 0x7fffffff || grid.y > 0xffff || grid.z > 0xffff) return cudaErrorInvalidConfiguration;
+  if (shared_bytes > 48 * 1024) {  // said once per device: a kernel may have as much as there is
     static std::atomic<uint64_t> said{0};
     int device = 0;
     if (const cudaError_t status = cudaGetDevice(&device)) return status;
     const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
     if (!(said & bit)) {
-      if (const auto status = cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes))
+      if (const auto status = cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_limit()))
         return status;
       said |= bit;
     }
   }
-  cudaLaunchAttribute together{};
-  together.id = cudaLaunchAttributeClusterDimension;
-  together.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &together;
-  config.numAttrs = cluster > 1;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 0 ? 2 : 0;
   return cudaLaunchKernelEx(&config, Kernel, attention);
 }
 #endif

@@ -1,14 +1,15 @@
+#include <algorithm>
+
 #include "bestow/staircase_decode.cuh"
 #include "launch.cuh"
 
 using namespace bestow;
 
-static int64_t blocks_per_split(const BestowAttention& a) {
-  return static_cast<int64_t>(a.batch) * a.kv_heads * tiles_of(a.heads / a.kv_heads * a.queries, 16);
-}
+static int64_t row_tiles(const BestowAttention& a) { return tiles_of(a.heads / a.kv_heads * a.queries, 16); }
 
 extern "C" int bestow_decode_splits(const BestowAttention* attention, int processors, int clusters) {
-  const int64_t blocks = blocks_per_split(*attention), tiles = tiles_of(attention->keys, 16);
+  const int64_t blocks = row_tiles(*attention) * attention->batch * attention->kv_heads;
+  const int64_t tiles = tiles_of(attention->keys, 16);
   if (blocks == 0 || tiles == 0) return 1;
   // Two blocks per multiprocessor hide each other's latency, and what does not fit in beside them would run alone in
   // the end; a part below four tiles of keys, one per warp, is not worth its merge.
@@ -48,11 +49,14 @@ extern "C" int bestow_cuda_decode(const BestowAttention* attention, int dtype, v
     return BESTOW_BAD_ROWS;
   return with_kernel(dtype, a.width, [&]<class T, int Width>() {
     using Shape = DecodeShape<T, Width>;
-    const int64_t blocks = blocks_per_split(a) * a.splits;
-    constexpr int kThreads = 32 * Shape::kWarps;
-    if (a.partial == nullptr)
-      return launch<staircase_decode_clustered<T, Width>>(blocks, kThreads, Shape::kSharedBytes, stream, a, a.splits);
-    const int status = launch<staircase_decode<T, Width>>(blocks, kThreads, Shape::kSharedBytes, stream, a);
+    const Grid grid{static_cast<int64_t>(a.batch) * a.splits, a.kv_heads, row_tiles(a)};
+    if (a.partial == nullptr) {
+      const int rows = std::min(a.heads / a.kv_heads * a.queries, 16);
+      const int letters = static_cast<int>(tiles_of(rows * Shape::kChunks, a.splits)) * a.splits;
+      return launch<staircase_decode_clustered<T, Width>>(
+          grid, Shape::kThreads, Shape::kPartBytes + Shape::mail_bytes(letters), stream, a, a.splits);
+    }
+    const int status = launch<staircase_decode<T, Width>>(grid, Shape::kThreads, Shape::kPartBytes, stream, a);
     if (status != BESTOW_OK) return status;
     const int64_t warps = static_cast<int64_t>(a.batch) * a.heads * a.queries * ((a.width + 31) / 32);
     return launch<staircase_decode_merge<T>>((warps + 3) / 4, 128, 0, stream, a);

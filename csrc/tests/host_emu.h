@@ -17,6 +17,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "bestow/grid.h"
+
 #define __global__
 #define __device__
 #define __forceinline__ inline
@@ -25,7 +27,7 @@
 namespace bestow::emulation {
 
 struct Index {
-  unsigned x = 0;
+  unsigned x = 0, y = 0, z = 0;
 };
 inline Index thread_index, block_index, block_size;
 
@@ -49,6 +51,8 @@ struct Fiber {
   std::vector<Copy> open;                // copies not yet committed
   std::deque<std::vector<Copy>> groups;  // committed, not yet waited for
   int exchanges = 0;
+  const uint64_t* mail = nullptr;  // bytes that must come before it goes on
+  int cluster_round = 0;           // of the cluster's barrier, that this thread has arrived for
 };
 
 struct Exchange {
@@ -64,7 +68,8 @@ struct Block {
   std::vector<Exchange> exchange[2];  // by turns, so that nobody overwrites what a slower lane still reads
   alignas(1024) unsigned char shared[163 << 10];
   int current = 0;
-  unsigned index = 0;
+  Index index;
+  int running = 0;  // threads that have begun and not ended
 };
 inline std::deque<Block> cluster;  // blocks that run together; one alone, as a rule
 inline Block* here;                // the one whose thread runs
@@ -72,21 +77,26 @@ inline Barrier cluster_barrier;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
 
-inline void wait_at(Barrier& barrier, int party) {
+inline void wait_for(Barrier& barrier, int round) {
+  if (barrier.round >= round) return;
   Fiber& self = here->fibers[here->current];
-  if (++barrier.arrived == party) {
-    barrier.arrived = 0;
-    ++barrier.round;
-    return;
-  }
   self.waits_at = &barrier;
-  self.waits_for = barrier.round + 1;
+  self.waits_for = round;
   swapcontext(&self.context, &scheduler);
 }
+// Which round the barrier must reach for those who arrive now.
+inline int arrive_at(Barrier& barrier, int party) {
+  const int next = barrier.round + 1;
+  if (++barrier.arrived == party) barrier.arrived = 0, ++barrier.round;
+  return next;
+}
+inline void wait_at(Barrier& barrier, int party) { wait_for(barrier, arrive_at(barrier, party)); }
 inline void wait_for_warp() { wait_at(here->warps[here->current / 32], 32); }
 
 inline void enter() {
+  ++here->running;
   body();
+  --here->running;
   Fiber& self = here->fibers[here->current];
   self.done = true;
   swapcontext(&self.context, &scheduler);
@@ -102,8 +112,8 @@ const Exchange* exchange(const Put& put) {
 }
 inline int lane() { return here->current % 32; }
 
-inline void prepare(Block& block, unsigned index, int threads) {
-  block.index = index;
+inline void prepare(Block& block, Index index, int threads) {
+  block.index = index, block.running = 0;
   block.fibers.resize(threads);
   block.warps.assign(threads / 32, {});
   block.pairs.assign(threads / 64, {});
@@ -111,7 +121,7 @@ inline void prepare(Block& block, unsigned index, int threads) {
   for (auto& slots : block.exchange) slots.resize(threads);
   memset(block.shared, 0xff, sizeof block.shared);
   for (Fiber& fiber : block.fibers) {
-    fiber.done = false, fiber.waits_at = nullptr, fiber.exchanges = 0;
+    fiber.done = false, fiber.waits_at = nullptr, fiber.mail = nullptr, fiber.exchanges = 0, fiber.cluster_round = 0;
     fiber.open.clear(), fiber.groups.clear();
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
@@ -121,10 +131,10 @@ inline void prepare(Block& block, unsigned index, int threads) {
   }
 }
 
-// Blocks first, first + 1, ... that are a cluster.
-inline void run_cluster(unsigned first, int size, int threads) {
+// Blocks from `first` on, side by side in x, that are a cluster.
+inline void run_cluster(Index first, int size, int threads) {
   cluster.resize(size);
-  for (int i = 0; i < size; ++i) prepare(cluster[i], first + i, threads);
+  for (int i = 0; i < size; ++i) prepare(cluster[i], {first.x + i, first.y, first.z}, threads);
   cluster_barrier = {};
   block_size.x = threads;
   for (int left = size * threads; left > 0;) {
@@ -133,11 +143,12 @@ inline void run_cluster(unsigned first, int size, int threads) {
       for (int i = 0; i < threads; ++i) {
         Fiber& fiber = block.fibers[i];
         if (fiber.done || (fiber.waits_at != nullptr && fiber.waits_at->round < fiber.waits_for)) continue;
-        fiber.waits_at = nullptr;
+        if (fiber.mail != nullptr && *fiber.mail != 0) continue;
+        fiber.waits_at = nullptr, fiber.mail = nullptr;
         moved = true;
         here = &block;
         block.current = i;
-        block_index.x = block.index;
+        block_index = block.index;
         thread_index.x = i;
         swapcontext(&scheduler, &fiber.context);
         left -= fiber.done;
@@ -204,6 +215,7 @@ inline void copy_async(void* to, const void* from, bool valid) {
   emulation::here->fibers[emulation::here->current].open.push_back({to, from, valid});
 }
 inline void copy_chunk(void* to, const void* from) { memcpy(to, from, 16); }
+inline void clear_chunk(void* to) { memset(to, 0, 16); }
 inline void copies_commit() {
   auto& self = emulation::here->fibers[emulation::here->current];
   self.groups.push_back(std::move(self.open));
@@ -228,15 +240,30 @@ inline void pair_sync(int number) { emulation::wait_at(emulation::here->pairs.at
 inline void warp_sync() { emulation::wait_for_warp(); }
 
 #define BESTOW_CLUSTERS
-inline void cluster_sync() {
-  emulation::wait_at(emulation::cluster_barrier, static_cast<int>(emulation::cluster.size() * blockDim.x));
+inline void cluster_arrive() {
+  emulation::here->fibers[emulation::here->current].cluster_round =
+      emulation::arrive_at(emulation::cluster_barrier, static_cast<int>(emulation::cluster.size() * blockDim.x));
 }
-inline float cluster_read(const float* mine, int rank) {
-  const auto at = reinterpret_cast<const unsigned char*>(mine) - emulation::here->shared;
-  float value;
-  memcpy(&value, emulation::cluster.at(rank).shared + at, sizeof value);
-  return value;
+inline void cluster_wait() {
+  emulation::wait_for(emulation::cluster_barrier, emulation::here->fibers[emulation::here->current].cluster_round);
 }
+using Mailbox = uint64_t;
+inline void expect_mail(Mailbox* box, int bytes) { *box = bytes; }
+inline void send(float* to, float value, Mailbox* box, int rank) {
+  emulation::Block& there = emulation::cluster.at(rank);
+  if (there.running == 0) throw std::runtime_error("emulated cluster: mail to a block that is not there");
+  const auto theirs = [&](void* mine) {
+    return there.shared + (static_cast<unsigned char*>(mine) - emulation::here->shared);
+  };
+  memcpy(theirs(to), &value, sizeof value);
+  *reinterpret_cast<Mailbox*>(theirs(box)) -= sizeof value;
+}
+inline void await_mail(Mailbox* box) {
+  emulation::here->fibers[emulation::here->current].mail = box;
+  swapcontext(&emulation::here->fibers[emulation::here->current].context, &emulation::scheduler);
+}
+inline void next_kernel_may_start() {}  // kernels run one after the other
+inline void previous_kernel_is_done() {}
 
 inline float shuffle(float value, int lane) {
   const auto* warp = emulation::exchange([&](auto& mine) { mine.f[0] = value; });
@@ -311,12 +338,15 @@ inline int& shared_limit() {
 
 // The launchers' launch: clusters one after the other, within that and what the smallest supported GPU allows.
 template <auto Kernel>
-int launch(int64_t blocks, int threads, int shared_bytes, void*, const BestowAttention& attention, int cluster = 1) {
+int launch(Grid grid, int threads, int shared_bytes, void*, const BestowAttention& attention, int cluster = 0) {
   if (shared_bytes > std::max(99 << 10, shared_limit()) || threads > 256)
     throw std::runtime_error("emulated launch: " + std::to_string(shared_bytes) + " bytes, " + std::to_string(threads) +
                              " threads");
   emulation::body = [&] { Kernel(attention); };
-  for (int64_t i = 0; i < blocks; i += cluster) emulation::run_cluster(static_cast<unsigned>(i), cluster, threads);
+  const unsigned together = std::max(1, cluster);
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; x += together) emulation::run_cluster({x, y, z}, together, threads);
   return BESTOW_OK;
 }
 

@@ -88,7 +88,7 @@ def test_forward_and_backward(any_gpu, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", ALL, ids=str)
-@pytest.mark.parametrize(("splits", "clusters"), [(1, False), (2, False), (5, False), (1, True), (4, True)])
+@pytest.mark.parametrize(("splits", "clusters"), [(1, False), (2, False), (5, False), (1, True), (4, True), (8, True)])
 @pytest.mark.parametrize(
     "shape",
     [

@@ -103,6 +103,29 @@ def test_a_recorded_step_follows_lengths():
         assert torch.equal(out, staircase_attention(q, k, v, visible))
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", ["one token", "a few tokens, grouped heads"])
+def test_a_kernel_waits_for_what_its_predecessor_writes(shape):
+    """Decoding kernels begin early: each query here is the last one's output, whose memory the one after takes."""
+    q, k, v, visible = problem(SHAPES[shape], torch.float32)
+
+    def chain(attention):
+        out = q
+        for _ in range(200):
+            out = attention(out, k, v, visible)
+        return out
+
+    expected = chain(reference.staircase_attention)
+    staircase_attention(q, k, v, visible)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = chain(staircase_attention)
+    graph.replay()
+    for ours in (chain(staircase_attention), recorded):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_a_stream_of_ones_own():
     """Kernels go to the stream that is current, after what is there already."""
     given = problem(SHAPES["a long text"], torch.float32)

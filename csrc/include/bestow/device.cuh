@@ -30,17 +30,50 @@ __device__ __forceinline__ SharedAddress shared_address(const void* pointer) {
 // What the kernels of a cluster (blocks that run together and see each other's shared memory) are made of.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define BESTOW_CLUSTERS
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+// Each thread says that it has begun, and knows after the wait that all others have.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
-// What the block of that rank has where this one has `mine`.
-__device__ __forceinline__ float cluster_read(const float* mine, int rank) {
-  uint32_t theirs;
-  float value;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs) : "r"(shared_address(mine)), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(theirs) : "memory");
-  return value;
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// What a block gets from others is counted in a mailbox. One thread says how many bytes will come, before
+// cluster_arrive.
+using Mailbox = uint64_t;
+__device__ __forceinline__ void expect_mail(Mailbox* box, int bytes) {
+  asm volatile(
+      "mbarrier.init.shared::cta.b64 [%0], 1;\n"
+      "fence.mbarrier_init.release.cluster;\n"
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)),
+      "r"(bytes)
+      : "memory");
 }
+// To where the block of that rank has what this one has at `to` and `box`.
+__device__ __forceinline__ void send(float* to, float value, Mailbox* box, int rank) {
+  uint32_t there, counted;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(to)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counted) : "r"(shared_address(box)), "r"(rank));
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(there),
+               "r"(__float_as_uint(value)), "r"(counted)
+               : "memory");
+}
+__device__ __forceinline__ void await_mail(Mailbox* box) {
+  uint32_t here = 0;
+  while (!here)
+    asm volatile(
+        "{\n.reg .pred here;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 here, [%1], 0;\n"
+        "selp.u32 %0, 1, 0, here;\n}"
+        : "=r"(here)
+        : "r"(shared_address(box))
+        : "memory");
+}
+
+// A kernel that is launched so (launch.cuh) may begin while the one before it in the stream still runs, once all blocks
+// of that one have ended or said that it may; it waits before it reads or writes anything.
+__device__ __forceinline__ void next_kernel_may_start() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ __forceinline__ void previous_kernel_is_done() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 #endif
 
 // 16 bytes from global to shared memory, not there before copies_wait; zeros when !valid (nothing is read then).
@@ -52,6 +85,7 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool vali
 __device__ __forceinline__ void copy_chunk(void* to, const void* from) {
   *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
 }
+__device__ __forceinline__ void clear_chunk(void* to) { *static_cast<uint4*>(to) = uint4{}; }
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;"); }
 template <int Pending>
 __device__ __forceinline__ void copies_wait() {
