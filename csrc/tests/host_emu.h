@@ -251,7 +251,8 @@ using Mailbox = uint64_t;
 inline void expect_mail(Mailbox* box, int bytes) { *box = bytes; }
 inline void send(float* to, float value, Mailbox* box, int rank) {
   emulation::Block& there = emulation::cluster.at(rank);
-  if (there.running == 0) throw std::runtime_error("emulated cluster: mail to a block that is not there");
+  if (emulation::cluster.size() < 2 || there.running == 0)
+    throw std::runtime_error("emulated cluster: mail to oneself alone, or to a block that is not there");
   const auto theirs = [&](void* mine) {
     return there.shared + (static_cast<unsigned char*>(mine) - emulation::here->shared);
   };

@@ -229,9 +229,18 @@ __global__ void __launch_bounds__(DecodeShape<T, Width>::kThreads) staircase_dec
   next_kernel_may_start();
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const auto found = [&](int i) { return part.found(i / kChunks, i % kChunks * 32 + lane); };
+  const auto write = [&](int i, const Found& all) {
+    write_found<T>(a, part.stream, part.row(a, i / kChunks), i % kChunks * 32 + lane, all);
+  };
+  if (a.splits == 1) {  // a cluster of one has no mail
+#pragma unroll 1
+    for (int i = warp; i < items; i += Shape::kWarps) write(i, found(i));
+    return;
+  }
 #pragma unroll 1
   for (int i = warp; i < items; i += Shape::kWarps) {
-    const Found mine = part.found(i / kChunks, i % kChunks * 32 + lane);
+    const Found mine = found(i);
     const int judge = i & (a.splits - 1);
     float* to = letter(i >> doubled, part.split);
     send(to + lane, mine.total, box, judge);
@@ -239,13 +248,11 @@ __global__ void __launch_bounds__(DecodeShape<T, Width>::kThreads) staircase_dec
   }
 #pragma unroll 1
   for (int place = warp, i; (i = (place << doubled) + part.split) < items; place += Shape::kWarps) {
-    const Row row = part.row(a, i / kChunks);
     await_mail(box);  // all of it: the first time only
-    const Found all = together<kMostSplits>(a.splits, [&](int from) -> Found {
-      const float* read = letter(place, from);
-      return {read[32], read[33], read[lane]};
-    });
-    write_found<T>(a, part.stream, row, i % kChunks * 32 + lane, all);
+    write(i, together<kMostSplits>(a.splits, [&](int from) -> Found {
+            const float* read = letter(place, from);
+            return {read[32], read[33], read[lane]};
+          }));
   }
 #endif
 }
