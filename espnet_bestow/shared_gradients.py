@@ -2,13 +2,18 @@
 
 On a CPU, processes exchange gradients by gloo, through the loopback network: the operating system copies every number
 several times, on the cores that should compute. Here each process writes its gradients to memory that all of them see,
-waits for a message of one number from the others, and adds up. The means are those of gloo, with two processes to the
-last bit.
+waits for a message of one number from the others, and adds up.
+
+A loss is a mean over something, tokens for instance, of which the batches of processes have different numbers: the
+weights of their gradients. These travel during the backward pass, so that a step waits for the others only once.
 """
 
+import contextlib
 import mmap
 import os
 import secrets
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +38,8 @@ class SharedGradients:
         self.rank = dist.get_rank()
         self._turn = 0
         self._end = 0  # gradients of the present step that have a place
+        self._share = torch.tensor(1.0 / dist.get_world_size())  # of this process in the mean
+        self._weights: tuple[Tensor, dist.Work] | None = None  # of the present step, (processes,), on their way
 
     @classmethod
     def join(cls, model: DistributedDataParallel) -> "SharedGradients | None":
@@ -46,14 +53,34 @@ class SharedGradients:
         model.register_comm_hook(shared, cls.average)
         return shared
 
+    @contextlib.contextmanager
+    def weighing(self, model: DistributedDataParallel) -> Iterator[None]:
+        """Within this context the mean is weighted by what the model returns with its loss: (loss, ..., weight)."""
+        hook = model.register_forward_hook(self._send_weight)
+        equal = self._share
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._share = equal
+
+    def _send_weight(self, model: nn.Module, _: Any, output: tuple[Tensor, Any, Tensor]) -> None:
+        weights = torch.zeros(self.memory.shape[1])
+        weights[self.rank] = output[-1].detach()
+        self._weights = weights, dist.all_reduce(weights, async_op=True)
+
     def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """The hook: called for some gradients at a time, from bucket 0 on, in the same order in all processes."""
         if bucket.index() == 0:
             self._turn, self._end = 1 - self._turn, 0
+            if self._weights is not None:
+                weights, sent = self._weights
+                sent.wait()
+                self._share, self._weights = weights[self.rank] / weights.sum(), None
         gradients = bucket.buffer()
         begin, self._end = self._end, self._end + len(gradients)
         every = self.memory[self._turn, :, begin : self._end]  # (processes, n)
-        torch.div(gradients, len(every), out=every[self.rank])
+        torch.mul(gradients, self._share, out=every[self.rank])
         everyone_has_written = dist.all_reduce(torch.zeros(1), async_op=True)
 
         def add(_: Future[Tensor]) -> Tensor:

@@ -29,6 +29,7 @@ from torch import distributed as dist
 from torch import nn
 
 from espnet_bestow.audio import hertz
+from espnet_bestow.collate import SmallByValue
 from espnet_bestow.connectors import CONNECTORS, Connector
 from espnet_bestow.encoders import (
     ConvSubsampling,
@@ -190,6 +191,7 @@ class BestowTask(ASRTask):
             rows = list(itertools.chain(*batches[::step]))
             batches = whole_recordings(rows, len(batches), recording_of)[::step]
         factory.sampler = RawSampler([share(batch, rank, world, recording_of) for batch in batches])
+        factory.collate_fn = SmallByValue(factory.collate_fn)
         return factory
 
     @classmethod

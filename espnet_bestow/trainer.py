@@ -1,18 +1,20 @@
 """ESPnet's trainer with checkpoints that survive a crash, a history file, and progress a person can read."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from espnet2.train import trainer as espnet_trainer
-from espnet2.train.reporter import Reporter, SubReporter, aggregate
+from espnet2.train.reporter import Reporter, SubReporter, WeightedAverage, aggregate
 from espnet2.train.trainer import Trainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -21,7 +23,7 @@ from tqdm import tqdm
 from espnet_bestow.shared_gradients import SharedGradients
 
 Averages = tuple[dict[str, Tensor], Tensor]
-"""name -> mean (), and the sum of the weights ()."""
+"""name -> mean (...), and the sum of the weights (...)."""
 
 
 class BestowTrainer(Trainer):
@@ -48,13 +50,24 @@ class BestowTrainer(Trainer):
 
     @classmethod
     def train_one_epoch(cls, model: Any, iterator: Any, reporter: SubReporter, options: Any, **kwargs: Any) -> bool:
-        """One epoch with a progress bar."""
+        """One epoch with a progress bar.
+
+        Processes whose gradients meet in memory train as if each were alone and wait for the others only there:
+        ESPnet's trainer would wait before a step, for the end of the epoch, and within it, for loss and statistics.
+        """
         if isinstance(model, DistributedDataParallel) and not hasattr(model, "shared_gradients"):
             model.shared_gradients = SharedGradients.join(model)  # type: ignore[assignment]
-        started = time.perf_counter()
-        bar = _progress(iterator, f"epoch {reporter.get_epoch()}/{options.max_epoch}", kwargs["distributed_option"])
-        invalid = super().train_one_epoch(model=model, iterator=bar, reporter=reporter, options=options, **kwargs)
-        if _is_main(kwargs["distributed_option"]):
+        option, started = kwargs.pop("distributed_option"), time.perf_counter()
+        bar = _progress(iterator, f"epoch {reporter.get_epoch()}/{options.max_epoch}", option)
+        train = partial(super().train_one_epoch, model=model, iterator=bar, reporter=reporter, options=options)
+        shared = getattr(model, "shared_gradients", None)
+        if shared is not None and as_many_steps_everywhere(iterator):
+            with shared.weighing(model):
+                invalid = train(distributed_option=dataclasses.replace(option, distributed=False), **kwargs)
+            average_epoch(reporter)
+        else:
+            invalid = train(distributed_option=option, **kwargs)
+        if _is_main(option):
             seconds = round(time.perf_counter() - started, 2)
             _update_history(options.output_dir, reporter, "train", seconds=seconds)
         return invalid
@@ -110,7 +123,9 @@ def averages_at_once() -> Iterator[None]:
     plain = espnet_trainer.recursive_average
 
     def average(stats: dict[str, Tensor], weight: Tensor, distributed: bool = False) -> Averages:
-        return average_at_once(stats, weight) if distributed else plain(stats, weight, distributed)
+        if not distributed:
+            return plain(stats, weight, distributed)
+        return average_at_once({name: value.sum() for name, value in stats.items()}, weight.sum())
 
     espnet_trainer.recursive_average = average
     try:
@@ -123,15 +138,36 @@ def average_at_once(stats: dict[str, Tensor], weight: Tensor) -> Averages:
     """Weighted means over processes, as ESPnet's recursive_average: what is NaN in some processes counts in the others.
 
     Args:
-        stats: name -> (1,), the same names in all processes.
-        weight: (1,).
+        stats: name -> (...), of one step or of many, the same names in all processes.
+        weight: (...).
     """
-    own = torch.stack([(value * weight).sum() for value in stats.values()] + [weight.sum()])
+    own = torch.stack([value * weight for value in stats.values()] + [weight])
     every = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(every, own)
-    table = torch.stack(every)  # (processes, statistics + 1)
+    table = torch.stack(every)  # (processes, statistics + 1, ...)
     sums = table.nanmean(0) * len(every)  # what is missing is taken to be as in the other processes
-    return dict(zip(stats, sums[:-1] / table[:, -1].sum(), strict=True)), table[:, -1].sum()
+    total = table[:, -1].sum(0)
+    return dict(zip(stats, sums[:-1] / total, strict=True)), total
+
+
+def average_epoch(reporter: SubReporter) -> None:
+    """The statistics of an epoch in which each process has reported its own become those of all; not its times."""
+    own = {name: values for name, values in reporter.stats.items() if isinstance(values[0], WeightedAverage)}
+    if not own:
+        return
+    stats = {name: torch.tensor([each.value for each in values], dtype=torch.float64) for name, values in own.items()}
+    weights = torch.tensor([[each.weight for each in values] for values in own.values()], dtype=torch.float64)
+    means, weight = average_at_once(stats, weights.amax(0))  # (steps,); what a step did not report weighs nothing
+    for name, values in means.items():
+        reporter.stats[name] = [WeightedAverage(*each) for each in zip(values.tolist(), weight.tolist(), strict=True)]
+
+
+def as_many_steps_everywhere(iterator: Any) -> bool:
+    """Whether all processes will make equally many steps, as far as can be told."""
+    steps = torch.full((2,), len(iterator) if hasattr(iterator, "__len__") else -1)
+    steps[1].neg_()
+    torch.distributed.all_reduce(steps, torch.distributed.ReduceOp.MAX)  # the most, and minus the least
+    return bool(steps[0] == -steps[1] >= 0)
 
 
 def _is_main(distributed_option: Any) -> bool:

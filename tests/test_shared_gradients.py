@@ -1,4 +1,4 @@
-"""Gradients that meet in memory are those that gloo would have sent, to the last bit."""
+"""Gradients that meet in memory are those that gloo would have sent, to the last bit, or weighted means."""
 
 import os
 
@@ -34,6 +34,56 @@ def trained(rank: int, steps: int, share: bool) -> tuple[bool, list[torch.Tensor
 
 def both_ways(rank: int) -> list[tuple[bool, list[torch.Tensor]]]:
     return [trained(rank, 7, share) for share in (False, True)]
+
+
+class Weighed(nn.Module):
+    """A model with a loss: a mean over rows, whose number is its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = model()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        return self.layers(x).square().mean(), {}, torch.tensor([float(len(x))])
+
+
+def weighed(rank: int) -> list[list[torch.Tensor]]:
+    """Gradients of steps with as many rows as processes have; of the same steps weighed equally."""
+    parallel = DistributedDataParallel(Weighed(), bucket_cap_mb=0.001)
+    shared = SharedGradients.join(parallel)
+    assert shared is not None
+
+    def gradients(step: int) -> list[torch.Tensor]:
+        parallel.zero_grad()
+        parallel(rows(rank, step))[0].backward()
+        return [each.grad.clone() for each in parallel.parameters() if each.grad is not None]
+
+    with shared.weighing(parallel):
+        by_weight = [gradients(step) for step in range(3)]
+        parallel.eval()
+        parallel(rows(rank, 0))  # a validation in between, of which nobody asks gradients
+        parallel.train()
+        by_weight.append(gradients(3))
+    return [*by_weight, gradients(0)]
+
+
+def rows(rank: int, step: int) -> torch.Tensor:
+    return torch.randn(2 + 5 * rank + step, 5, generator=torch.Generator().manual_seed(10 * step + rank))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_mean_over_rows_is_that_of_all_rows(tmp_path, world):
+    alone = Weighed()
+    for found in in_processes(weighed, world, tmp_path):
+        for step, gradients in enumerate(found[:-1]):
+            alone.zero_grad()
+            alone(torch.cat([rows(rank, step) for rank in range(world)]))[0].backward()
+            expected = [each.grad for each in alone.parameters() if each.grad is not None]
+            torch.testing.assert_close(gradients, expected)
+        alone.zero_grad()
+        (sum(alone(rows(rank, 0))[0] for rank in range(world)) / world).backward()
+        expected = [each.grad for each in alone.parameters() if each.grad is not None]
+        torch.testing.assert_close(found[-1], expected)
 
 
 def where_there_is_none(rank: int) -> list[bool]:

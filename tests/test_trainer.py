@@ -12,8 +12,10 @@ import time
 import pytest
 import torch
 from espnet2.torch_utils.recursive_op import recursive_average
+from espnet2.train import trainer as espnet_trainer
+from espnet2.train.reporter import SubReporter, aggregate
 
-from espnet_bestow.trainer import atomic_saves, average_at_once
+from espnet_bestow.trainer import as_many_steps_everywhere, atomic_saves, average_epoch, averages_at_once
 from tests.processes import in_processes
 from tests.tiny_training import environment, run_module, train
 
@@ -119,16 +121,64 @@ def test_progress_is_one_line_per_epoch_on_stdout(tiny, tmp_path):
     assert os.path.exists(tmp_path / "exp" / "history.json")
 
 
+NAN = float("nan")
+STATS = {"a": [2.0, 6.0], "in_one": [NAN, 3.0], "nowhere": [NAN, NAN]}  # name -> of each process
+
+
 def averages(rank):
-    nan = float("nan")
-    stats = {"a": [2.0, 6.0], "in_one": [nan, 3.0], "nowhere": [nan, nan]}
-    mine = {name: torch.tensor([values[rank]]) for name, values in stats.items()}
+    mine = {name: torch.tensor([values[rank]]) for name, values in STATS.items()}
     weight = torch.tensor([[10.0, 30.0][rank]])
-    return average_at_once(mine, weight), recursive_average(mine, weight, True)
+    with averages_at_once():
+        ours = espnet_trainer.recursive_average(mine, weight, True)
+    return ours, recursive_average(mine, weight, True)
 
 
-def test_statistics_that_travel_together_are_those_of_espnet(tmp_path):
-    for (stats, weight), (theirs, their_weight) in in_processes(averages, 2, tmp_path):
+def test_statistics_that_travel_together_are_those_of_espnet(two_processes):
+    for (stats, weight), (theirs, their_weight) in two_processes["averages"]:
         assert weight == their_weight == 40.0
         assert stats["a"] == 5.0
         torch.testing.assert_close(stats, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def epoch(rank):
+    """What is known of an epoch that averaged every step, and of one that does so in the end."""
+    known = []
+    for at_the_end in (False, True):
+        reporter = SubReporter("train", 1, 0)
+        for step in range(3):
+            mine = {name: torch.tensor([values[rank] * (step + 1)]) for name, values in STATS.items()}
+            if step != 1:
+                mine["at_times"] = torch.tensor([float(rank)])
+            weight = torch.tensor([[10.0, 30.0][rank] + step])
+            reporter.register(*((mine, weight) if at_the_end else recursive_average(mine, weight, True)))
+            reporter.register({"seconds": 0.5 + rank})
+            reporter.next()
+        if at_the_end:
+            average_epoch(reporter)
+        known.append({name: float(aggregate(values)) for name, values in reporter.stats.items()})
+    return known
+
+
+def test_statistics_may_meet_at_the_end_of_an_epoch(two_processes):
+    for rank, (every_step, at_the_end) in enumerate(two_processes["epoch"]):
+        assert at_the_end == pytest.approx(every_step, nan_ok=True, rel=1e-6)
+        assert at_the_end["seconds"] == 0.5 + rank and at_the_end["at_times"] > 0.7
+
+
+def lengths(rank):
+    return [as_many_steps_everywhere(x) for x in ([1, 2], [1] * (2 + rank), iter([1, 2]))]
+
+
+def test_processes_with_unequal_epochs_wait_for_each_other(two_processes):
+    assert two_processes["lengths"] == [[True, False, False]] * 2
+
+
+def all_of_them(rank):
+    return {work.__name__: work(rank) for work in (averages, epoch, lengths)}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each of these found in two processes, which take long to begin."""
+    ranks = in_processes(all_of_them, 2, tmp_path_factory.mktemp("processes"))
+    return {name: [rank[name] for rank in ranks] for name in ranks[0]}
