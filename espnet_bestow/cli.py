@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from espnet_bestow import __version__
+from espnet_bestow.long_audio import longest_seconds
 
 if TYPE_CHECKING:
     from espnet_bestow.inference import Speech2Text
@@ -111,7 +112,7 @@ def transcribe(args: argparse.Namespace) -> int:
 
     from espnet_bestow.inference import DecodingOptions, Speech2Text
 
-    options = DecodingOptions(beam_size=args.beam_size, max_tokens=args.max_tokens)
+    options = DecodingOptions(beam_size=args.beam_size, max_tokens=args.max_tokens, longest=args.longest)
     s2t = Speech2Text.from_pretrained(args.model, options, args.device)
     if args.quantize:
         s2t.quantize(args.quantize)
@@ -206,6 +207,8 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("--format", choices=sorted(WRITERS), default="text", help="of the output")
     command.add_argument("--beam_size", type=_count, default=5, help="1 is greedy")
     command.add_argument("--max_tokens", type=_count, default=200, help="longest answer")
+    what = "seconds of audio that are answered at once; longer files are cut at pauses"
+    command.add_argument("--longest", type=longest_seconds, help=what)
     command.add_argument("--batch_size", type=_count, default=8, help="files decoded together")
     command.add_argument("--device", default="cpu", help="torch device")
     command.add_argument("--quantize", choices=("bf16", "int8"), help="smaller weights: faster on a CPU, a little off")

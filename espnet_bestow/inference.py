@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from espnet_bestow.circles import CIRCLES
 from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
 from espnet_bestow.encoders.chunks import WHOLE, needs_the_whole
 from espnet_bestow.espnet_model import ESPnetBestowModel
+from espnet_bestow.long_audio import pieces
 from espnet_bestow.model_dir import locate
 from espnet_bestow.preprocess import BadUtteranceError, check_speech
 from espnet_bestow.prompt import PromptTemplate
@@ -44,6 +46,12 @@ class Result:
     def __iter__(self) -> Any:
         return iter((self.text, self.tokens, self.score))
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Result]") -> "Result":
+        """The answers to the parts of a recording as one; scores are logarithms."""
+        text = " ".join(part.text for part in parts if part.text)
+        return cls(text, [token for part in parts for token in part.tokens], sum(part.score for part in parts))
+
 
 @dataclass
 class DecodingOptions:
@@ -63,6 +71,8 @@ class DecodingOptions:
     seed: int = 0
     circles: Sequence[int] = CIRCLES
     """How often one, two, three, ... tokens may follow themselves (greedy and sampling)."""
+    longest: float | None = None
+    """Seconds of audio that are answered at once: longer recordings are cut at pauses, and the answers joined."""
 
     def search(self) -> Search:
         """The search that these options describe."""
@@ -151,7 +161,7 @@ class Speech2Text:
         """Several utterances at once; a batch gives what its members give alone."""
         speech = [self._samples(audio, sample_rate) for audio in audios]
         ids = [self.template.encode_prompt(p, _name(a)) for a, p in zip(audios, prompts, strict=True)]
-        return [self.result(nbest[0]) for nbest in self.search(speech, ids)]
+        return self.answers(speech, ids)
 
     def listener(self, right_context: int | None = None, context: Sequence[int] | None = None) -> Listener:
         """How the model hears audio that is still arriving, with its encoder's weights as they are now.
@@ -247,6 +257,18 @@ class Speech2Text:
         longest = max(len(p) for p in prompts)
         limit = self.options.max_tokens if room is None else min(self.options.max_tokens, room - longest)
         return self.options.search()(stepper, self.template.end, limit)
+
+    def answers(self, speech: Sequence[np.ndarray], prompts: Sequence[Sequence[int]]) -> list[Result]:
+        """The best answer to each of B prompts about arrays (S,); long ones piece by piece (``options.longest``)."""
+        cut = [pieces(samples, self.sample_rate, self.options.longest) for samples in speech]
+        parts = [(part, ids) for row, ids in zip(cut, prompts, strict=True) for part in row]
+        # As many at a time as the caller finds fit, whatever they are cut into.
+        found: list[Result] = []
+        for start in range(0, len(parts), len(speech)):
+            some = parts[start : start + len(speech)]
+            found += [self.result(nbest[0]) for nbest in self.search(*zip(*some, strict=True))]  # type: ignore[misc]
+        rest = iter(found)
+        return [Result.joined(list(islice(rest, len(row)))) for row in cut]
 
     def result(self, hypothesis: Hypothesis) -> Result:
         """Ids as words."""

@@ -9,6 +9,7 @@ import yaml
 import espnet_bestow
 from espnet_bestow.audio import AudioError
 from espnet_bestow.inference import DecodingOptions, Result, Speech2Text
+from espnet_bestow.long_audio import pieces
 from espnet_bestow.model_dir import locate
 from espnet_bestow.preprocess import BadUtteranceError
 from espnet_bestow.prompt import PromptError
@@ -49,6 +50,19 @@ def test_the_model_of_these_tests_listens(s2t, expected):
 def test_the_package_offers_it_lazily():
     assert espnet_bestow.Speech2Text is Speech2Text
     assert "Speech2Text" in dir(espnet_bestow)
+
+
+def test_long_audio_is_answered_piece_by_piece(vivid_experiment, s2t):
+    cutting = Speech2Text.from_pretrained(vivid_experiment, DecodingOptions(beam_size=1, max_tokens=8, longest=1.5))
+    pause = np.zeros(4800)
+    long = np.concatenate([tones(16000), pause, tones(16000, start=0.3), pause, tones(16000, start=0.7)])
+    parts = [s2t(part, PROMPT) for part in pieces(long.astype(np.float32), 16000, 1.5)]
+    short, found = cutting.batch([tones(16000), long], [PROMPT, PROMPT])
+    assert same(short, s2t(tones(16000), PROMPT)) and len(parts) == 3
+    assert found.text == " ".join(part.text for part in parts)
+    assert found.tokens == [token for part in parts for token in part.tokens]
+    assert found.score == pytest.approx(sum(part.score for part in parts), abs=1e-2)
+    assert s2t(long, PROMPT).tokens != found.tokens
 
 
 def test_a_result_unpacks_as_text_tokens_and_score(s2t, expected):

@@ -22,6 +22,7 @@ from espnet_bestow.audio import AudioError
 from espnet_bestow.circles import CIRCLES
 from espnet_bestow.datadir.source import AudioSource, read_source
 from espnet_bestow.inference import DecodingOptions, Speech2Text, check_length
+from espnet_bestow.long_audio import longest_seconds
 from espnet_bestow.model_dir import ModelDirError
 from espnet_bestow.preprocess import BadUtteranceError, BestowPreprocessor
 from espnet_bestow.prompt import PromptError
@@ -52,6 +53,11 @@ def get_parser() -> config_argparse.ArgumentParser:
     group.add_argument("--beam_size", type=int, default=5, help="1 is greedy")
     group.add_argument("--length_penalty", type=float, default=1.0)
     group.add_argument("--max_tokens", type=int, default=200, help="Longest answer")
+    group.add_argument(
+        "--longest",
+        type=longest_seconds,
+        help="Seconds of audio that are answered at once: longer recordings are cut at pauses, and the answers joined",
+    )
     group.add_argument("--sampling", type=str2bool, default=False, help="Draw tokens instead of searching")
     group.add_argument("--temperature", type=float, default=1.0)
     group.add_argument("--top_k", type=int, default=0)
@@ -165,8 +171,7 @@ def inference(args: argparse.Namespace) -> None:
             prompts = [
                 row[:n].tolist() for row, n in zip(batch["prompt"], batch["prompt_lengths"].tolist(), strict=True)
             ]
-            for key, nbest in zip(keys, s2t.search(speech, prompts), strict=True):
-                result = s2t.result(nbest[0])
+            for key, result in zip(keys, s2t.answers(speech, prompts), strict=True):
                 out["text"][key] = result.text
                 out["token"][key] = " ".join(result.tokens)
                 out["score"][key] = f"{result.score:.6f}"

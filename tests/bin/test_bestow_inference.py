@@ -121,6 +121,20 @@ def test_beam_and_sampling_options_reach_the_search(tiny, vivid_experiment, whol
     assert coldest["token"] == whole["token"], "the one most probable token is greedy"
 
 
+def test_long_recordings_are_cut(tiny, data, vivid_experiment, whole, tmp_path, capsys):
+    train, files = tiny.data["train"], list(pairs(data / "wav.scp").values())
+    samples = np.concatenate([np.pad(read_audio(file, 16000), (0, 8000)) for file in files[:3]])
+    soundfile.write(tmp_path / "long.wav", samples, 16000, subtype="FLOAT")
+    uid = replace(data, "wav.scp", 0, tmp_path / "long.wav")
+    out = decode(data, vivid_experiment, tmp_path / "out", "--longest", "1.5")
+    assert {key for key in out["text"] if out["token"][key] != whole["token"][key]} <= {uid}
+    uncut = decode(data, vivid_experiment, tmp_path / "uncut")
+    assert len(out["token"][uid].split()) > len(uncut["token"][uid].split())
+    with pytest.raises(SystemExit):
+        main(arguments(train, vivid_experiment, tmp_path / "out", "--longest", "0.2"))
+    assert "'0.2' is not a number of seconds from 1 on" in capsys.readouterr().err
+
+
 def test_other_rates_channels_and_pipes_are_read(data, vivid_experiment, whole, tmp_path):
     first, file = next(iter(pairs(data / "wav.scp").items()))
     samples = read_audio(file, 48000)
