@@ -33,6 +33,8 @@ Audio = str | Path | np.ndarray | Tensor
 
 SHORTEST = 0.1
 """Seconds; below, frontends and down-sampling encoders fail each in its own way."""
+_PIECES = 8
+"""Of long recordings, that are answered together at least; otherwise as many as the caller gives recordings."""
 
 
 @dataclass(frozen=True)
@@ -262,11 +264,11 @@ class Speech2Text:
         """The best answer to each of B prompts about arrays (S,); long ones piece by piece (``options.longest``)."""
         cut = [pieces(samples, self.sample_rate, self.options.longest) for samples in speech]
         parts = [(part, ids) for row, ids in zip(cut, prompts, strict=True) for part in row]
-        # As many at a time as the caller finds fit, whatever they are cut into.
+        size = max(len(speech), _PIECES)
         found: list[Result] = []
-        for start in range(0, len(parts), len(speech)):
-            some = parts[start : start + len(speech)]
-            found += [self.result(nbest[0]) for nbest in self.search(*zip(*some, strict=True))]  # type: ignore[misc]
+        for start in range(0, len(parts), size):
+            audio, instructions = zip(*parts[start : start + size], strict=True)
+            found += [self.result(nbest[0]) for nbest in self.search(audio, instructions)]
         rest = iter(found)
         return [Result.joined(list(islice(rest, len(row)))) for row in cut]
 
