@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from espnet_bestow import __version__
-from espnet_bestow.long_audio import longest_seconds
+from espnet_bestow.bin.arguments import longest_seconds, positive_int
 
 if TYPE_CHECKING:
     from espnet_bestow.inference import Speech2Text
@@ -176,12 +176,6 @@ def _output(path: Path | None) -> Iterator[TextIO]:
         yield out
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
-
-
 def _context(text: str) -> tuple[int, int]:
     left, comma, right = text.partition(",")
     if not comma or not left.isdigit() or not right.isdigit():
@@ -205,11 +199,11 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("--model", required=True, help="experiment, packed zip or hub repository")
     command.add_argument("--prompt", help="instruction; default: the one of the model")
     command.add_argument("--format", choices=sorted(WRITERS), default="text", help="of the output")
-    command.add_argument("--beam_size", type=_count, default=5, help="1 is greedy")
-    command.add_argument("--max_tokens", type=_count, default=200, help="longest answer")
+    command.add_argument("--beam_size", type=positive_int, default=5, help="1 is greedy")
+    command.add_argument("--max_tokens", type=positive_int, default=200, help="longest answer")
     what = "seconds of audio that are answered at once; longer files are cut at pauses"
     command.add_argument("--longest", type=longest_seconds, help=what)
-    command.add_argument("--batch_size", type=_count, default=8, help="files decoded together")
+    command.add_argument("--batch_size", type=positive_int, default=8, help="files decoded together")
     command.add_argument("--device", default="cpu", help="torch device")
     command.add_argument("--quantize", choices=("bf16", "int8"), help="smaller weights: faster on a CPU, a little off")
     command.add_argument("--output", type=Path, help="file to write instead of standard output")
@@ -234,14 +228,14 @@ def _add_stream(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--policy", default="wait_k", help="with options: wait_k:k=8,step=2 align_att:threshold=4")
     command.add_argument("--format", choices=("words", "text", "jsonl"), default="words", help="of the output")
     command.add_argument("--speed", choices=("real", "fast"), default="real", help="of a file")
-    command.add_argument("--rate", type=_count, help="of raw PCM; default: the model's")
-    command.add_argument("--channels", type=_count, default=1, help="of raw PCM")
+    command.add_argument("--rate", type=positive_int, help="of raw PCM; default: the model's")
+    command.add_argument("--channels", type=positive_int, default=1, help="of raw PCM")
     command.add_argument("--chunk", type=float, default=0.08, help="seconds of audio given at a time")
     command.add_argument("--right_context", type=int, help="frames beyond the visible ones of a recomputed encoder")
     command.add_argument("--context", type=_context, help="attention context of a cache-aware encoder: 70,6")
     command.add_argument("--segment_silence", type=float, default=1.0, help="seconds that end a segment; 0: never")
     command.add_argument("--max_seconds", type=float, default=60.0, help="longest segment")
-    command.add_argument("--max_tokens", type=_count, default=200, help="longest text of a segment")
+    command.add_argument("--max_tokens", type=positive_int, default=200, help="longest text of a segment")
     command.add_argument("--device", default="cpu", help="torch device")
     command.add_argument("--quantize", choices=("bf16", "int8"), help="smaller weights: faster on a CPU, a little off")
     command.set_defaults(run=stream)

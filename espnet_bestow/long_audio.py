@@ -1,7 +1,5 @@
 """Recordings that are longer than a model is used to: cut where they are quietest, answered piece by piece."""
 
-import argparse
-
 import numpy as np
 
 HOP = 0.02
@@ -13,18 +11,7 @@ QUIET = 35.0
 SILENT = -60.0
 """Decibels under full scale of which the same is true."""
 SHORTEST = 1.0
-"""Seconds that a piece may be long at least."""
-
-
-def longest_seconds(text: str) -> float:
-    """The option of that name on a command line."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds >= SHORTEST:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds from {SHORTEST:g} on")
-    return seconds
+"""The least that ``longest`` may be, in seconds."""
 
 
 def pieces(samples: np.ndarray, rate: int, longest: float | None) -> list[np.ndarray]:

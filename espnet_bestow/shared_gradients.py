@@ -62,7 +62,7 @@ class SharedGradients:
             yield
         finally:
             hook.remove()
-            self._share = equal
+            self._share, self._weights = equal, None
 
     def _send_weight(self, model: nn.Module, _: Any, output: tuple[Tensor, Any, Tensor]) -> None:
         weights = torch.zeros(self.memory.shape[1])

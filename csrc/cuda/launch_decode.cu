@@ -45,7 +45,8 @@ extern "C" int64_t bestow_decode_scratch(const BestowAttention* attention) {
 extern "C" int bestow_cuda_decode(const BestowAttention* attention, int dtype, void* stream) {
   const BestowAttention& a = *attention;
   if (const int status = check(a, dtype)) return status;
-  if (a.queries < 0 || a.queries > 8 || a.splits < 1 || (a.partial == nullptr && a.splits > kMostSplits))
+  const bool fits_clusters = a.splits <= kMostSplits && (a.splits & (a.splits - 1)) == 0;
+  if (a.queries < 0 || a.queries > 8 || a.splits < 1 || (a.partial == nullptr && !fits_clusters))
     return BESTOW_BAD_ROWS;
   return with_kernel(dtype, a.width, [&]<class T, int Width>() {
     using Shape = DecodeShape<T, Width>;

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from espnet_bestow.datadir import DataDir
+from espnet_bestow.long_audio import SHORTEST
 
 
 def rate_in_hz(text: str) -> int:
@@ -25,6 +26,17 @@ def positive_int(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not an integer of at least 1")
     return int(text)
+
+
+def longest_seconds(text: str) -> float:
+    """Seconds of audio that are answered at once."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds >= SHORTEST:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds from {SHORTEST:g} on")
+    return seconds
 
 
 def true_or_false(text: str) -> bool:

@@ -19,10 +19,10 @@ from espnet2.utils.types import str2bool, str2triple_str, str_or_none
 from tqdm import tqdm
 
 from espnet_bestow.audio import AudioError
+from espnet_bestow.bin.arguments import longest_seconds
 from espnet_bestow.circles import CIRCLES
 from espnet_bestow.datadir.source import AudioSource, read_source
 from espnet_bestow.inference import DecodingOptions, Speech2Text, check_length
-from espnet_bestow.long_audio import longest_seconds
 from espnet_bestow.model_dir import ModelDirError
 from espnet_bestow.preprocess import BadUtteranceError, BestowPreprocessor
 from espnet_bestow.prompt import PromptError

@@ -187,6 +187,10 @@ def test_refuses_what_it_cannot_do(kernels):
     q, k, v, visible = inputs(torch.bfloat16, queries=9)
     with pytest.raises(RuntimeError, match="status -4"):
         kernels.decode(q, k, v, visible, 1.0, 1)
+    q, k, v, visible = inputs(torch.bfloat16)
+    for splits in (0, 3, 16):
+        with pytest.raises(RuntimeError, match="status -4"):
+            kernels.decode(q, k, v, visible, 1.0, splits, clusters=True)
 
 
 def test_splits_fill_the_gpu_but_stay_worth_their_merge(kernels):

@@ -16,7 +16,7 @@ enum BestowStatus {
   BESTOW_BAD_WIDTH = -1,      // D must be a multiple of 8, at most 256
   BESTOW_BAD_HEADS = -2,      // H must be a multiple of H_kv
   BESTOW_BAD_ALIGNMENT = -3,  // rows must begin at multiples of 16 bytes
-  BESTOW_BAD_ROWS = -4,       // decoding takes 1 to 8 query rows
+  BESTOW_BAD_ROWS = -4,       // decoding takes 1 to 8 query rows, in 1, 2, 4 or 8 splits if these are clusters
   BESTOW_BAD_DTYPE = -5,
   // Anything positive is a cudaError_t.
 };

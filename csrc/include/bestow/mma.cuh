@@ -42,8 +42,8 @@ struct HalfProduct {
     load_matrices_transposed(m, tile.address(lane & 15, lane >> 4, depth, column / 8));
     b[0][0] = m[0], b[0][1] = m[1], b[1][0] = m[2], b[1][1] = m[3];
   }
-  // A left factor whose rows are the tile's columns [column, column + 16), its columns the tile's rows [depth, depth +
-  // 16).
+  // A left factor that is transposed: its rows are the tile's columns [column, column + 16), its columns the tile's
+  // rows [depth, depth + 16).
   template <int Width>
   static __device__ __forceinline__ void load_a_of_columns(A& a, Tile<T, Width> tile, int depth, int column, int lane) {
     load_matrices_transposed(a, tile.address((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1, depth, column / 8));

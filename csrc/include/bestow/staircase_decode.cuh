@@ -29,8 +29,8 @@ struct DecodeShape {
   static constexpr int mail_bytes(int letters) { return 16 + letters * kLetter * 4; }
 };
 
-// One of the up to 8 queries of a stream, for one head.
-struct Row {
+// What one of the 16 rows of a product stands for: one of the up to 8 queries of a stream, for one head.
+struct PackedRow {
   int head, query;
 };
 
@@ -60,7 +60,7 @@ __device__ __forceinline__ Found together(int count, const Part& part) {
 
 // What is known of a row's column when all keys are together.
 template <class T>
-__device__ __forceinline__ void write_found(const BestowAttention& a, int stream, Row row, int column,
+__device__ __forceinline__ void write_found(const BestowAttention& a, int stream, PackedRow row, int column,
                                             const Found& all) {
   const Rows<T> out = rows_of<T>(a.out, stream, row.head);
   if (column < a.width)
@@ -87,7 +87,7 @@ struct DecodePart {
     first_head = kv_head * group + first_row / queries, first_query = first_row % queries;
     inverse = 65535 / queries + 1;
   }
-  __device__ __forceinline__ Row row(const BestowAttention& a, int r) const {
+  __device__ __forceinline__ PackedRow row(const BestowAttention& a, int r) const {
     const int place = first_query + r, down = place * inverse >> 16;
     return {first_head + down, place - down * a.queries};
   }
@@ -145,7 +145,7 @@ __device__ __forceinline__ void decode_part(const BestowAttention& a, const Deco
   for (int turn = 0; turn < kTurns; ++turn) {
     const int i = turn * Shape::kThreads + threadIdx.x;
     const int r = i / Tile<T, Width>::kChunks, c = i % Tile<T, Width>::kChunks;
-    const Row row = part.row(a, r);
+    const PackedRow row = part.row(a, r);
     const bool valid = r < part.rows && c * Tile<T, Width>::kPerChunk < a.width;
     const T* q = rows_of<T>(a.q, part.stream, row.head).data + row.query * a.q.row + c * Tile<T, Width>::kPerChunk;
     copy_async(q_tile.chunk(r, c), valid ? q : a.q.data, valid);
@@ -265,7 +265,7 @@ __global__ void __launch_bounds__(DecodeShape<T, Width>::kThreads) staircase_dec
   decode_part(a, part, [] {});
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int r = warp; r < part.rows; r += DecodeShape<T, Width>::kWarps) {
-    const Row row = part.row(a, r);
+    const PackedRow row = part.row(a, r);
     const int64_t line = (static_cast<int64_t>(part.stream) * a.heads + row.head) * a.queries + row.query;
     float* to = a.partial + (line * a.splits + part.split) * (a.width + 2);
     for (int d = lane; d < a.width; d += 32) {
