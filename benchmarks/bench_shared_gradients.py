@@ -13,12 +13,14 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from espnet_bestow.process_group import leave_group
 from espnet_bestow.shared_gradients import SharedGradients
 
 WIDTH = 512
@@ -44,10 +46,20 @@ def steps(model: nn.Module, x: Tensor, count: int) -> float:
     return spent.item()
 
 
-def train(rank: int, args: argparse.Namespace, store: str) -> None:
+def process(rank: int, args: argparse.Namespace, store: str) -> None:
     """What each process does; the first one reports."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=args.processes)
+    row = compare(rank, args)
+    if rank == 0:
+        print(json.dumps(row))
+        if args.output:
+            args.output.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
+    leave_group()
+
+
+def compare(rank: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Both ways in turns."""
     by_gloo, by_memory = parallel(args.millions), parallel(args.millions)
     if SharedGradients.join(by_memory) is None:
         raise SystemExit("these processes have no common memory")
@@ -60,14 +72,9 @@ def train(rank: int, args: argparse.Namespace, store: str) -> None:
         for name, model in ways.items():
             found[name].append(steps(model, x, args.steps))
     same = all(a.grad.equal(b.grad) for a, b in zip(by_gloo.parameters(), by_memory.parameters(), strict=True))
-    if rank == 0:
-        ratio = statistics.median(a / b for a, b in zip(found["gloo"], found["common memory"], strict=True))
-        row = {f"{name}, ms": round(statistics.median(each), 2) for name, each in found.items()}
-        row |= {"processes": args.processes, "ratio": round(ratio, 2), "same bits": same}
-        print(json.dumps(row))
-        if args.output:
-            args.output.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
-    dist.destroy_process_group()
+    ratio = statistics.median(a / b for a, b in zip(found["gloo"], found["common memory"], strict=True))
+    row = {f"{name}, ms": round(statistics.median(each), 2) for name, each in found.items()}
+    return row | {"processes": args.processes, "ratio": round(ratio, 2), "same bits": same}
 
 
 def main() -> None:
@@ -79,7 +86,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(train, (args, os.path.join(folder, "store")), nprocs=args.processes)
+        torch.multiprocessing.spawn(process, (args, os.path.join(folder, "store")), nprocs=args.processes)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from espnet_bestow.llm.lora import LoRACausalLM
 from espnet_bestow.llm.tokenizer import load_tokenizer
 from espnet_bestow.model_dir import locate, read_config
 from espnet_bestow.preprocess import BestowPreprocessor
+from espnet_bestow.process_group import leave_group
 from espnet_bestow.prompt import TEMPLATES, PromptTemplate, build_template
 from espnet_bestow.recordings import remember_recordings, share, whole_recordings
 from espnet_bestow.silence import SilenceAround
@@ -151,6 +152,12 @@ class BestowTask(ASRTask):
         # ESPnet's default, folded, wants a --fold_length; and sorted batches bring rows about one recording together.
         parser.set_defaults(batch_type="sorted")
         parser.set_defaults(required=["output_dir"])
+
+    @classmethod
+    def main_worker(cls, args: argparse.Namespace) -> None:
+        """What each process does, to its safe end."""
+        super().main_worker(args)
+        leave_group()
 
     @classmethod
     def required_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:

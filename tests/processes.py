@@ -8,11 +8,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from espnet_bestow.process_group import leave_group
+
 
 def _one(work: Callable[[int], Any], rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
     torch.save(work(rank), folder / f"out{rank}")
-    dist.destroy_process_group()
+    leave_group()
 
 
 def in_processes(work: Callable[[int], Any], world: int, folder: Path) -> list[Any]:
@@ -26,3 +28,9 @@ def in_processes(work: Callable[[int], Any], world: int, folder: Path) -> list[A
         process.join(60)
         assert process.exitcode == 0
     return [torch.load(folder / f"out{rank}") for rank in range(world)]
+
+
+def gloo_threads() -> int:
+    """Threads of this process that serve a group."""
+    names = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    return sum("gloo" in name for name in names)

@@ -95,7 +95,7 @@ def test_two_processes_give_the_loss_curve_of_one(tiny, tmp_path):
         "--master_port",
         str(free_port()),
         "-m",
-        MODULE,
+        "tests.trains_and_leaves",
         *tiny.options(config, tmp_path / "pair"),
         "--dist_backend",
         "gloo",
