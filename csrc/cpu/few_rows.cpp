@@ -12,6 +12,7 @@
 #include "bestow/cpu.h"
 #include "bestow/products.h"
 #include "bestow/simd.h"
+#include "bestow/staircase.h"
 
 namespace bestow::BESTOW_ISA {
 namespace {
@@ -150,6 +151,8 @@ void multiply_few(const FewRows& p, int64_t begin, int64_t end, int64_t first = 
 // From how many on was measured; across a narrow vector a sum costs little, and rows stay rows.
 constexpr int64_t kManyRows = kLanes == 16 ? 12 : kLanes == 8 ? 16 : INT64_MAX;
 
+constexpr int64_t kSoon = 256;  // weights of each of the next outputs that are asked for; the rest comes by itself
+
 inline bool many(const FewRows& p) { return p.scalar == Scalar::kFloat && p.scale == nullptr && p.rows >= kManyRows; }
 
 // How many rows become lanes. Those that would leave half of their vector empty, or more, are cheaper as they are.
@@ -178,6 +181,8 @@ void multiply_many(const FewRows& p, int64_t begin, int64_t end, const Turned& t
       const Product product{
           weight + (n + i) * p.inputs,     p.inputs,    1,        turned.input,        kLanes, p.inputs * kLanes,
           turned.output + i * turned.rows, turned.rows, p.inputs, turned.rows / kLanes};
+      const int64_t next = n + i + kTileRows;
+      if (next < end) fetch(weight + next * p.inputs, p.inputs, least(kTileRows, end - next), least(p.inputs, kSoon));
       multiply_deep<Plain>(least(kTileRows, outputs - i), product);
     }
     const Vec bias = p.bias == nullptr ? zero() : load_first(p.bias + n, outputs);
