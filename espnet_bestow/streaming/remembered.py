@@ -50,10 +50,11 @@ class RememberingListener(RecomputedListener):
         frames = self.logmel.frames(audio, [*(ear.heard for ear in new), *complete], [*new.values(), *lengths])
         for ear, known in zip(new, frames, strict=False):
             ear.append(known)
-        # (B, T, 80), filled row by row: what is known lies in the ears, and is copied once.
-        feats = frames[0].new_empty(len(ears), max(lengths), self.logmel.bins)
-        for row, (ear, begin, last) in enumerate(zip(ears, complete, frames[len(new) :], strict=True)):
-            feats[row, :begin] = ear.frames(begin)
-            feats[row, begin : begin + len(last)] = last
-            feats[row, begin + len(last) :] = 0.0
+        # What is known lies in the ears. One copy fills all rows: with each a call of its own, they would cost more.
+        nothing = frames[0].new_zeros(max(lengths), self.logmel.bins)
+        rows = [
+            (ear.frames(begin), last, nothing[begin + len(last) :])
+            for ear, begin, last in zip(ears, complete, frames[len(new) :], strict=True)
+        ]
+        feats = torch.cat([piece for row in rows for piece in row]).view(len(rows), *nothing.shape)  # (B, T, 80)
         return self.encode(feats, torch.tensor(lengths))

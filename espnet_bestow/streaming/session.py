@@ -7,7 +7,7 @@ together.
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from espnet_bestow.streaming.pool import Pool
 
 
-@dataclass(frozen=True)
-class Word:
+class Word(NamedTuple):
     """A whole word; a character in languages that write without spaces."""
 
     text: str
@@ -184,7 +183,7 @@ class Session:
 
     def take(self) -> list[Word]:
         """The words completed since the last call; their ``emitted`` is now."""
-        words = [replace(word, emitted=self.clock.now) for word in self._words]
+        words = [word._replace(emitted=self.clock.now) for word in self._words]
         self._words.clear()
         return words
 

@@ -7,7 +7,7 @@ without spaces every character is a word of its own. A word is complete when the
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _CHINESE_JAPANESE = (
     "\u3040-\u30ff\u31f0-\u31ff"  # kana
@@ -22,8 +22,7 @@ _UNIT = re.compile(rf"[{_CHINESE_JAPANESE}]|[{_INDIC}][{_MARKS}]*|[^\s{_CHINESE_
 _INCOMPLETE = "\ufffd"  # what a decoder writes for the first bytes of a character
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """A complete word in the text of some tokens."""
 
     text: str
@@ -61,7 +60,7 @@ class WordCutter:
     def _cut(self, text: str, whole: bool) -> list[Unit]:
         found = []
         for match in _UNIT.finditer(text, self._done):
-            if match.end() == len(text) and not whole and not _CLOSED.fullmatch(match.group()):
+            if match.end() == len(text) and not whole and not _CLOSED.match(text, match.start()):
                 break  # the next token may still be part of it
             before = text[self._done : match.start()] if self._done else ""
             first = bisect_right(self._ends, match.start())
