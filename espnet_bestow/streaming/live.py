@@ -4,6 +4,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -100,7 +101,7 @@ class JsonLinesWriter(WordWriter):
     """A JSON object per word."""
 
     def add(self, word: Word) -> None:
-        json.dump(word._asdict(), self.out, ensure_ascii=False)
+        json.dump(asdict(word), self.out, ensure_ascii=False)
         self.out.write("\n")
 
 

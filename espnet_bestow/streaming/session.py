@@ -7,7 +7,7 @@ together.
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from espnet_bestow.streaming.pool import Pool
 
 
-class Word(NamedTuple):
+@dataclass(frozen=True)
+class Word:
     """A whole word; a character in languages that write without spaces."""
 
     text: str
@@ -183,7 +184,7 @@ class Session:
 
     def take(self) -> list[Word]:
         """The words completed since the last call; their ``emitted`` is now."""
-        words = [word._replace(emitted=self.clock.now) for word in self._words]
+        words = [replace(word, emitted=self.clock.now) for word in self._words]
         self._words.clear()
         return words
 
