@@ -15,7 +15,12 @@ HOUSE = (
 )
 
 # Rooms that import nothing else of ours, so that they can be lifted out and used alone.
-ALONE = frozenset({"collate", "corpus", "evaluate", "long_audio", "ops", "seats", "shared_gradients", "visibility"})
+ALONE = frozenset(
+    {
+        *("collate", "corpus", "evaluate", "long_audio", "ops", "process_group", "seats", "shared_gradients"),
+        "visibility",
+    }
+)
 
 # Third-party packages that only these rooms may import.
 GUESTS = {

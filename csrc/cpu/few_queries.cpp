@@ -12,25 +12,17 @@ namespace {
 // vectors.
 constexpr int64_t kFewKeys = 8;  // keys that all rows use before the next are read
 
-// Asks for keys or values before they are read: for what comes 4 KB after the rows that are read now. Nearer would be
-// too late, farther would be gone again. Behind a head's last row begins the next head, for which that is the
-// beginning. Where heads lie side by side, as in caches, the beginning is asked for by itself.
+// Keys or values of a head, asked for 4 KB before they are read: nearer would be too late, farther would be gone again.
+// Behind a head's last row begins the next head, for which that is the beginning. Where heads lie side by side, as in
+// caches, the beginning is asked for by itself, and nothing behind the last.
 template <class T>
-struct FetchedAhead {
-  const T* rows;
-  int64_t row, count, width, ahead;
-
-  [[gnu::always_inline]] FetchedAhead(const T* rows_, int64_t row_, int64_t count_, int64_t width_)
-      : rows(rows_), row(row_), count(count_), width(width_), ahead(4096 / most(1, width_ * sizeof(T))) {
-    if (side_by_side()) fetch(rows, row, least(ahead, count), width);
-  }
-  bool side_by_side() const { return row > width; }
-  // Before the kFewKeys rows from `j` on are read.
-  [[gnu::always_inline]] void reading(int64_t j) const {
-    const int64_t next = j + ahead, left = side_by_side() ? count - next : kFewKeys;
-    fetch(rows + next * row, row, least(kFewKeys, left), width);
-  }
-};
+[[gnu::always_inline]] inline Ahead<const T> ahead_of(const T* rows, int64_t row, int64_t count, int64_t width) {
+  const int64_t first = 4096 / most(1, width * sizeof(T));
+  if (row <= width) return {rows + first * row, row, INT64_MAX, width};
+  Ahead<const T> found{rows, row, count, width};
+  found.ask(first);
+  return found;
+}
 
 // scores[i][j] = queries[i] . keys[j] of kRows queries and n keys.
 template <class T, int kRows>
@@ -124,6 +116,7 @@ struct FewRowsOfWeights {
   const int64_t share, ld, padded;
   float *queries, *scores;
   int64_t rows, span, begin, all;  // of one unit, as is what follows; `all` is the most that a row sees
+  Ahead<const T> keys{};  // asked for next
   int64_t sees[kFewRows];
   float peaks[kFewRows], totals[kFewRows];  // of scores in powers of two
 
@@ -142,15 +135,16 @@ struct FewRowsOfWeights {
   void look_at(const Unit& at) {
     span = at.end - at.begin, rows = share * span, begin = at.begin, all = 0;
     for (int64_t i = 0; i < rows; ++i) all = most(all, sees[i] = seen(p, at.b, position(i)));
+    keys = ahead_of(row_of<T>(p.k, at.b, at.group, 0), p.k.row, all, p.width);
   }
 
-  void weigh_rows(const Unit& at, const FetchedAhead<T>& keys) {
+  void weigh_rows(const Unit& at) {
     const int64_t width = p.width;
     for (int64_t i = 0; i < rows; ++i)
       pack_rows(row_of<T>(p.q, at.b, head(at.group, i), position(i)), width, 1, width, queries + i * padded, padded);
-    const T* k = keys.rows;
+    const T* k = row_of<T>(p.k, at.b, at.group, 0);
     for (int64_t j = 0; j < all; j += kFewKeys, k += kFewKeys * p.k.row) {
-      keys.reading(j);
+      keys.ask(kFewKeys);
       const int64_t n = least(kFewKeys, all - j);
       int64_t i = 0;
       for (; i + 2 <= rows; i += 2)
@@ -180,13 +174,12 @@ struct FewQueries : FewRowsOfWeights<T> {
     const Unit at(p, unit);
     this->look_at(at);
     const int64_t width = p.width;
-    const FetchedAhead<T> keys(row_of<T>(p.k, at.b, at.group, 0), p.k.row, all, width);
-    const FetchedAhead<T> values(row_of<T>(p.v, at.b, at.group, 0), p.v.row, all, width);
-    this->weigh_rows(at, keys);
+    const T* v = row_of<T>(p.v, at.b, at.group, 0);
+    Ahead<const T> values = ahead_of(v, p.v.row, all, width);
+    this->weigh_rows(at);
     write_zeros(sums, rows * padded);
-    const T* v = values.rows;
     for (int64_t j = 0; j < all; j += kFewKeys, v += kFewKeys * p.v.row) {
-      values.reading(j);
+      values.ask(kFewKeys);
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t n = most(0, least(kFewKeys, sees[i] - j));
         const float* weights = scores + i * ld + j;
@@ -221,7 +214,7 @@ struct FewWeights : FewRowsOfWeights<T> {
   void run(int64_t unit) {
     const Unit at(p, unit);
     this->look_at(at);
-    this->weigh_rows(at, {row_of<T>(p.k, at.b, at.group, 0), p.k.row, this->all, p.width});
+    this->weigh_rows(at);
     for (int64_t i = 0; i < this->rows; ++i) {
       T* to = row_of<T>(p.out, at.b, this->head(at.group, i), this->position(i));
       const int64_t n = this->sees[i];
