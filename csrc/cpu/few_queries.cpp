@@ -116,7 +116,7 @@ struct FewRowsOfWeights {
   const int64_t share, ld, padded;
   float *queries, *scores;
   int64_t rows, span, begin, all;  // of one unit, as is what follows; `all` is the most that a row sees
-  Ahead<const T> keys{};  // asked for next
+  Ahead<const T> keys{};           // asked for next
   int64_t sees[kFewRows];
   float peaks[kFewRows], totals[kFewRows];  // of scores in powers of two
 
