@@ -52,8 +52,7 @@ def ours(encoder: NemotronAsrStreamingEncoder, right: int) -> Step:
         size = FACTOR * step.chunk - before
         end = FACTOR * state[0].start - LEAD + before + feats.shape[1] if feats.shape[1] < size else None
         start = state[0].start
-        padded = torch.nn.functional.pad(feats, (0, 0, before, size - feats.shape[1]))
-        frames, state[:] = step(padded, state, [end])
+        frames, state[:] = step(feats, state, [end])
         return frames if end is None else frames[:, : step.frames_of(end) - start]
 
     return advance

@@ -22,12 +22,13 @@ from espnet_bestow.prompt import PromptTemplate
 from espnet_bestow.quantize import Precision, quantize
 from espnet_bestow.streaming.cache_aware import CacheAwareListener
 from espnet_bestow.streaming.contextual_block import ChunkedListener
-from espnet_bestow.streaming.features import LogMel
+from espnet_bestow.streaming.features import LogMel, StreamFeatures
 from espnet_bestow.streaming.listener import RIGHT_CONTEXT, Listener, RecomputedListener, samples_per_frame
 from espnet_bestow.streaming.policies import Policy, build_policy
 from espnet_bestow.streaming.pool import Pool
 from espnet_bestow.streaming.remembered import RememberingListener
 from espnet_bestow.streaming.session import Session, SessionOptions
+from espnet_bestow.streaming.subsampled import Subsampled
 
 Audio = str | Path | np.ndarray | Tensor
 
@@ -200,17 +201,20 @@ class Speech2Text:
         quick = encoder.whole_pass() if hasattr(encoder, "whole_pass") else None
 
         @torch.inference_mode()
-        def encode_extracted(feats: Tensor, lengths: Tensor) -> list[Tensor]:
+        def encode_log_mel(frames: Tensor, counts: Tensor) -> list[Tensor]:
+            feats = torch.nn.utils.rnn.pad_sequence(frames.split(counts.tolist()), batch_first=True)  # (B, T, 80)
             if quick is None:
-                return self.model.encode_extracted(feats, lengths.to(self.device)).rows()
-            return quick(*features.refine(feats, lengths))
+                return self.model.encode_extracted(feats, counts.to(self.device)).rows()
+            return quick(*features.refine(feats, counts))
 
         hop = samples_per_frame(encode, self.sample_rate)
         shortest = round(SHORTEST * self.sample_rate)
-        frontend = self.model.features.frontend
-        if LogMel.suits(frontend):
-            return RememberingListener(LogMel(frontend), encode_extracted, hop, right_context, shortest)
-        return RecomputedListener(encode, self.sample_rate, hop, right_context, shortest)
+        if not LogMel.suits(features.frontend):
+            return RecomputedListener(encode, self.sample_rate, hop, right_context, shortest)
+        if quick is None or features.preencoder is not None or needs_the_whole(features):
+            return RememberingListener(LogMel(features.frontend), encode_log_mel, hop, right_context, shortest)
+        front = Subsampled(StreamFeatures(features), quick.stages, quick.width)
+        return RememberingListener(front, quick.encode, hop, right_context, shortest)
 
     def pool(self, listener: Listener | None = None) -> Pool:
         """For many streaming sessions at once; its sessions are advanced together."""

@@ -1,5 +1,5 @@
-// A chunk of a few frames through all blocks of a conformer in one call: what encoders/chunk_step.py does block by
-// block. Memory gives the weights once, in panels; the frames stay in the cache from one layer to the next.
+// A chunk of a few frames, or a whole recording, through all blocks of a conformer in one call: what
+// encoders/chunk_step.py does block by block. Memory gives the weights once, in panels; the frames stay in the cache from one layer to the next.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -207,30 +207,70 @@ float* of_stream(const Tensor& x, int64_t blocks, int64_t width, const char* wha
   return static_cast<float*>(x.data_ptr());
 }
 
+// x (R, D) of streams, one after the other, takes all of them through the blocks; relative positions are those of
+// windows of `sizes.window` frames.
+Tensor through_all_blocks(const Tensor& x, const std::vector<Stream>& streams, const Sizes& sizes,
+                          const std::vector<Tensor>& weights, int64_t blocks, double eps, double scale) {
+  const int64_t width = sizes.width;
+  std::vector<Block> layers;
+  Weights from(weights);
+  for (int64_t block = 0; block < blocks; ++block)
+    layers.emplace_back(from, width, sizes.places, sizes.before + 1, eps);
+  STD_TORCH_CHECK(from.done(), "conformer: weights are left over");
+  Tensor out = torch::stable::new_empty(x, {x.size(0), width});
+
+  const auto pass = [&](int64_t begin, int64_t end) {
+    Chunks group(streams.data() + begin, end - begin, sizes);
+    const int64_t first = streams[begin].row * width, last = (streams[end - 1].row + streams[end - 1].chunk) * width;
+    float* y = static_cast<float*>(out.data_ptr()) + first;
+    std::memcpy(y, floats(x) + first, (last - first) * sizeof(float));
+    for (int64_t block = 0; block < blocks; ++block) group.pass(layers[block], block, static_cast<float>(scale), y);
+  };
+  const int64_t threads = torch::stable::get_num_threads();
+  const std::vector<int64_t> groups = groups_of(streams, threads);
+  const int64_t count = groups.size() - 1;
+  if (count < threads) {
+    pass(0, streams.size());
+  } else {
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) pass(groups[group], groups[group + 1]);
+    });
+  }
+  return out;
+}
+
+Tensor rows_of_streams(const Tensor& x, int64_t heads) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && x.scalar_type() == ScalarType::Float && x.numel() > 0 && heads > 0 &&
+                      x.size(1) % heads == 0,
+                  "conformer: x must be float32 (R, D) of ", heads, " heads");
+  return torch::stable::contiguous(x);
+}
+
+const int64_t* whole_numbers(const Tensor& x, int64_t count, const char* what) {
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Long && x.is_contiguous() && x.numel() == count,
+                  "conformer: ", what, " must be ", count, " int64 numbers");
+  return static_cast<const int64_t*>(x.data_ptr());
+}
+
 // Of B streams `chunks` (B) rows of x each, one stream after the other. Keys and values of a chunk are written to its
 // window, the last inputs of its convolutions to `after`, if that has any. The weights are those of all blocks in
 // order, see Block; relative positions are those of windows of `size` frames.
 Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std::vector<Tensor> windows, Tensor seen,
                        std::vector<Tensor> past, std::vector<Tensor> after, int64_t heads, int64_t size, int64_t places,
                        double eps, double scale) {
-  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && x.scalar_type() == ScalarType::Float && x.numel() > 0 && heads > 0,
-                  "conformer_chunk: x");
-  x = torch::stable::contiguous(x);
+  x = rows_of_streams(x, heads);
   const int64_t rows = x.size(0), width = x.size(1), batch = windows.size();
   STD_TORCH_CHECK(batch > 0 && past.size() == windows.size() && (after.empty() || after.size() == windows.size()) &&
-                      width % heads == 0 && past[0].dim() == 3,
-                  "conformer_chunk: ", batch, " windows, ", past.size(), " pasts, ", heads, " heads");
-  for (const Tensor* each : {&chunks, &seen})
-    STD_TORCH_CHECK(
-        each->is_cpu() && each->scalar_type() == ScalarType::Long && each->is_contiguous() && each->numel() == batch,
-        "conformer_chunk: chunks and seen must be int64 (", batch, ")");
+                      past[0].dim() == 3,
+                  "conformer_chunk: ", batch, " windows, ", past.size(), " pasts");
+  const int64_t *chunk = whole_numbers(chunks, batch, "chunks"), *attended = whole_numbers(seen, batch, "seen");
   const int64_t blocks = past[0].size(0), before = past[0].size(1);
   Sizes sizes{width, heads, 0, size, places, before};
   std::vector<Stream> streams;
   for (int64_t b = 0, row = 0; b < batch; row += streams[b++].chunk) {
-    Stream stream{row, static_cast<const int64_t*>(chunks.data_ptr())[b]};
+    Stream stream{row, chunk[b]};
     stream.window = of_stream(windows[b], blocks, 2 * width, "a window"), stream.block = windows[b].stride(0);
-    stream.frames = windows[b].size(1), stream.seen = static_cast<const int64_t*>(seen.data_ptr())[b];
+    stream.frames = windows[b].size(1), stream.seen = attended[b];
     stream.past = of_stream(past[b], blocks, width, "a past");
     stream.kept = after.empty() ? nullptr : of_stream(after[b], blocks, width, "an after");
     STD_TORCH_CHECK(1 <= stream.chunk && stream.chunk <= stream.frames && stream.frames <= size && 1 <= stream.seen &&
@@ -245,30 +285,34 @@ Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std
   }
   STD_TORCH_CHECK(streams.back().row + streams.back().chunk == rows && places >= size + sizes.chunk - 1,
                   "conformer_chunk: ", rows, " rows, ", places, " places");
-  std::vector<Block> layers;
-  Weights from(weights);
-  for (int64_t block = 0; block < blocks; ++block) layers.emplace_back(from, width, places, before + 1, eps);
-  STD_TORCH_CHECK(from.done(), "conformer_chunk: weights are left over");
-  Tensor out = torch::stable::new_empty(x, {rows, width});
+  return through_all_blocks(x, streams, sizes, weights, blocks, eps, scale);
+}
 
-  const auto pass = [&](int64_t begin, int64_t end) {
-    Chunks group(streams.data() + begin, end - begin, sizes);
-    const int64_t first = streams[begin].row * width, last = (streams[end - 1].row + streams[end - 1].chunk) * width;
-    float* y = static_cast<float*>(out.data_ptr()) + first;
-    std::memcpy(y, floats(x) + first, (last - first) * sizeof(float));
-    for (int64_t block = 0; block < blocks; ++block) group.pass(layers[block], block, static_cast<float>(scale), y);
-  };
-  const int64_t threads = torch::stable::get_num_threads();
-  const std::vector<int64_t> groups = groups_of(streams, threads);
-  const int64_t count = groups.size() - 1;
-  if (count < threads) {
-    pass(0, batch);
-  } else {
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) pass(groups[group], groups[group + 1]);
-    });
+// Whole recordings, `lengths` (B) rows of x each, one after the other: each is a chunk without a past that attends to
+// all of itself.
+Tensor conformer_whole(Tensor x, Tensor lengths, std::vector<Tensor> weights, int64_t blocks, int64_t kernel,
+                       int64_t heads, int64_t size, double eps, double scale) {
+  x = rows_of_streams(x, heads);
+  const int64_t rows = x.size(0), width = x.size(1), batch = lengths.numel();
+  const int64_t* length = whole_numbers(lengths, batch, "lengths");
+  STD_TORCH_CHECK(blocks > 0 && kernel > 0 && batch > 0, "conformer_whole: ", batch, " recordings, ", blocks,
+                  " blocks, kernels of ", kernel);
+  const int64_t before = kernel - 1;
+  const std::vector<float> nothing(blocks * before * width);
+  // Keys and values of one block at a time: all write to the same place.
+  std::vector<float> memory(rows * 2 * width);
+  Sizes sizes{width, heads, 0, size, 2 * size - 1, before};
+  std::vector<Stream> streams;
+  int64_t row = 0;
+  for (int64_t b = 0; b < batch; row += length[b++]) {
+    const int64_t n = length[b];
+    STD_TORCH_CHECK(1 <= n && n <= size && row + n <= rows, "conformer_whole: a recording of ", n, " of ", rows,
+                    " rows, at most ", size);
+    streams.push_back({row, n, &memory[row * 2 * width], 0, n, n, nothing.data(), nullptr});
+    sizes.chunk = std::max(sizes.chunk, n);
   }
-  return out;
+  STD_TORCH_CHECK(row == rows, "conformer_whole: ", row, " of ", rows, " rows");
+  return through_all_blocks(x, streams, sizes, weights, blocks, eps, scale);
 }
 
 }  // namespace
@@ -279,6 +323,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
   m.def(
       "conformer_chunk(Tensor x, Tensor chunks, Tensor[] weights, Tensor(a!)[] windows, Tensor seen, Tensor[] past, "
       "Tensor(b!)[] after, int heads, int size, int places, float eps, float scale) -> Tensor");
+  // x (R, D), of which lengths (B) belong to each of B recordings -> (R, D)
+  m.def(
+      "conformer_whole(Tensor x, Tensor lengths, Tensor[] weights, int blocks, int kernel, int heads, int size, float "
+      "eps, float scale) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) { m.impl("conformer_chunk", TORCH_BOX(&conformer_chunk)); }
+STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
+  m.impl("conformer_chunk", TORCH_BOX(&conformer_chunk));
+  m.impl("conformer_whole", TORCH_BOX(&conformer_whole));
+}

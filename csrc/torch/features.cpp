@@ -94,9 +94,9 @@ Tensor log_mel(std::vector<Tensor> audio, Tensor bounds, int64_t hop, Tensor win
 }
 
 // Rows x (B, T, M) of which the first `lengths` frames count; returns them normalised, 0 behind them, and the moments
-// (B, M) of all frames of the past and these: their number, their sum, the sum of their squares.
-std::tuple<Tensor, Tensor, Tensor, Tensor> running_mvn(Tensor x, Tensor lengths, Tensor mean, Tensor weight,
-                                                       Tensor total, Tensor square, double smallest, bool norm_vars) {
+// (B, 3, M) of all frames of the past and these: their number, their sum, the sum of their squares.
+std::tuple<Tensor, Tensor> running_mvn(Tensor x, Tensor lengths, Tensor mean, Tensor moments, double smallest,
+                                       bool norm_vars) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.scalar_type() == ScalarType::Float,
                   "running_mvn: x must be float32 (B, T, M)");
   x = torch::stable::contiguous(x);
@@ -106,25 +106,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> running_mvn(Tensor x, Tensor lengths,
                                  static_cast<float>(smallest), norm_vars};
   for (int64_t b = 0; b < batch; ++b)
     STD_TORCH_CHECK(0 <= counts[b] && counts[b] <= most, "running_mvn: ", counts[b], " of ", most, " frames");
+  const double* before = numbers<double>(moments, ScalarType::Double, batch * 3 * bins, "running_mvn: moments");
   Tensor out = torch::stable::new_empty(x, {batch, most, bins});
+  Tensor after = torch::stable::new_empty(moments, {batch, 3, bins});
   float* to = static_cast<float*>(out.data_ptr());
-  std::vector<Tensor> after;
-  std::vector<double*> sums;
-  for (const Tensor* each : {&weight, &total, &square}) {
-    const double* before = numbers<double>(*each, ScalarType::Double, batch * bins, "running_mvn: moments");
-    after.push_back(torch::stable::new_empty(*each, {batch, bins}));
-    sums.push_back(static_cast<double*>(after.back().data_ptr()));
-    std::memcpy(sums.back(), before, batch * bins * sizeof(double));
-  }
   const float* from = static_cast<const float*>(x.data_ptr());
+  double* sums = static_cast<double*>(after.data_ptr());
+  std::memcpy(sums, before, batch * 3 * bins * sizeof(double));
   torch::stable::parallel_for(0, batch, 1 + 4096 / (most * bins + 1), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t row = b * most * bins, past = b * bins;
-      chosen().running_mvn(p, from + row, counts[b], sums[0] + past, sums[1] + past, sums[2] + past, to + row);
+      const int64_t row = b * most * bins;
+      double* own = sums + b * 3 * bins;
+      chosen().running_mvn(p, from + row, counts[b], own, own + bins, own + 2 * bins, to + row);
       std::fill(to + row + counts[b] * bins, to + row + most * bins, 0.0f);
     }
   });
-  return {out, after[0], after[1], after[2]};
+  return {out, after};
 }
 
 }  // namespace
@@ -135,10 +132,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
   m.def(
       "log_mel(Tensor[] audio, Tensor bounds, int hop, Tensor window, Tensor turns, Tensor spans, Tensor filters, "
       "float floor) -> Tensor");
-  // x (B, T, M), lengths (B), mean (M), moments (B, M) each -> (B, T, M), and moments
+  // x (B, T, M), lengths (B), mean (M), moments (B, 3, M) -> (B, T, M), and moments
   m.def(
-      "running_mvn(Tensor x, Tensor lengths, Tensor mean, Tensor weight, Tensor total, Tensor square, float smallest, "
-      "bool norm_vars) -> (Tensor, Tensor, Tensor, Tensor)");
+      "running_mvn(Tensor x, Tensor lengths, Tensor mean, Tensor moments, float smallest, bool norm_vars) -> (Tensor, "
+      "Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {

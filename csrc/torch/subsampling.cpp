@@ -72,11 +72,11 @@ struct Network {
 // One stream's next frames.
 struct Piece {
   const float* fresh;   // input frames
-  int64_t given, lead;  // how many, and zeros that stand before them
+  int64_t given;        // how many: behind them, and before a recording's first, is silence
   int64_t start, n;     // the output frames: the first, and how many
   int64_t length;       // input frames of all of it, or -1 while it goes on
-  const float* before;  // the last inputs of all stages, or null: zeros
-  float* after;         // the same behind these frames, or null
+  const float* before;  // the last inputs of all stages
+  float* after;         // the same behind these frames
   float* out;           // (n, D)
 };
 
@@ -85,41 +85,54 @@ struct Scratch {
   std::vector<float> input, output;
 };
 
-void run(const Network& net, const Piece& piece, Scratch& scratch) {
+// Frames before a recording's first one of which its first output frame is made too.
+int64_t lead_of(const Network& net, int64_t start) { return start == 0 ? net.factor - 1 : 0; }
+
+void run_at_once(const Network& net, const Piece& piece, Scratch& scratch) {
   auto& [input, output] = scratch;
   const float *fresh = piece.fresh, *before = piece.before;
   float* after = piece.after;
   int64_t n = piece.n * net.factor, apart = net.factor, length = piece.length;  // apart: frames per output frame
-  int64_t lead = piece.lead, given = std::min(piece.given, n - lead);
+  int64_t lead = lead_of(net, piece.start), given = std::min(piece.given, n - lead);
   for (const Stage& stage : net.stages) {
     const int64_t channels = stage.channels, own = stage.past * channels, all = own + n * channels;
     input.resize(std::max<size_t>(input.size(), all));
-    float* to = input.data();
-    if (before == nullptr) std::fill(to, to + own, 0.0f);
-    if (before != nullptr) std::memcpy(to, before, own * sizeof(float)), before += own;
-    std::fill(to + own, to + own + lead * channels, 0.0f);
-    std::memcpy(to + own + lead * channels, fresh, given * channels * sizeof(float));
-    std::fill(to + own + (lead + given) * channels, to + all, 0.0f);
-    if (after != nullptr) std::memcpy(after, to + all - own, own * sizeof(float)), after += own;
-    n /= kStride, lead = 0, given = n;
+    float *to = input.data(), *first = to + own + lead * channels, *end = first + given * channels;
+    std::memcpy(to, before, own * sizeof(float)), before += own;
+    std::fill(to + own, first, 0.0f);
+    std::memcpy(first, fresh, given * channels * sizeof(float));
+    std::fill(end, to + all, 0.0f);
+    std::memcpy(after, to + all - own, own * sizeof(float)), after += own;
+    lead = 0, given = n / kStride;
+    n /= kStride;
     output.resize(std::max<size_t>(output.size(), n * stage.conv.outputs));
     stage.conv(to, n, output.data(), kStride * channels);
     chosen().gelu(output.data(), n * stage.conv.outputs, output.data());
     apart /= kStride;
-    const int64_t first = apart * piece.start - (apart - 1);
+    const int64_t from = apart * piece.start - (apart - 1);
     if (length >= 0) length = length / kStride + 1;
-    silence_outside(output.data(), first, n, length < 0 ? first + n : length, stage.conv.outputs);
+    silence_outside(output.data(), from, n, length < 0 ? from + n : length, stage.conv.outputs);
     fresh = output.data();
   }
   net.linear(fresh, n, piece.out);
   net.norm(piece.out, n, piece.out);
 }
 
-void run_all(const Network& net, const std::vector<Piece>& pieces) {
+void run(const Network& net, Piece piece, int64_t block, Scratch& scratch) {
+  for (int64_t left = piece.n; left > 0; left -= piece.n) {
+    piece.n = std::min(left, block);
+    run_at_once(net, piece, scratch);
+    const int64_t used = std::min(piece.n * net.factor - lead_of(net, piece.start), piece.given);
+    piece.fresh += used * net.channels, piece.given -= used, piece.start += piece.n;
+    piece.before = piece.after, piece.out += piece.n * net.linear.outputs;
+  }
+}
+
+void run_all(const Network& net, const std::vector<Piece>& pieces, int64_t block) {
   torch::stable::parallel_for(0, pieces.size(), 1, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     for (int64_t b = begin; b < end; ++b)
-      if (pieces[b].n > 0) run(net, pieces[b], scratch);
+      run(net, pieces[b], block, scratch);
   });
 }
 
@@ -128,81 +141,55 @@ Tensor input_frames(const Tensor& x) {
   return torch::stable::contiguous(x);
 }
 
-const int64_t* whole_numbers(const Tensor& x, int64_t count, const char* what) {
-  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Long && x.is_contiguous() && x.numel() == count,
-                  "conv_subsampling: ", what, " must be ", count, " int64 numbers");
-  return static_cast<const int64_t*>(x.data_ptr());
-}
-
-// Input frames (B, T, C) of streams, the first of each of which makes output frame `start` (see causal_subsampling.py);
-// past (B, n) holds the last inputs of all stages. bounds (B, 2): start, and input frames of a stream that has ended or
-// -1. Returns frames, 0 behind the end, and past, which means nothing there.
+// Input frames (B, T, C) of streams from the first on that makes output frame `start` (see causal_subsampling.py);
+// no more than `block` output frames are computed at a time, for how many there are decides how sums are rounded;
+// past (B, n) holds the last inputs of all stages. bounds (B, 3): start, how many output frames are wanted, and input
+// frames of a stream that has ended or -1. Returns frames, 0 behind these and behind the end, and past, which means
+// nothing there.
 std::tuple<Tensor, Tensor> conv_subsampling(Tensor x, Tensor past, Tensor bounds, std::vector<Tensor> weights,
-                                            int64_t count, double eps) {
+                                            int64_t count, int64_t block, double eps) {
   x = input_frames(x), past = torch::stable::contiguous(past);
   const int64_t batch = x.size(0), frames = x.size(1);
   Weights from(weights);
   const Network net(from, x.size(2), count, eps);
-  STD_TORCH_CHECK(frames % net.factor == 0, "conv_subsampling: ", frames, " frames by ", net.factor);
+  STD_TORCH_CHECK(block > 0, "conv_subsampling: blocks of ", block);
   STD_TORCH_CHECK(past.is_cpu() && past.scalar_type() == ScalarType::Float && past.dim() == 2 &&
                       past.size(0) == batch && past.size(1) == net.remembered,
                   "conv_subsampling: past must be float32 (", batch, ", ", net.remembered, ")");
-  const int64_t* bound = whole_numbers(bounds, 2 * batch, "bounds");
-  const int64_t most = frames / net.factor, width = net.linear.outputs;
+  STD_TORCH_CHECK(bounds.is_cpu() && bounds.scalar_type() == ScalarType::Long && bounds.is_contiguous() &&
+                      bounds.numel() == 3 * batch,
+                  "conv_subsampling: bounds must be ", 3 * batch, " int64 numbers");
+  const auto* bound = static_cast<const int64_t*>(bounds.data_ptr());
+  const int64_t width = net.linear.outputs;
+  int64_t most = 0;
+  for (int64_t b = 0; b < batch; ++b) most = std::max(most, bound[3 * b + 1]);
   Tensor out = torch::stable::new_empty(x, {batch, most, width});
   Tensor after = torch::stable::new_empty(past, {batch, net.remembered});
   auto *to = static_cast<float*>(out.data_ptr()), *kept = static_cast<float*>(after.data_ptr());
   std::vector<Piece> pieces;
   for (int64_t b = 0; b < batch; ++b) {
-    const int64_t start = bound[2 * b], length = bound[2 * b + 1], past_of = b * net.remembered;
-    const int64_t left = length < 0 ? most : std::max<int64_t>(net.frames_of(length) - start, 0);
-    const int64_t n = std::min(left, most);
-    pieces.push_back({floats(x) + b * frames * x.size(2), n * net.factor, 0, start, n, length, floats(past) + past_of,
+    const int64_t start = bound[3 * b], wanted = bound[3 * b + 1], length = bound[3 * b + 2];
+    STD_TORCH_CHECK(0 <= start && 0 <= wanted, "conv_subsampling: ", wanted, " frames from ", start, " on");
+    const int64_t n = length < 0 ? wanted : std::min(std::max<int64_t>(net.frames_of(length) - start, 0), wanted);
+    const int64_t past_of = b * net.remembered;
+    pieces.push_back({floats(x) + b * frames * x.size(2), frames, start, n, length, floats(past) + past_of,
                       kept + past_of, to + b * most * width});
     std::fill(to + (b * most + n) * width, to + (b + 1) * most * width, 0.0f);
     if (n == 0) std::copy(floats(past) + past_of, floats(past) + past_of + net.remembered, kept + past_of);
   }
-  run_all(net, pieces);
+  run_all(net, pieces, block);
   return {out, after};
-}
-
-// Whole recordings x (B, T, C) of `lengths` (B) input frames, what is behind them ignored: their frames, one recording
-// after the other.
-Tensor conv_subsampling_whole(Tensor x, Tensor lengths, std::vector<Tensor> weights, int64_t count, double eps) {
-  x = input_frames(x);
-  const int64_t batch = x.size(0), frames = x.size(1), *length = whole_numbers(lengths, batch, "lengths");
-  Weights from(weights);
-  const Network net(from, x.size(2), count, eps);
-  int64_t rows = 0;
-  for (int64_t b = 0; b < batch; ++b) {
-    STD_TORCH_CHECK(0 <= length[b] && length[b] <= frames, "conv_subsampling: ", length[b], " of ", frames, " frames");
-    rows += net.frames_of(length[b]);
-  }
-  Tensor out = torch::stable::new_empty(x, {rows, net.linear.outputs});
-  float* to = static_cast<float*>(out.data_ptr());
-  std::vector<Piece> pieces;
-  for (int64_t b = 0; b < batch; ++b) {
-    const int64_t n = net.frames_of(length[b]);
-    pieces.push_back(
-        {floats(x) + b * frames * x.size(2), length[b], net.factor - 1, 0, n, length[b], nullptr, nullptr, to});
-    to += n * net.linear.outputs;
-  }
-  run_all(net, pieces);
-  return out;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
-  // x (B, T, C), past (B, n), bounds (B, 2) int64 -> (B, T / 2^count, D), (B, n)
+  // x (B, T, C), past (B, n), bounds (B, 3) int64 -> (B, F, D), (B, n)
   m.def(
-      "conv_subsampling(Tensor x, Tensor past, Tensor bounds, Tensor[] weights, int count, float eps) -> (Tensor, "
+      "conv_subsampling(Tensor x, Tensor past, Tensor bounds, Tensor[] weights, int count, int block, float eps) -> (Tensor, "
       "Tensor)");
-  // x (B, T, C), lengths (B) int64 -> (R, D), R frames of all recordings together
-  m.def("conv_subsampling_whole(Tensor x, Tensor lengths, Tensor[] weights, int count, float eps) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
   m.impl("conv_subsampling", TORCH_BOX(&conv_subsampling));
-  m.impl("conv_subsampling_whole", TORCH_BOX(&conv_subsampling_whole));
 }

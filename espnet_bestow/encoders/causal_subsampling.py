@@ -33,6 +33,14 @@ class Stage(NamedTuple):
     input_shape: tuple[int, ...]
 
 
+class Piece(NamedTuple):
+    """Frames that one stream makes next."""
+
+    start: int  # how many it has made before
+    count: int
+    end: int | None  # feature frames of the whole audio where it has ended
+
+
 class Stages:
     """A sub-sampling network taken apart, for streams that each hear the next piece of their audio.
 
@@ -52,46 +60,66 @@ class Stages:
         self._sizes = [stage.past * math.prod(stage.input_shape) for stage in stages]
 
     @property
+    def count(self) -> int:
+        """How many halve the number of frames."""
+        return len(self.stages)
+
+    @property
     def remembered(self) -> int:
         """How many numbers a stream keeps between two calls."""
         return sum(self._sizes)
 
     def advance(
-        self, feats: torch.Tensor, past: torch.Tensor, starts: Sequence[int], ends: Sequence[int | None]
+        self, feats: torch.Tensor, past: torch.Tensor, pieces: Sequence[Piece], block: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The next frames of every stream.
 
         Args:
-            feats: (B, 2^n F, 80), the last of the first 2^n of which makes output frame ``starts``.
+            feats: (B, T, 80), of each stream from the first one on that the first frame of its piece is made of, and
+                zeros behind the last that there is.
             past: (B, remembered), zeros at first.
-            starts: how many output frames each stream has made.
-            ends: feature frames of the whole audio where it has ended, else None.
+            pieces: B of them, of up to F frames.
+            block: frames that are computed at a time, at most, for how many there are decides how sums are rounded;
+                default: all of them.
 
         Returns:
-            (B, F, D), of which those after the end mean nothing, and past.
+            (B, F, D), of which those behind a piece or after the end mean nothing, and past.
         """
+        feats, factor = self._in_place(feats, pieces), 1 << self.count
+        found = []
+        for number, part in enumerate(feats.split(factor * block if block else max(feats.shape[1], 1), 1)):
+            done = number * (block or 0)
+            now = [Piece(p.start + done, min(max(p.count - done, 0), part.shape[1] // factor), p.end) for p in pieces]
+            x, past = self._advance(part, past, now)
+            found.append(x)
+        return torch.cat(found, 1), past
+
+    def _in_place(self, feats: torch.Tensor, pieces: Sequence[Piece]) -> torch.Tensor:
+        """(B, T, 80) -> (B, 2^n F, 80): before a recording's first frame stand zeros, and behind its last one."""
+        factor = 1 << self.count
+        x = feats.new_zeros(len(feats), factor * max(piece.count for piece in pieces), feats.shape[2])
+        for row, piece, own in zip(x, pieces, feats, strict=True):
+            place = row[0 if piece.start else factor - 1 :]
+            place[: len(own)] = own[: len(place)]
+        return x
+
+    def _advance(
+        self, feats: torch.Tensor, past: torch.Tensor, pieces: Sequence[Piece]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of feats (B, 2^n F, 80), the last of the first 2^n of which makes the first frame of its piece."""
         x, kept = self.enter(feats), []
-        factor, lengths = 1 << len(self.stages), list(ends)
+        factor, lengths = 1 << self.count, [piece.end for piece in pieces]
         for stage, before in zip(self.stages, past.split(self._sizes, 1), strict=True):
             channels, *others = stage.input_shape
             x = torch.cat([before.view(len(x), channels, stage.past, *others), x], dim=2)
             # A stage remembers inputs, not padding: zeros beyond the end are never needed again.
-            kept.append(x[:, :, x.shape[2] - stage.past :].flatten(1))
+            ends = [factor * piece.count for piece in pieces]
+            kept.append(torch.stack([row[:, end : end + stage.past] for row, end in zip(x, ends, strict=True)]).flatten(1))
             x = stage.apply(x)
             factor //= 2
             lengths = [length and length // 2 + 1 for length in lengths]
-            x = _silence_outside(x, [factor * start - (factor - 1) for start in starts], lengths)
+            x = _silence_outside(x, [factor * piece.start - (factor - 1) for piece in pieces], lengths)
         return self.leave(x), torch.cat(kept, 1)
-
-    def whole(self, feats: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Whole recordings (B, T, 80), (B,), what is behind them ignored -> (R, D), one after the other."""
-        factor, counts = 1 << len(self.stages), subsampled(lengths, len(self.stages))
-        most, longest = int(counts.max()), int(lengths.max())
-        feats = feats[:, :longest].masked_fill(~valid_frames(lengths, longest)[..., None], 0.0)
-        # The first frame ends with the first feature frame.
-        feats = F.pad(feats, (0, 0, factor - 1, factor * most - (factor - 1) - longest))
-        nothing = feats.new_zeros(len(feats), self.remembered)
-        return self.advance(feats, nothing, [0] * len(feats), lengths.tolist())[0][valid_frames(counts, most)]
 
 
 class NativeStages:
@@ -119,17 +147,13 @@ class NativeStages:
         return native is not None and all(native.takes_panels(each.weight) for each in linears)  # type: ignore[arg-type]
 
     def advance(
-        self, feats: torch.Tensor, past: torch.Tensor, starts: Sequence[int], ends: Sequence[int | None]
+        self, feats: torch.Tensor, past: torch.Tensor, pieces: Sequence[Piece], block: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`Stages`."""
         assert native is not None
-        bounds = torch.tensor([(start, -1 if end is None else end) for start, end in zip(starts, ends, strict=True)])
-        return native.conv_subsampling(feats, past, bounds, self.weights, self.count, self.eps)
-
-    def whole(self, feats: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """See :class:`Stages`."""
-        assert native is not None
-        return native.conv_subsampling_whole(feats, lengths, self.weights, self.count, self.eps)
+        block = block or max(feats.shape[1], 1)
+        bounds = torch.tensor([(start, count, -1 if end is None else end) for start, count, end in pieces])
+        return native.conv_subsampling(feats, past, bounds, self.weights, self.count, block, self.eps)
 
 
 class CausalConv1dSubsampling(nn.Module):
@@ -189,6 +213,15 @@ def dw_striding_stages(subsampling: Any, bins: int) -> Stages:
         stages=stages,
         leave=lambda x: linear(x.transpose(1, 2).flatten(2)),
     )
+
+
+def subsample(stages: Stages | NativeStages, feats: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Whole recordings (B, T, 80), (B,), what is behind them ignored -> (R, D), one after the other."""
+    counts, longest = subsampled(lengths, stages.count), int(lengths.max())
+    feats = feats[:, :longest].masked_fill(~valid_frames(lengths, longest)[..., None], 0.0)
+    pieces = [Piece(0, count, length) for count, length in zip(counts.tolist(), lengths.tolist(), strict=True)]
+    frames, _ = stages.advance(feats, feats.new_zeros(len(feats), stages.remembered), pieces)
+    return frames[valid_frames(counts, frames.shape[1])]
 
 
 def subsampled(lengths: Any, num_layers: int = 3) -> Any:

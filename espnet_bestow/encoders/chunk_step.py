@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from espnet_bestow.encoders.causal_subsampling import NativeStages, Stages, subsampled
+from espnet_bestow.encoders.causal_subsampling import NativeStages, Piece, Stages, subsampled
 from espnet_bestow.encoders.chunk_block import ChunkBlock
 from espnet_bestow.encoders.encoder_state import EncoderState, KeysValues
 from espnet_bestow.ops import native
@@ -80,7 +80,7 @@ class ChunkStep:
         """The next chunk of every stream.
 
         Args:
-            feats: (B, 8 chunk, 80) feature frames, those of :meth:`features`, with 0 where there are none.
+            feats: (B, T, 80) feature frames, those of :meth:`features` that there are, and zeros behind them.
             states: of the B streams.
             ends: feature frames of the whole audio where it has ended, else None.
 
@@ -88,7 +88,8 @@ class ChunkStep:
             frames (B, chunk, D), of which those after the end mean nothing, and the new states.
         """
         starts = [state.start for state in states]
-        x, past = self.stages.advance(feats, torch.stack([state.past for state in states]), starts, ends)
+        pieces = [Piece(start, self.chunk, end) for start, end in zip(starts, ends, strict=True)]
+        x, past = self.stages.advance(feats, torch.stack([state.past for state in states]), pieces)
         memories = [state.with_room(self.left, self.chunk, self.spare) for state in states]
         # What each chunk attends to: all that is left of the past, the chunk, and nothing behind the end.
         kept = [min(self.left, end) for _, end in memories]

@@ -1,7 +1,6 @@
 """Normalisation that can stream: mean and variance of the frames heard so far."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,14 +10,6 @@ from espnet_bestow.encoders.lengths import valid_frames
 from espnet_bestow.ops import native
 
 SMALLEST_VARIANCE = 1e-3
-
-
-class Moments(NamedTuple):
-    """What a stream remembers of its past, in float64 so that hours of frames add up exactly."""
-
-    weight: torch.Tensor  # (B, 80) frames, pseudo-frames included
-    total: torch.Tensor  # (B, 80) sum of the features less the prior mean
-    square: torch.Tensor  # (B, 80) sum of their squares
 
 
 def moments(stats_file: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,19 +64,23 @@ class RunningMVN(AbsNormalize):
             f"prior_frames={self.prior_frames}, norm_vars={self.norm_vars}"
         )
 
-    def start(self, rows: int, bins: int, device: torch.device | None = None) -> Moments:
-        """Moments of streams that have heard nothing: the pseudo-frames."""
+    def start(self, rows: int, bins: int, device: torch.device | None = None) -> torch.Tensor:
+        """Moments (B, 3, 80) of streams that have heard nothing: the pseudo-frames.
+
+        How many frames, the sum of the features less the prior mean, and the sum of their squares; in float64, so that
+        hours of frames add up exactly.
+        """
         zeros = torch.zeros(rows, bins, dtype=torch.float64, device=device)
-        return Moments(zeros + self.prior_frames, zeros, zeros + self.prior_frames * self.prior_std**2)
+        return torch.stack([zeros + self.prior_frames, zeros, zeros + self.prior_frames * self.prior_std**2], 1)
 
     def advance(
-        self, feats: torch.Tensor, past: Moments, lengths: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, Moments]:
+        self, feats: torch.Tensor, past: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, 80) frames that follow ``past`` -> (B, T, 80) normalised, and the moments after them.
 
         Args:
             feats: (B, T, 80).
-            past: moments before them.
+            past: moments before them, see :meth:`start`.
             lengths: (B,) how many frames of each row count, by default all T; at least 1. What follows them becomes 0.
         """
         if (
@@ -95,18 +90,19 @@ class RunningMVN(AbsNormalize):
             and not feats.requires_grad
         ):
             return self._advance_natively(feats, past, lengths)
+        weights, totals, squares = past.unbind(1)
         heard = feats != 0.0
         x = feats.float() - self.prior_mean
         # Sums in float64, single frames in float32: the rest of a recording must not depend on how it was cut.
         # Nearly always; a GPU would have to be waited for.
         everything = feats.device.type == "cpu" and bool(heard.all())
         if everything:
-            count = torch.arange(1, x.shape[1] + 1, dtype=torch.float64)[:, None] + past.weight[:, None]  # (B, T, 80)
+            count = torch.arange(1, x.shape[1] + 1, dtype=torch.float64)[:, None] + weights[:, None]  # (B, T, 80)
         else:
             x.masked_fill_(~heard, 0.0)
-            count = heard.cumsum(1, dtype=torch.float64).add_(past.weight[:, None])
-        total = x.cumsum(1, dtype=torch.float64).add_(past.total[:, None])
-        square = x.square().cumsum(1, dtype=torch.float64).add_(past.square[:, None])
+            count = heard.cumsum(1, dtype=torch.float64).add_(weights[:, None])
+        total = x.cumsum(1, dtype=torch.float64).add_(totals[:, None])
+        square = x.square().cumsum(1, dtype=torch.float64).add_(squares[:, None])
         mean = (total / count).to(x.dtype)
         out = x - mean
         if self.norm_vars:
@@ -121,19 +117,16 @@ class RunningMVN(AbsNormalize):
         else:
             last = lengths - 1
             out = out.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0.0)
-        return out.to(feats.dtype), Moments(count[row, last], total[row, last], square[row, last])
+        return out.to(feats.dtype), torch.stack([each[row, last] for each in (count, total, square)], 1)
 
     def _advance_natively(
-        self, feats: torch.Tensor, past: Moments, lengths: torch.Tensor | None
-    ) -> tuple[torch.Tensor, Moments]:
+        self, feats: torch.Tensor, past: torch.Tensor, lengths: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         assert native is not None
         rows, frames, bins = feats.shape
         lengths = torch.full((rows,), frames) if lengths is None else lengths.long().cpu()
         mean = self.prior_mean.expand(bins).contiguous()
-        # Views of many streams' moments are gathered here.
-        moments = [each.expand(rows, bins).contiguous() for each in past]
-        out, *after = native.running_mvn(feats, lengths, mean, *moments, SMALLEST_VARIANCE, self.norm_vars)
-        return out, Moments(*after)
+        return native.running_mvn(feats, lengths, mean, past.contiguous(), SMALLEST_VARIANCE, self.norm_vars)
 
     def forward(
         self, input: torch.Tensor, input_lengths: torch.Tensor | None = None

@@ -1,7 +1,6 @@
 """The cache-aware FastConformer over recordings in the context `whole`, natively and without padding.
 
-A recording is one chunk without a past that attends to all of itself, so the call is that of :mod:`.chunk_step`. It
-serves streams whose encoder is computed again and again on a growing beginning; training has :mod:`.block_pass`.
+A recording is one chunk without a past that attends to all of itself, as :mod:`.chunk_step` knows them. This serves streams whose encoder is computed again and again on a growing beginning; training has :mod:`.block_pass`.
 """
 
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from espnet_bestow.encoders.causal_subsampling import NativeStages, Stages, subsampled
+from espnet_bestow.encoders.causal_subsampling import NativeStages, Stages, subsample, subsampled
 from espnet_bestow.encoders.chunk_block import ChunkBlock
 from espnet_bestow.ops import native
 
@@ -28,37 +27,31 @@ class WholePass:
     def __init__(self, encoder: Any, stages: Stages | NativeStages):
         self.encoder = encoder
         self.stages = stages
+        self.width = encoder.config.hidden_size
         with torch.inference_mode():
             # For their weights alone: the native call knows the lengths.
             self.blocks = [ChunkBlock(block, self._distances(1), 0, 1) for block in encoder.layers]
             laid_out = [block.weights() for block in self.blocks]
         self._weights = [weight for weights in laid_out if weights is not None for weight in weights]
         self.fits = native is not None and None not in laid_out
-        block = self.blocks[0]
-        self._past = block.taps.new_zeros(len(self.blocks), block.kernel - 1, encoder.config.hidden_size)
         self._size = 0  # frames for which relative positions are known
 
     @torch.inference_mode()
     def __call__(self, feats: Tensor, lengths: Tensor) -> list[Tensor]:
         """Features (B, T, 80), true lengths (B,) -> the frames of each recording, (F_i, D)."""
-        assert native is not None and self.fits
-        counts = subsampled(lengths)
-        x = self.stages.whole(feats, lengths).mul_(self.encoder.input_scale)  # (R, D)
-        return list(self._encode(x, counts).split(counts.tolist()))
+        return self.encode(subsample(self.stages, feats, lengths), subsampled(lengths))
 
-    def _encode(self, x: Tensor, counts: Tensor) -> Tensor:
-        """x (R, D), the frames of recordings of so many -> (R, D)."""
-        assert native is not None
+    @torch.inference_mode()
+    def encode(self, x: Tensor, counts: Tensor) -> list[Tensor]:
+        """Sub-sampled frames (R, D) of recordings, one after the other, (B,) of each -> the frames of each, (F_i, D)."""
+        assert native is not None and self.fits
         self._know(int(counts.max()))
-        block, count = self.blocks[0], len(self.blocks)
-        # Keys and values of one block at a time: all write to the same place.
-        memory = x.new_empty(len(x), 2 * x.shape[1])
-        windows = [each[None].expand(count, -1, -1) for each in memory.split(counts.tolist())]
-        pasts = [self._past] * len(windows)
-        return native.conformer_chunk(
-            x, counts, self._weights, windows, counts, pasts, [], block.heads, self._size, 2 * self._size - 1,
+        block = self.blocks[0]
+        out = native.conformer_whole(
+            x * self.encoder.input_scale, counts, self._weights, len(self.blocks), block.kernel, block.heads, self._size,
             block.block.norm_out.eps, block.scaling,
         )  # fmt: skip
+        return list(out.split(counts.tolist()))
 
     def _know(self, frames: int) -> None:
         if frames <= self._size:

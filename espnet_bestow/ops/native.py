@@ -135,26 +135,16 @@ def connector_token(  # noqa: PLR0913 (the op's arguments)
 
 
 def conv_subsampling(
-    x: Tensor,  # (B, T, C) float32
+    x: Tensor,  # (B, T, C) float32, from the first frame on that the first output frame is made of
     past: Tensor,  # (B, n) the last inputs of all stages
-    bounds: Tensor,  # (B, 2) int64: first output frame; input frames of a stream that has ended, or -1
+    bounds: Tensor,  # (B, 3) int64: first output frame, how many; input frames of a stream that has ended, or -1
     weights: list[Tensor],  # per stage panels and bias, then those of a linear layer and of a norm
     count: int,  # stages
+    block: int,  # output frames that are computed at a time, at most
     eps: float,
-) -> tuple[Tensor, Tensor]:  # (B, T / 2^count, D), (B, n)
+) -> tuple[Tensor, Tensor]:  # (B, F, D), (B, n)
     """Stages of convolutions of stride 2, GELU after each, then a linear layer and a norm; without gradient."""
-    return torch.ops.bestow.conv_subsampling(x, past, bounds, weights, count, eps)
-
-
-def conv_subsampling_whole(
-    x: Tensor,  # (B, T, C) float32
-    lengths: Tensor,  # (B,) int64
-    weights: list[Tensor],  # see conv_subsampling
-    count: int,
-    eps: float,
-) -> Tensor:  # (R, D)
-    """The same of whole recordings: their frames, one recording after the other."""
-    return torch.ops.bestow.conv_subsampling_whole(x, lengths, weights, count, eps)
+    return torch.ops.bestow.conv_subsampling(x, past, bounds, weights, count, block, eps)
 
 
 def log_mel(
@@ -175,14 +165,12 @@ def running_mvn(
     x: Tensor,  # (B, T, M) float32
     lengths: Tensor,  # (B,) int64
     mean: Tensor,  # (M,)
-    weight: Tensor,  # (B, M) float64, as the next two
-    total: Tensor,
-    square: Tensor,
+    moments: Tensor,  # (B, 3, M) float64: number, sum and sum of squares of the frames before these
     smallest: float,
     norm_vars: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # (B, T, M) and the moments after it
+) -> tuple[Tensor, Tensor]:  # (B, T, M) and the moments after it
     """What :class:`espnet_bestow.encoders.RunningMVN` does, without gradient."""
-    return torch.ops.bestow.running_mvn(x, lengths, mean, weight, total, square, smallest, norm_vars)
+    return torch.ops.bestow.running_mvn(x, lengths, mean, moments, smallest, norm_vars)
 
 
 def conformer_chunk(  # noqa: PLR0913 (the op's arguments)
@@ -205,6 +193,21 @@ def conformer_chunk(  # noqa: PLR0913 (the op's arguments)
     )
 
 
+def conformer_whole(  # noqa: PLR0913 (the op's arguments)
+    x: Tensor,  # (R, D) B recordings, one after the other
+    lengths: Tensor,  # (B,) int64, frames of each
+    weights: list[Tensor],
+    blocks: int,
+    kernel: int,  # of the convolutions
+    heads: int,
+    size: int,  # frames of a recording, at most; the tables of relative positions have 2 size - 1
+    eps: float,
+    scale: float,
+) -> Tensor:  # (R, D)
+    """Recordings through all blocks of a conformer, each attending to all of itself, without gradient."""
+    return torch.ops.bestow.conformer_whole(x, lengths, weights, blocks, kernel, heads, size, eps, scale)
+
+
 def ctc_best_path(
     logp: Tensor,  # (B, F, C) float32
     lengths: Tensor,  # (B,) int64
@@ -220,6 +223,7 @@ def _ctc_best_path_fake(logp: Tensor, *_: object) -> Tensor:
     return logp.new_empty(logp.shape[:2], dtype=torch.int64)
 
 
+@register_fake("bestow::conformer_whole")
 @register_fake("bestow::conformer_chunk")
 def _conformer_chunk_fake(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
@@ -234,20 +238,16 @@ def _log_mel_fake(
 
 
 @register_fake("bestow::running_mvn")
-def _running_mvn_fake(x: Tensor, _: Tensor, __: Tensor, *moments: Tensor | float | bool) -> tuple[Tensor, ...]:
-    return x.new_empty(x.shape), *(each.new_empty(each.shape) for each in moments if isinstance(each, Tensor))
+def _running_mvn_fake(x: Tensor, _: Tensor, __: Tensor, moments: Tensor, *___: object) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), moments.new_empty(moments.shape)
 
 
 @register_fake("bestow::conv_subsampling")
 def _conv_subsampling_fake(
-    x: Tensor, past: Tensor, _: Tensor, weights: list[Tensor], count: int, __: float
+    x: Tensor, past: Tensor, _: Tensor, weights: list[Tensor], *__: object
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(len(x), x.shape[1] >> count, len(weights[-1])), past.new_empty(past.shape)
-
-
-@register_fake("bestow::conv_subsampling_whole")
-def _conv_subsampling_whole_fake(x: Tensor, _: Tensor, weights: list[Tensor], *__: object) -> Tensor:
-    return x.new_empty(torch.library.get_ctx().new_dynamic_size(), len(weights[-1]))
+    most = torch.library.get_ctx().new_dynamic_size()
+    return x.new_empty(len(x), most, len(weights[-1])), past.new_empty(past.shape)
 
 
 @register_fake("bestow::llama_token")

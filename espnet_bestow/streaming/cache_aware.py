@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espnet_bestow.encoders.chunk_step import FACTOR, LEAD, ChunkStep
+from espnet_bestow.encoders.chunk_step import FACTOR, ChunkStep
 from espnet_bestow.streaming.features import Span, StreamFeatures
 from espnet_bestow.streaming.frame_ear import FrameEar
 from espnet_bestow.streaming.listener import Ear, Listener
+from espnet_bestow.streaming.subsampled import under
 from espnet_bestow.visibility import Chunks
 
 
@@ -76,18 +76,8 @@ class CacheAwareListener(Listener):
 
     def _advance(self, ears: Sequence[Any]) -> None:
         """The next chunk of each."""
-        bounds = [self.step.features(ear.heard) for ear in ears]
-        available = [self.features.available(ear) for ear in ears]
-        spans = [
-            Span(ear, max(first, 0), min(last, size), ear.features_past)
-            for ear, (first, last), size in zip(ears, bounds, available, strict=True)
-        ]
-        feats, pasts = self.features(spans)  # (B, T, 80)
-        x = F.pad(feats, (0, 0, 0, FACTOR * self.step.chunk - feats.shape[1]))
-        beginning = [row for row, (first, _) in enumerate(bounds) if first < 0]
-        # Before a recording's first frame stand zeros: those behind its last one, of which there are as many or more.
-        x[beginning] = x[beginning].roll(LEAD, 1)
-        ends = [size if size < last else None for size, (_, last) in zip(available, bounds, strict=True)]
+        spans = [Span(ear, ear.heard, ear.heard + self.step.chunk, ear.features_past) for ear in ears]
+        x, pasts, ends = under(self.features, spans)
         frames, states = self.step(x, [ear.encoder for ear in ears], ends)
         for row, ear in enumerate(ears):
             ear.encoder, ear.features_past = states[row], pasts[row]

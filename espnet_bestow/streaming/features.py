@@ -21,12 +21,13 @@ _FLOOR = 1e-10
 
 
 class Span(NamedTuple):
-    """Feature frames of one session that are wanted next: ``first`` to before ``last``."""
+    """Frames of one session that are wanted next: ``first`` to before ``last``."""
 
     ear: Ear
     first: int
     last: int
-    past: Any  # what the normalisation remembers of the frames before `first`
+    past: Any  # what was remembered after the frames before `first`
+    end: int | None = None  # samples, where silence is to be heard behind so many of the ear's
 
 
 class LogMel:
@@ -42,7 +43,7 @@ class LogMel:
         stft = frontend.stft
         self.frontend = frontend
         self.sample_rate: int = frontend.logmel.mel_options["sr"]
-        self.bins: int = frontend.output_size()
+        self.bins = self.width = int(frontend.output_size())
         self.hop: int = stft.hop_length
         self.n_fft: int = stft.n_fft
         self.reach: int = stft.win_length // 2 if stft.window is not None else stft.n_fft // 2
@@ -70,6 +71,24 @@ class LogMel:
     def all(self, samples: int) -> int:
         """Frames of a recording of ``samples`` samples, the last of which see the silence after it."""
         return samples // self.hop + 1 if samples else 0
+
+    def available(self, ear: Ear, end: int | None = None) -> int:
+        """Frames that no later sample can change: of all that has come, or of the first ``end`` samples as a whole."""
+        if end is not None or ear.ended:
+            return self.all(ear.received if end is None else end)
+        return self.complete(ear.received)
+
+    def open(self) -> Any:
+        """What is remembered of no frames; each of these is of its own."""
+        return None
+
+    def __call__(self, spans: Sequence[Span]) -> tuple[Tensor, list[Any]]:
+        """Frames (B, T, 80) of each span, which mean nothing behind its last, and what is remembered after them."""
+        return self.of_spans(spans), [None] * len(spans)
+
+    def of_spans(self, spans: Sequence[Span]) -> Tensor:
+        """Log-mel (B, T, 80)."""
+        return self.padded([s.ear.samples(0, s.end) for s in spans], [s.first for s in spans], [s.last for s in spans])
 
     def frames(self, audio: Sequence[Tensor], first: Sequence[int], last: Sequence[int]) -> list[Tensor]:
         """Frames ``first`` to before ``last`` (T_i, 80) of recordings (S_i,), behind each of which is silence."""
@@ -166,24 +185,19 @@ class StreamFeatures(LogMel):
         """Samples that the first ``frames`` frames depend on."""
         return (frames - 1) * self.hop + self.reach if frames > 0 else 0
 
-    def available(self, ear: Ear) -> int:
-        """Frames that no later sample can change."""
-        return self.all(ear.received) if ear.ended else self.complete(ear.received)
-
     def open(self) -> Any:
         """What the normalisation remembers of no frames."""
-        return self.normalize.start(1, self.bins, self.device) if self._running else None
+        return self.normalize.start(1, self.bins, self.device)[0] if self._running else None
 
     @torch.inference_mode()
     def __call__(self, spans: Sequence[Span]) -> tuple[Tensor, list[Any]]:
         """Frames (B, T, 80) of each span, 0 behind its last, and what the normalisation remembers after them."""
-        x = self.padded([s.ear.samples() for s in spans], [s.first for s in spans], [s.last for s in spans])
+        x = self.of_spans(spans)
         lengths = torch.tensor([span.last - span.first for span in spans], device=self.device)
         pasts: list[Any] = [None] * len(spans)
         if self._running:
-            past = type(spans[0].past)(*map(torch.cat, zip(*[span.past for span in spans], strict=True)))
-            x, after = self.normalize.advance(x, past, lengths)
-            pasts = [type(after)(*each) for each in zip(*[field.split(1) for field in after], strict=True)]
+            x, after = self.normalize.advance(x, torch.stack([span.past for span in spans]), lengths)
+            pasts = list(after)
         else:
             if self.normalize is not None:
                 x, _ = self.normalize(x, lengths)

@@ -1,4 +1,4 @@
-"""BESTOW-S-bidi whose encoder is recomputed on the growing audio, but not the log-mel frames that it reads."""
+"""BESTOW-S-bidi whose encoder is recomputed on the growing audio, but not what it reads before it looks ahead."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,55 +6,79 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from espnet_bestow.streaming.features import LogMel
+from espnet_bestow.streaming.features import LogMel, Span
 from espnet_bestow.streaming.frame_ear import FrameEar
 from espnet_bestow.streaming.listener import RIGHT_CONTEXT, Encode, RecomputedListener
+from espnet_bestow.streaming.subsampled import Subsampled
+
+Front = LogMel | Subsampled
+"""What makes frames that depend on the audio before them, and on little after it."""
+
+
+class RememberingEar(FrameEar):
+    """Audio of one session, and the frames that a front has made of it."""
+
+    def __init__(self, front: Front):
+        super().__init__(front.width)
+        self.past = front.open()
 
 
 class RememberingListener(RecomputedListener):
-    """Hears what :class:`RecomputedListener` hears, and computes every log-mel frame once.
+    """Hears what :class:`RecomputedListener` hears, and computes every frame of a front once.
 
-    Only the last two or three frames of what is encoded are computed for that one time: behind the audio stands
-    silence, which their windows reach.
+    Only the last few frames of what is encoded are computed for that one time: behind the audio stands silence, which
+    they reach.
 
     Args:
-        logmel: log-mel of any part of the audio.
-        encode: what follows it in the model, independent of padding and batch: (B, T, 80), (B,) -> the frames of each.
+        front: what need not be recomputed.
+        encode: what follows it in the model, independent of batch: the front's frames (R, W) of some recordings, one
+            after the other, and how many of each (B,) -> the frames of each.
         hop, right_context, shortest: see :class:`RecomputedListener`.
     """
 
     def __init__(
         self,
-        logmel: LogMel,
+        front: Front,
         encode: Encode,
         hop: int = 1280,
         right_context: int = RIGHT_CONTEXT,
         shortest: int = 1600,
     ):
-        super().__init__(encode, logmel.sample_rate, hop, right_context, shortest)
-        self.logmel = logmel
+        super().__init__(encode, front.sample_rate, hop, right_context, shortest)
+        self.front = front
 
-    def open(self) -> FrameEar:
-        """See :class:`Listener`; its frames are log-mel."""
-        return FrameEar(self.logmel.bins)
+    def open(self) -> RememberingEar:
+        """See :class:`Listener`."""
+        return RememberingEar(self.front)
 
     @torch.inference_mode()
     def encode_beginnings(self, ears: Sequence[Any], ends: Sequence[int]) -> Sequence[Tensor]:
         """See :class:`RecomputedListener`."""
-        complete, lengths = ([of(end) for end in ends] for of in (self.logmel.complete, self.logmel.all))
-        new: dict[Any, int] = {}  # ears, which may be in several rows, and how far their frames can be known
-        for ear, until in zip(ears, complete, strict=True):
-            if until > max(ear.heard, new.get(ear, 0)):
-                new[ear] = until
-        audio = [ear.samples() for ear in new] + [ear.samples(0, end) for ear, end in zip(ears, ends, strict=True)]
-        frames = self.logmel.frames(audio, [*(ear.heard for ear in new), *complete], [*new.values(), *lengths])
-        for ear, known in zip(new, frames, strict=False):
-            ear.append(known)
-        # What is known lies in the ears. One copy fills all rows: with each a call of its own, they would cost more.
-        nothing = frames[0].new_zeros(max(lengths), self.logmel.bins)
-        rows = [
-            (ear.frames(begin), last, nothing[begin + len(last) :])
-            for ear, begin, last in zip(ears, complete, frames[len(new) :], strict=True)
+        self._remember(ears, ends)
+        spans = [self._rest(ear, end) for ear, end in zip(ears, ends, strict=True)]
+        last, _ = self.front(spans)
+        pieces = [
+            piece
+            for (ear, begin, until, *_), row in zip(spans, last, strict=True)
+            for piece in (ear.frames(begin), row[: until - begin])  # type: ignore[attr-defined]
         ]
-        feats = torch.cat([piece for row in rows for piece in row]).view(len(rows), *nothing.shape)  # (B, T, 80)
-        return self.encode(feats, torch.tensor(lengths))
+        return self.encode(torch.cat(pieces), torch.tensor([span.last for span in spans]))
+
+    def _rest(self, ear: Any, end: int) -> Span:
+        """What follows the frames that the ear remembers, if its first ``end`` samples are a recording."""
+        if ear.heard <= self.front.complete(end):
+            return Span(ear, ear.heard, self.front.all(end), ear.past, end)
+        return Span(ear, 0, self.front.all(end), self.front.open(), end)  # whoever goes back begins anew
+
+    def _remember(self, ears: Sequence[Any], ends: Sequence[int]) -> None:
+        """What is certain in the shortest beginning of each ear, unless nothing is asked for after this."""
+        known: dict[Any, int] = {}
+        for ear, end in zip(ears, ends, strict=True):
+            if not ear.ended or end < ear.received:
+                known[ear] = min(self.front.complete(end), known.get(ear, end))
+        spans = [Span(ear, ear.heard, until, ear.past) for ear, until in known.items() if until > ear.heard]
+        if spans:
+            frames, pasts = self.front(spans)
+            for span, row, past in zip(spans, frames, pasts, strict=True):
+                span.ear.append(row[: span.last - span.first])  # type: ignore[attr-defined]
+                span.ear.past = past  # type: ignore[attr-defined]

@@ -42,7 +42,7 @@ class Stream:
         """Features (8 chunk, 16) of the next chunk; the length where they reach the end."""
         first, last = self.step.features(self.state.start)
         feats = self.feats[max(first, 0) : last]
-        feats = torch.nn.functional.pad(feats, (0, 0, max(-first, 0), max(last - len(self.feats), 0)))
+        feats = torch.nn.functional.pad(feats, (0, 0, 0, 8 * self.step.chunk - len(feats)))
         return feats, len(self.feats) if last > len(self.feats) else None
 
 

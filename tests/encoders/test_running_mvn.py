@@ -80,8 +80,7 @@ def test_rows_of_a_stream_may_advance_differently():
     normalize = RunningMVN()
     _, past = normalize.advance(x, normalize.start(2, 4), torch.tensor([10, 3]))
     _, alone = normalize.advance(x[1:, :3], normalize.start(1, 4))
-    for together, single in zip(past, alone, strict=True):
-        torch.testing.assert_close(together[1:], single)
+    torch.testing.assert_close(past[1:], alone)
 
 
 def test_hours_add_up():

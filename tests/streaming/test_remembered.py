@@ -1,4 +1,4 @@
-"""RememberingListener: what RecomputedListener hears, with every log-mel frame computed once."""
+"""RememberingListener: what RecomputedListener hears, with what comes before the future computed once."""
 
 import pytest
 import torch
@@ -6,36 +6,61 @@ from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.layers.utterance_mvn import UtteranceMVN
 
 from espnet_bestow.connectors import Speech
-from espnet_bestow.encoders import ConvSubsampling
+from espnet_bestow.encoders import ConvSubsampling, RunningMVN
+from espnet_bestow.encoders.causal_subsampling import CausalConv1dSubsampling, subsampled
 from espnet_bestow.encoders.features import Features
-from espnet_bestow.streaming.features import LogMel
+from espnet_bestow.encoders.lengths import valid_frames
+from espnet_bestow.streaming.features import LogMel, StreamFeatures
 from espnet_bestow.streaming.listener import RecomputedListener
 from espnet_bestow.streaming.policies import EVERYTHING
 from espnet_bestow.streaming.remembered import RememberingListener
+from espnet_bestow.streaming.subsampled import Subsampled
 
 HOP = 1280
 
 
-@pytest.fixture(scope="module")
-def features():
-    torch.manual_seed(0)
-    frontend = DefaultFrontend(fs=16000, n_fft=512, win_length=400, hop_length=160, n_mels=16)
-    return Features(frontend, normalize=UtteranceMVN(norm_vars=True), preencoder=ConvSubsampling(16, 8)).eval()
+def frontend() -> DefaultFrontend:
+    return DefaultFrontend(fs=16000, n_fft=512, win_length=400, hop_length=160, n_mels=16)
 
 
-@pytest.fixture(scope="module")
-def listeners(features):
-    """The one that remembers, and the one that does not."""
+def log_mel_listeners() -> tuple[RememberingListener, RecomputedListener]:
+    """Normalisation and sub-sampling look ahead: only log-mel can be remembered."""
+    features = Features(frontend(), normalize=UtteranceMVN(norm_vars=True), preencoder=ConvSubsampling(16, 8)).eval()
 
     @torch.no_grad()
     def whole(waveform, lengths):
         return Speech(*features(waveform, lengths)).rows()
 
     @torch.no_grad()
-    def rest(feats, lengths):
-        return Speech(*features.refine(feats, lengths)).rows()
+    def rest(frames, counts):
+        feats = torch.nn.utils.rnn.pad_sequence(frames.split(counts.tolist()), batch_first=True)
+        return Speech(*features.refine(feats, counts)).rows()
 
     return RememberingListener(LogMel(features.frontend), rest, HOP, 3), RecomputedListener(whole, 16000, HOP, 3)
+
+
+def subsampled_listeners(native: bool) -> tuple[RememberingListener, RecomputedListener]:
+    """Sub-sampled frames can be."""
+    features = Features(frontend(), normalize=RunningMVN()).eval()
+    subsampling = CausalConv1dSubsampling(16, 16).eval()
+
+    @torch.no_grad()
+    def whole(waveform, lengths):
+        feats, lengths = features(waveform, lengths)
+        frames = subsampling(feats, valid_frames(lengths, feats.shape[1]))
+        return [row[: subsampled(int(length))] for row, length in zip(frames, lengths, strict=True)]
+
+    stages = subsampling.stages() if native else subsampling.plain_stages()
+    front = Subsampled(StreamFeatures(features), stages, 16)
+    listener = RememberingListener(front, lambda frames, counts: frames.split(counts.tolist()), HOP, 3)
+    return listener, RecomputedListener(whole, 16000, HOP, 3)
+
+
+@pytest.fixture(scope="module", params=["log-mel", "sub-sampled", "sub-sampled by PyTorch"])
+def listeners(request):
+    """The one that remembers, and the one that does not."""
+    torch.manual_seed(0)
+    return log_mel_listeners() if request.param == "log-mel" else subsampled_listeners(request.param == "sub-sampled")
 
 
 def pushed(listener, audio, ended=False):
@@ -70,32 +95,64 @@ def test_talks_that_grow_at_their_own_pace_are_heard_as_if_for_the_first_time(li
 
 
 def frames_computed(listener, monkeypatch) -> list[int]:
-    """How many log-mel frames each coming call computes."""
+    """How many frames of the front each coming call computes."""
     computed = []
-    padded = listener.logmel.padded
+    front = type(listener.front)
+    call = front.__call__
 
-    def counting(audio, first, last):
-        computed.append(sum(last) - sum(first))
-        return padded(audio, first, last)
+    def counting(self, spans):
+        computed.append(sum(span.last - span.first for span in spans))
+        return call(self, spans)
 
-    monkeypatch.setattr(listener.logmel, "padded", counting)
+    monkeypatch.setattr(front, "__call__", counting)
     return computed
 
 
 def test_a_frame_that_has_been_heard_is_not_computed_again(listeners, monkeypatch):
     listener, _ = listeners
-    ear = pushed(listener, 0.1 * torch.randn(20_000))
-    listener.hear([(ear, 6)])
+    ear = pushed(listener, 0.1 * torch.randn(40_000))
+    listener.hear([(ear, 13)])
     computed = frames_computed(listener, monkeypatch)
-    listener.hear([(ear, 8)])
-    assert computed == [2 * HOP // 160 + 2]  # and those that see the silence behind what is encoded
+    listener.hear([(ear, 17)])
+    ends = [(frames + 3) * HOP for frames in (13, 17)]
+    known = [listener.front.complete(end) for end in ends]
+    # What is certain now, and what sees the silence behind what is encoded.
+    assert computed == [known[1] - known[0], listener.front.all(ends[1]) - known[1]]
+    assert 0 < computed[0] and computed[1] <= 4
 
 
-def test_nor_is_it_for_several_beginnings(listeners, monkeypatch):
+def test_the_last_words_of_a_talk_are_computed_at_once(listeners, monkeypatch):
+    """Nothing is asked for after them."""
+    ear = pushed(listeners[0], 0.1 * torch.randn(20_000), ended=True)
+    computed = frames_computed(listeners[0], monkeypatch)
+    listeners[0].hear([(ear, EVERYTHING)])
+    assert computed == [listeners[0].front.all(20_000)]
+
+
+def test_several_beginnings_share_what_they_have_in_common(listeners, monkeypatch):
     ears = [pushed(listeners[0], 0.1 * torch.randn(length)) for length in (20_000, 12_000)]
     computed = frames_computed(listeners[0], monkeypatch)
     listeners[0].hear([(ear, frames) for ear in ears for frames in (2, 3, 4, 5)])
-    assert computed and computed[0] <= 2 * (8 * HOP // 160 + 4 * 2)
+    front = listeners[0].front
+    common = front.complete(5 * HOP)
+    rest = sum(front.all(min(end * HOP, length)) - common for length in (20_000, 12_000) for end in (5, 6, 7, 8))
+    assert computed == [2 * common, rest]
+
+
+def test_frames_do_not_depend_on_what_was_asked_for_before():
+    """Not even in how they are rounded: otherwise words could depend on how the audio was cut."""
+    torch.manual_seed(0)
+    listener, _ = subsampled_listeners(native=True)
+    audio = 0.1 * torch.randn(60_000)
+    ways = []
+    for steps in ([30], [5, 30], [2, 3, 9, 17, 21, 29, 30], range(1, 31)):
+        ear = pushed(listener, audio)
+        for frames in steps:
+            heard = listener.hear([(ear, frames), (ear, frames + 2)])
+        ways.append(heard)
+    for way in ways[1:]:
+        for one, other in zip(way, ways[0], strict=True):
+            assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("ended", [False, True])
@@ -124,8 +181,8 @@ def test_too_little_audio_has_no_frames(listeners):
     assert len(listener.hear([(pushed(listener, torch.zeros(1_500), ended=True), EVERYTHING)])[0]) == 0
 
 
-def test_other_frontends_are_told_apart(features):
-    assert LogMel.suits(features.frontend)
+def test_other_frontends_are_told_apart():
+    assert LogMel.suits(frontend())
     assert not LogMel.suits(torch.nn.Linear(1, 1)) and not LogMel.suits(None)
     with pytest.raises(ValueError, match="frontend Linear cannot stream"):
         LogMel(torch.nn.Linear(1, 1))
