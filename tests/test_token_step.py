@@ -84,16 +84,18 @@ def test_a_connectors_token_is_that_of_its_layers(llm_path, configuration, monke
             state.token = None
         for _ in range(3):
             seats.take()
-        state.hear(1, speech.frames[0])
-        state.hear(2, speech.frames[1, :2])
+        heard = {1: speech.frames[0], 2: speech.frames[1, :2]}
+        for seat, frames in heard.items():
+            state.hear(seat, frames)
         for now, seen in (([1], 0), ([1, 2], 2), ([2, 1], 5), ([2], 2), ([1], 11)):
             mask = torch.ones(len(now), 1, dtype=torch.bool)
             state.sit(seats.place(now, mask))
-            visible = torch.full((len(now), 1), seen, dtype=torch.int32)
+            visible = torch.tensor([[min(seen, len(heard[seat]))] for seat in now], dtype=torch.int32)
             text = torch.randn(len(now), 1, model.llm.width)
             out.append(model.connector(text, mask, visible, state).embeddings.flatten())
             for block in range(len(state.speech)):
-                out.append(state.attention(block).flatten())
+                looked = state.attention(block)  # of frames that nobody sees it may say 0, or nothing
+                out.append(torch.nn.functional.pad(looked, (0, 16 - looked.shape[1])).flatten())
             for seat in now:
                 seats.advance(seat, 1)
         found.append(torch.cat(out))

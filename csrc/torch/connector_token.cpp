@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <tuple>
@@ -68,35 +69,42 @@ struct ConnectorBlock {
   }
 };
 
-// What rows of text see of the frames (B, F, E).
+// What rows of text see of the frames (R, N, E), a row of which each session has.
 struct Heard {
   float* data;
-  int64_t row, frame;  // strides
-  const int32_t* visible;
-  int64_t frames, width;  // F, E
+  int64_t row, frame;     // strides
+  const int64_t* seats;   // whose row each is
+  std::vector<int64_t> counts;  // frames that each sees
+  int64_t width;          // E
 
-  int64_t count(int64_t b) const { return visible[b] < 0 ? 0 : visible[b] < frames ? visible[b] : frames; }
-  bestow::Rows of(int64_t b) const { return {data + b * row, 0, 0, frame}; }
+  bestow::Rows of(int64_t b) const { return {data + seats[b] * row, 0, 0, frame}; }
 };
 
-// Rows from `begin` on: their queries q (rows, H * D) ask the frames, each head in D_enc dimensions, asked (rows, H,
-// E); the answers are (rows, H * D).
-void ask(const AbsorbedAttention& cross, const Heard& heard, int64_t begin, int64_t rows, const float* q, float* asked,
-         float* answers) {
+// Rows from `begin` on: their queries q (rows, H * D) ask the frames, each head in D_enc dimensions; the answers are
+// (rows, H * D), and how they looked, in the mean of the heads, is (rows, F), 0 where it is not written.
+void ask(const AbsorbedAttention& cross, const Heard& heard, int64_t begin, int64_t rows, const float* q,
+         float* answers, float* looked, int64_t frames) {
   const int64_t heads = cross.key.heads, head = cross.key.head, frame = heard.width, width = heads * head;
-  std::vector<float> means(rows * heads * frame);
+  std::vector<float> asked(rows * heads * frame), means(rows * heads * frame);
   bestow::FewRows p{bestow::Scalar::kFloat, rows};
   p.input_scale = p.scale = nullptr;
   p.inputs = head, p.outputs = frame, p.bias = nullptr, p.input_row = width, p.out_row = heads * frame;
   for (int64_t h = 0; h < heads; ++h) {
-    p.input = q + h * head, p.weight = cross.key.data + h * frame * head, p.out = asked + h * frame;
+    p.input = q + h * head, p.weight = cross.key.data + h * frame * head, p.out = &asked[h * frame];
     multiply(p);
   }
   each_row(rows, [&](int64_t i) {
-    const int64_t count = heard.count(begin + i), at = i * heads * frame;
-    if (count > 0)
-      attend({asked + at, 0, frame, frame}, heard.of(begin + i), heard.of(begin + i), heads, 1, frame, count,
-             1 / std::sqrt(static_cast<double>(head)), {&means[at], 0, frame, frame});
+    const int64_t count = heard.counts[begin + i];
+    if (count == 0) return;
+    const bestow::Rows memory = heard.of(begin + i);
+    std::vector<float> weights(bestow::kFewRows * count);
+    for (int64_t h = 0; h < heads; h += bestow::kFewRows) {
+      const int64_t some = std::min(bestow::kFewRows, heads - h), at = (i * heads + h) * frame;
+      attend({&asked[at], 0, frame, frame}, memory, memory, some, 1, frame, count,
+             1 / std::sqrt(static_cast<double>(head)), {&means[at], 0, frame, frame}, {weights.data(), 0, count, count});
+      for (int64_t each = 0; each < some; ++each)
+        add_to(looked + i * frames, &weights[each * count], count, 1.0f / static_cast<float>(heads));
+    }
   });
   p.inputs = frame, p.outputs = head, p.input_row = heads * frame, p.out_row = width;
   for (int64_t h = 0; h < heads; ++h) {
@@ -105,12 +113,12 @@ void ask(const AbsorbedAttention& cross, const Heard& heard, int64_t begin, int6
     multiply(p);
   }
   for (int64_t i = 0; i < rows; ++i)  // who sees nothing stays at exactly 0, without the bias
-    if (heard.count(begin + i) == 0) std::memset(answers + i * width, 0, width * sizeof(float));
+    if (heard.counts[begin + i] == 0) std::memset(answers + i * width, 0, width * sizeof(float));
 }
 
 // First the layer into the connector; per block norm and self-attention (or empty tensors), norm and cross-attention,
-// norm and feed-forward; at the end a norm and the layer out of it. Returns what is added to the text, and the queries
-// (X, B, H, E) over frames, which tell where it looked.
+// norm and feed-forward; at the end a norm and the layer out of it. Returns what is added to the text, and how each
+// block looked at the first frames, (X, B, F), in the mean of its heads.
 std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weights, std::vector<Tensor> caches,
                                            Tensor frames, Tensor visible, Tensor rows, Tensor slots, int64_t blocks,
                                            int64_t heads, double eps) {
@@ -118,15 +126,22 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
                   "connector_token: text");
   text = torch::stable::contiguous(text);
   const int64_t batch = text.size(0), frame = frames.size(-1);
-  STD_TORCH_CHECK(frames.is_cpu() && frames.dim() == 3 && frames.size(0) == batch && frames.stride(2) == 1 &&
+  STD_TORCH_CHECK(frames.is_cpu() && frames.dim() == 3 && frames.is_contiguous() &&
                       frames.scalar_type() == ScalarType::Float,
-                  "connector_token: frames must be float32 (", batch, ", F, E)");
+                  "connector_token: frames must be contiguous float32 (R, N, E)");
   STD_TORCH_CHECK(visible.is_cpu() && visible.scalar_type() == ScalarType::Int && visible.numel() == batch &&
                       visible.is_contiguous(),
                   "connector_token: visible must be int32 (", batch, ")");
-  const Heard heard{static_cast<float*>(frames.data_ptr()),          frames.stride(0), frames.stride(1),
-                    static_cast<const int32_t*>(visible.data_ptr()), frames.size(1),   frame};
   const Seats seats(rows, slots, batch);
+  Heard heard{static_cast<float*>(frames.data_ptr()), frames.stride(0), frames.stride(1), seats.rows, {}, frame};
+  int64_t most = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t count = std::max(static_cast<const int32_t*>(visible.data_ptr())[b], 0);
+    STD_TORCH_CHECK(count == 0 || (count <= frames.size(1) && 0 <= seats.rows[b] && seats.rows[b] < frames.size(0)),
+                    "connector_token: ", count, " frames of seat ", seats.rows[b], " of (", frames.size(0), ", ",
+                    frames.size(1), ")");
+    heard.counts.push_back(count), most = std::max(most, count);
+  }
   Weights from(weights);
   const Linear in(from, text.size(1));
   const int64_t width = in.outputs, head = width / heads;
@@ -143,7 +158,8 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
   const Linear outward(from, width);
   STD_TORCH_CHECK(from.done() && (keys.empty() || keys.size() == layers.size()),
                   "connector_token: weights are left over");
-  Tensor queries = torch::stable::new_empty(text, {blocks, batch, heads, frame});
+  Tensor looked = torch::stable::new_empty(text, {blocks, batch, most});
+  std::memset(looked.data_ptr(), 0, blocks * batch * most * sizeof(float));
   Tensor out = torch::stable::new_empty(text, {batch, outward.outputs});
 
   in_groups(batch, [&](int64_t begin, int64_t end) {
@@ -169,8 +185,8 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
       }
       layer.cross_norm(x.data(), count, normed.data());
       layer.cross.query(normed.data(), count, q.data());
-      float* asked = static_cast<float*>(queries.data_ptr()) + (block * batch + begin) * heads * frame;
-      ask(layer.cross, heard, begin, count, q.data(), asked, attended.data());
+      float* weights_of = static_cast<float*>(looked.data_ptr()) + (block * batch + begin) * most;
+      ask(layer.cross, heard, begin, count, q.data(), attended.data(), weights_of, most);
       layer.cross.out(attended.data(), count, update.data());
       add_to(x.data(), update.data(), size);
       inner.resize(count * layer.first.outputs);
@@ -183,13 +199,13 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
     last(x.data(), count, normed.data());
     outward(normed.data(), count, static_cast<float*>(out.data_ptr()) + begin * outward.outputs);
   });
-  return {out, queries};
+  return {out, looked};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
-  // text (B, D_llm), frames (B, F, E), visible (B) int32 -> (B, D_llm), (X, B, H, E)
+  // text (B, D_llm), frames (R, N, E), visible (B) int32 -> (B, D_llm), (X, B, F)
   m.def(
       "connector_token(Tensor text, Tensor[] weights, Tensor(a!)[] caches, Tensor frames, Tensor visible, Tensor rows, "
       "Tensor slots, int blocks, int heads, float eps) -> (Tensor, Tensor)");

@@ -44,15 +44,16 @@ struct Linear {
   }
 };
 
-// One query row over the first `visible` of some keys; everything dense in its last dimension.
+// One query row over the first `visible` of some keys; everything dense in its last dimension. `weights`: where each
+// head's go, if anybody asks, and if there are at most kFewRows heads for each of the keys'.
 inline void attend(Rows q, Rows k, Rows v, int64_t heads, int64_t kv_heads, int64_t width, int64_t visible,
-                   double scale, Rows out) {
+                   double scale, Rows out, Rows weights = {}) {
   const int32_t seen = static_cast<int32_t>(visible);
   Forward p{};
   p.scalar = Scalar::kFloat;
   p.batch = 1, p.heads = heads, p.kv_heads = kv_heads, p.positions = 1, p.frames = visible, p.width = width;
   p.scale = static_cast<float>(scale);
-  p.q = q, p.k = k, p.v = v, p.out = out;
+  p.q = q, p.k = k, p.v = v, p.out = out, p.weights = weights;
   p.visible = &seen, p.visible_batch = p.visible_row = 0;
   std::vector<float> lse(heads);
   p.lse = lse.data();

@@ -35,7 +35,15 @@ class SeatedFrames:
         self.width = width
         self.buffer = SeatBuffer()
         self.lengths: dict[int, int] = {}
-        self.now = torch.zeros(0, 0, width)  # (B, F, D_enc), of the seats of the present call
+        self._at: Placement | None = None  # of the present call
+        self._now: Tensor | None = None
+
+    @property
+    def now(self) -> Tensor:
+        """(B, F, D_enc), of the seats of the present call: gathered once for all blocks, when the first asks."""
+        if self._now is None:
+            self._now = self._gathered()
+        return self._now
 
     def put(self, seat: int, frames: Tensor) -> None:
         """All frames (F, D_enc) of a seat."""
@@ -44,23 +52,29 @@ class SeatedFrames:
             self.buffer.put(seat, frames)
 
     def sit(self, at: Placement) -> None:
-        """Gathers the frames of these seats once, for all blocks."""
-        self._show(at, max(self.lengths.get(seat, 0) for seat in at.seats))
+        """The next call is for these seats."""
+        self._at, self._now = at, None
 
     def sit_with_spare(self, at: Placement) -> None:
         """The same with all slots that there are, so that the shape stays as long as the buffer does."""
-        self._show(at, 0 if self.buffer.data is None else self.buffer.data.shape[1])
+        self._at = at
+        self._now = self._gathered(0 if self.buffer.data is None else self.buffer.data.shape[1])
 
-    def _show(self, at: Placement, frames: int) -> None:
+    def _gathered(self, frames: int | None = None) -> Tensor:
+        """Of each seat so many, by default as many as the seats have."""
+        at = self._at
+        if at is None:
+            return torch.zeros(0, 0, self.width)
+        if frames is None:
+            frames = max(self.lengths.get(seat, 0) for seat in at.seats)
         if frames == 0:
-            self.now = torch.zeros(len(at.seats), 0, self.width, device=at.rows.device)
-        else:
-            self.buffer.cover(at)
-            self.now = self.buffer.read(replace(at, total=frames))
+            return torch.zeros(len(at.seats), 0, self.width, device=at.rows.device)
+        self.buffer.cover(at)
+        return self.buffer.read(replace(at, total=frames))
 
     def clear(self) -> None:
         """Forgets all frames."""
-        self.buffer, self.lengths, self.now = SeatBuffer(), {}, self.now[:0, :0].clone()
+        self.buffer, self.lengths, self._at, self._now = SeatBuffer(), {}, None, None
 
 
 class AbsorbedSpeech:
@@ -172,6 +186,11 @@ class SeatedCrossAttentionState(_Seated):
         super().__init__(frames, speech)
         self.speech, self.text, self.token = speech, text, token
         self.at: Placement | None = None
+        self.looked: Tensor | None = None  # (X, B, F) how the blocks looked at the frames, where `token` has said it
+
+    def attention(self, block: int = -1) -> Tensor:
+        """See SeatedState."""
+        return super().attention(block) if self.looked is None else self.looked[block]
 
     def sit(self, at: Placement) -> None:
         """See SeatedState."""
@@ -187,7 +206,7 @@ class SeatedCrossAttentionState(_Seated):
     def _seat_text(self, at: Placement) -> None:
         for cache in self.text:
             cache.at = at
-        self.at = at
+        self.at, self.looked = at, None
 
     @property
     def text_buffers(self) -> list[SeatBuffer]:

@@ -32,6 +32,7 @@ class ConnectorToken:
         for block, view in zip(connector.blocks, speech, strict=True):
             self.weights += _block(block, view)
         self.weights += [*weight_and_bias(connector.norm), *weight_and_bias(connector.text_out)]
+        self._silence = connector.text_in.weight.new_empty(0, 0, speech[0].frames.width)
         self._like = connector.text_in.weight.new_empty(0, 0, self.heads, connector.text_in.out_features // self.heads)
 
     @staticmethod
@@ -53,12 +54,11 @@ class ConnectorToken:
         at = state.at
         assert native is not None and isinstance(at, Placement)
         caches = [buffer.room(at, self._like) for buffer in state.text_buffers] if self._text else []
-        out, queries = native.connector_token(
-            text[:, 0], self.weights, caches, state.frames.now, visible[:, 0].contiguous(), at.rows,
-            at.slots[:, 0].contiguous(), len(state.speech), self.heads, self.eps,
+        heard = state.frames.buffer.data
+        out, state.looked = native.connector_token(
+            text[:, 0], self.weights, caches, self._silence if heard is None else heard, visible[:, 0].contiguous(),
+            at.rows, at.slots[:, 0].contiguous(), len(state.speech), self.heads, self.eps,
         )  # fmt: skip
-        for view, query in zip(state.speech, queries, strict=True):
-            view.query, view.visible = query[:, :, None], visible
         return out[:, None]
 
     @property

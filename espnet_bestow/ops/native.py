@@ -3,6 +3,8 @@
 Importing this module raises ImportError where they were not built.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.library import register_fake
@@ -122,15 +124,16 @@ def connector_token(  # noqa: PLR0913 (the op's arguments)
     text: Tensor,  # (B, D_llm)
     weights: list[Tensor],
     caches: list[Tensor],  # per block keys and values, (R, N, H, D) each; none without self-attention
-    frames: Tensor,  # (B, F, E)
+    frames: Tensor,  # (R, N, E)
     visible: Tensor,  # (B,) int32
     rows: Tensor,  # (B,) int64
     slots: Tensor,  # (B,) int64
     blocks: int,
     heads: int,
     eps: float,
-) -> tuple[Tensor, Tensor]:  # (B, D_llm), (X, B, H, E)
-    """One new token of each row through all blocks of a connector, in float32, without gradient."""
+) -> tuple[Tensor, Tensor]:  # (B, D_llm), (X, B, F)
+    """One new token of each row through all blocks of a connector, in float32, without gradient; and how each block
+    looked at the frames, in the mean of its heads."""
     return torch.ops.bestow.connector_token(text, weights, caches, frames, visible, rows, slots, blocks, heads, eps)
 
 
@@ -256,19 +259,9 @@ def _llama_token_fake(x: Tensor, weights: list[Tensor], *_: object) -> Tensor:
 
 
 @register_fake("bestow::connector_token")
-def _connector_token_fake(  # noqa: PLR0913 (the op's arguments)
-    text: Tensor,
-    weights: list[Tensor],
-    caches: list[Tensor],
-    frames: Tensor,
-    visible: Tensor,
-    rows: Tensor,
-    slots: Tensor,
-    blocks: int,
-    heads: int,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    return text.new_empty(text.shape), text.new_empty(blocks, len(text), heads, frames.shape[2])
+def _connector_token_fake(text: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    blocks = arguments[-3]
+    return text.new_empty(text.shape), text.new_empty(blocks, len(text), torch.library.get_ctx().new_dynamic_size())
 
 
 @register_fake(NAME)

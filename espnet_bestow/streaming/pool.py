@@ -212,7 +212,7 @@ class Pool:
         frames = attention.argmax(1).tolist() if attention.shape[1] else []
         accepted = []
         for row, (session, segment) in enumerate(turns):
-            if self._accepts(session.policy, segment, attention[row]):
+            if self._accepts(session.policy, segment, attention, row):
                 accepted.append(row)
             else:
                 self._wait(session, segment)
@@ -226,11 +226,11 @@ class Pool:
         for row, token in zip(accepted, best, strict=True):
             self._take(*turns[row], token, frames[row] if shown[row] else None)
 
-    def _accepts(self, policy: Policy, segment: Segment, attention: Tensor) -> bool:
-        """Whether the next token, whose attention is (F,), may be written."""
+    def _accepts(self, policy: Policy, segment: Segment, attention: Tensor, row: int) -> bool:
+        """Whether the next token, the one of this row of the attention (B, F), may be written."""
         if not isinstance(policy, TokenPolicy) or not policy.looks:
             return True
-        return policy.accepts(View(segment.shown, segment.complete, attention[: segment.shown]))
+        return policy.accepts(View(segment.shown, segment.complete, attention[row, : segment.shown]))
 
     def _read(self, segments: Sequence[Segment], ids: Sequence[Sequence[int]], shown: Sequence[int]) -> LLMInput:
         """Rows padded on the left, so that every last position is in the last column."""

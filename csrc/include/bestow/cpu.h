@@ -28,6 +28,7 @@ struct Forward : Staircase {
   Rows out;            // (B, H, U, D)
   float* lse;          // (B, H, U) dense: log of the softmax's denominator; +inf in rows that see nothing
   int64_t splits = 1;  // into how many parts the query rows of one key head are cut
+  Rows weights{};      // (B, H, U, F) or none: the softmax itself, of at most kFewRows query rows for each key head
   int64_t units() const { return batch * kv_heads * splits; }
 };
 
