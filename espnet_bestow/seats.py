@@ -133,8 +133,11 @@ class SeatBuffer:
     def share(self, seat: int, others: Sequence[int], slots: int) -> None:
         """The first slots of ``others`` become those of ``seat``."""
         if others and self.data is not None:
-            data = self._reserve(max(others) + 1, slots, self.data)
-            data[list(others), :slots] = data[seat, :slots].clone()
+            first, end = min(others), max(others) + 1
+            data = self._reserve(end, slots, self.data)
+            # Sessions that begin together sit side by side: memory copies a block sooner than rows one by one.
+            rows = slice(first, end) if end - first == len(set(others)) else list(others)
+            data[rows, :slots] = data[seat, :slots].clone()
 
     def cover(self, at: Placement, slots: int = 0) -> None:
         """Makes room, in what was written to before, for seats that have nothing here yet and for so many slots."""

@@ -79,7 +79,7 @@ class LogMel:
         return self.complete(ear.received)
 
     def open(self) -> Any:
-        """What is remembered of no frames; each of these is of its own."""
+        """What is remembered of no frames."""
         return None
 
     def __call__(self, spans: Sequence[Span]) -> tuple[Tensor, list[Any]]:
@@ -180,6 +180,7 @@ class StreamFeatures(LogMel):
                 f"normalize {type(normalize).__name__} needs the whole recording; running_mvn and global_mvn can stream"
             )
         self.normalize = normalize
+        self._nothing = normalize.start(1, self.bins, self.device)[0] if self._running else None
 
     def needed(self, frames: int) -> int:
         """Samples that the first ``frames`` frames depend on."""
@@ -187,7 +188,7 @@ class StreamFeatures(LogMel):
 
     def open(self) -> Any:
         """What the normalisation remembers of no frames."""
-        return self.normalize.start(1, self.bins, self.device)[0] if self._running else None
+        return self._nothing
 
     @torch.inference_mode()
     def __call__(self, spans: Sequence[Span]) -> tuple[Tensor, list[Any]]:

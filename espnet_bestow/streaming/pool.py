@@ -60,6 +60,8 @@ class Pool:
         """One round for every session that can go on; these sessions, none if all of them wait for audio."""
         started = time.perf_counter()
         turns = [(session, segment) for session in self.sessions if (segment := session.front) is not None]
+        for session, segment in turns:
+            segment.target = self._target(session, segment)
         active = self._hear(turns)
         active += self._read_and_think(turns)
         spent = time.perf_counter() - started
@@ -73,7 +75,7 @@ class Pool:
     def _hear(self, turns: Sequence[_Turn]) -> list[_Turn]:
         able, targets, continued = [], [], []
         for session, segment in turns:
-            target = self._target(session, segment)
+            target = segment.target
             if segment.complete or segment.shown >= target:
                 continue
             if segment.ear.received < self.listener.needed(target):
@@ -153,7 +155,7 @@ class Pool:
                 self._start(session, segment)
             if segment.blind:
                 blind.append((session, segment))
-            elif segment.complete or segment.shown >= self._target(session, segment):
+            elif segment.complete or segment.shown >= segment.target:
                 (long if len(segment.pending) > 1 else short).append((session, segment))
         if blind:
             self._prefill(blind)
@@ -259,7 +261,7 @@ class Pool:
     def _take(self, session: Session, segment: Segment, token: int, frame: int | None) -> None:
         """What becomes of the token that the LLM prefers."""
         drafting, circles = isinstance(session.policy, DraftPolicy), session.options.circles
-        if token == self.template.end or circling([*segment.last(session.widest_circle), token], circles):
+        if token == self.template.end or circling([*segment.ids[-session.widest_circle :], token], circles):
             if drafting:
                 self._end_draft(session, segment)
             elif segment.complete or (token == self.template.end and not session.options.suppress_end):
@@ -269,12 +271,12 @@ class Pool:
             return
         self.state.seats.advance(self._seat(segment), len(segment.pending))
         segment.pending = [token]
-        written = Token(token, segment.shown, session.consumed(segment), frame)
+        written = Token(token, segment.shown, frame)
         if drafting:
-            segment.draft.append(written)
+            segment.sketch(written)
         else:
             session.write(segment, written)
-        if segment.count < segment.limit:
+        if len(segment.ids) < segment.limit:
             return
         if drafting:
             self._end_draft(session, segment)
@@ -284,7 +286,7 @@ class Pool:
     def _end_draft(self, session: Session, segment: Segment) -> None:
         policy = session.policy
         assert isinstance(policy, DraftPolicy)
-        draft, segment.draft = segment.draft, []
+        draft = segment.take_draft()
         segment.drafts.append([token.id for token in draft])
         agreed = len(draft) if segment.complete else policy.agreed(segment.drafts)
         common = segment.drafts[-1][:agreed]

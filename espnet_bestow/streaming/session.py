@@ -7,8 +7,8 @@ together.
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -59,7 +59,6 @@ class Token(NamedTuple):
 
     id: int
     visible: int  # frames that it could see
-    seen: float  # seconds of audio that had been consumed
     frame: int | None  # frame it attended to most
 
 
@@ -74,9 +73,11 @@ class Segment:
     cutter: WordCutter
     written: list[Token] = field(default_factory=list)
     draft: list[Token] = field(default_factory=list)  # of draft policies: not written for good
+    ids: list[int] = field(default_factory=list)  # of all these tokens
     drafts: list[list[int]] = field(default_factory=list)  # earlier ones, from the end of what is written
     reads: int = 0
     heard: dict[int, Tensor] = field(default_factory=dict)  # (F, D_enc) not shown yet, by how many were asked for
+    target: int = 0  # frames that the policy waits for, in the present round
     shown: int = 0  # frames that are visible
     complete: bool = False  # whether these are all of an ear that has ended
     seat: int | None = None
@@ -84,19 +85,21 @@ class Segment:
     blind: list[int] = field(default_factory=list)  # consumed before, without any speech
     done: bool = False
 
-    @property
-    def ids(self) -> list[int]:
-        """All tokens so far."""
-        return [token.id for token in (*self.written, *self.draft)]
+    def write(self, token: Token) -> None:
+        """For good."""
+        self.written.append(token)
+        self.ids.append(token.id)
 
-    @property
-    def count(self) -> int:
-        """How many tokens these are."""
-        return len(self.written) + len(self.draft)
+    def sketch(self, token: Token) -> None:
+        """For now."""
+        self.draft.append(token)
+        self.ids.append(token.id)
 
-    def last(self, count: int) -> list[int]:
-        """The last ``count`` of them, or all if there are fewer; ``count`` is at least 1."""
-        return [token.id for token in (*self.written[-count:], *self.draft)[-count:]]
+    def take_draft(self) -> list[Token]:
+        """What was sketched, which is no longer here."""
+        draft, self.draft = self.draft, []
+        del self.ids[len(self.written) :]
+        return draft
 
 
 class Clock:
@@ -142,7 +145,7 @@ class Session:
         # Seconds of audio that the model has consumed; never less, though a new segment may hear some of it again.
         self._seen = 0.0
         self.segments_done = 0
-        self._words: list[Word] = []  # complete ones, waiting for the time they are taken
+        self._words: list[dict[str, Any]] = []  # complete ones, waiting for the time they are taken
         self._spoke = False  # whether any word was complete
 
     @property
@@ -184,7 +187,7 @@ class Session:
 
     def take(self) -> list[Word]:
         """The words completed since the last call; their ``emitted`` is now."""
-        words = [replace(word, emitted=self.clock.now) for word in self._words]
+        words = [Word(emitted=self.clock.now, **word) for word in self._words]
         self._words.clear()
         return words
 
@@ -241,7 +244,7 @@ class Session:
 
     def write(self, segment: Segment, token: Token) -> None:
         """A token is written for good."""
-        segment.written.append(token)
+        segment.write(token)
         if units := segment.cutter.add(token.id):
             self._emit(segment, units)
 
@@ -275,5 +278,14 @@ class Session:
             before = unit.before if unit.tokens.start else " " if self._spoke else ""
             self._spoke = True
             ids, visible = tuple(t.id for t in tokens), tuple(t.visible for t in tokens)
-            span = attended[0], attended[1]
-            self._words.append(Word(unit.text, seen, 0.0, span, ids, visible, before, self.segments_done))
+            self._words.append(
+                {
+                    "text": unit.text,
+                    "seen": seen,
+                    "span": (attended[0], attended[1]),
+                    "tokens": ids,
+                    "visible": visible,
+                    "before": before,
+                    "segment": self.segments_done,
+                }
+            )

@@ -39,6 +39,7 @@ class Subsampled:
         self.stages = stages
         self.width = width
         self.sample_rate = features.sample_rate
+        self._nothing = SubsampledPast(features.open(), torch.zeros(stages.remembered, device=features.device))
 
     def complete(self, samples: int) -> int:
         """Frames that depend on the first ``samples`` samples only, in whole blocks: nothing later changes them."""
@@ -50,7 +51,7 @@ class Subsampled:
 
     def open(self) -> SubsampledPast:
         """What a stream remembers of no frames."""
-        return SubsampledPast(self.features.open(), torch.zeros(self.stages.remembered, device=self.features.device))
+        return self._nothing
 
     @torch.inference_mode()
     def __call__(self, spans: Sequence[Span]) -> tuple[Tensor, list[SubsampledPast]]:

@@ -50,7 +50,8 @@ class WordCutter:
         """The words that this token completes."""
         self.ids.append(token)
         text = self.decode(self.ids).rstrip(_INCOMPLETE)
-        self._ends.append(max([len(text), *self._ends[-1:]]))  # in order, whatever a decoder takes back
+        last = self._ends[-1] if self._ends else 0
+        self._ends.append(max(len(text), last))  # in order, whatever a decoder takes back
         return self._cut(text, whole=False)
 
     def finish(self) -> list[Unit]:
