@@ -55,12 +55,9 @@ class SeatedModelState:
         self.llm.share(seat, others, positions)
 
     def leave(self, seat: int) -> None:
-        """Frees a seat; with the last one, all memory."""
+        """Frees a seat; its memory is for whoever sits down next."""
         self.connector.leave(seat)
         self.seats.leave(seat)
-        if not self.seats.lengths:
-            self.connector.clear()
-            self.llm.clear()
 
 
 class BestowModel(nn.Module):

@@ -284,7 +284,7 @@ def test_silence_and_nothing_at_all_are_defined(pool, seconds, name):
     session.close()
 
 
-def test_a_hundred_dropped_sessions_leave_nothing(pool):
+def test_a_hundred_dropped_sessions_leave_no_more_than_ten_at_a_time_need(pool):
     for begin in range(0, 100, 10):
         sessions = [opened(pool, "wait_k", k=1, step=1) for _ in range(10)]
         for session in sessions:
@@ -294,8 +294,8 @@ def test_a_hundred_dropped_sessions_leave_nothing(pool):
         for session in sessions:
             session.close()
     assert not pool.sessions and not pool.state.seats.lengths
-    assert pool.state.connector.frames.buffer.data is None
-    assert pool.state.llm.cache.layers[0]._buffers[0].data is None
+    assert len(pool.state.connector.frames.buffer.data) <= 16
+    assert len(pool.state.llm.cache.layers[0]._buffers[0].data) <= 16
 
 
 @pytest.mark.parametrize(

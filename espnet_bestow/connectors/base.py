@@ -77,10 +77,6 @@ class SeatedState(Protocol):
         """The session of this seat is gone."""
         ...
 
-    def clear(self) -> None:
-        """Frees the memory of all seats."""
-        ...
-
 
 class Connector(nn.Module, ABC):
     """Base class of what a YAML names under ``connector``.

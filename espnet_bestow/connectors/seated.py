@@ -72,10 +72,6 @@ class SeatedFrames:
         self.buffer.cover(at)
         return self.buffer.read(replace(at, total=frames))
 
-    def clear(self) -> None:
-        """Forgets all frames."""
-        self.buffer, self.lengths, self._at, self._now = SeatBuffer(), {}, None, None
-
 
 class AbsorbedSpeech:
     """A cross-attention's view of encoder frames, its own linear layers absorbed.
@@ -140,10 +136,6 @@ class SeatedKeysValues:
             for buffer, new in ((self.keys, keys), (self.values, values))
         ]
         return KeysValues(*grown)
-
-    def clear(self) -> None:
-        """Forgets everything."""
-        self.keys, self.values = SeatBuffer(), SeatBuffer()
 
 
 class _Seated:
@@ -226,12 +218,6 @@ class SeatedCrossAttentionState(_Seated):
         buffers = self.frames.buffer, *self.text_buffers
         return tuple(buffer.data.data_ptr() for buffer in buffers if buffer.data is not None)
 
-    def clear(self) -> None:
-        """See SeatedState."""
-        self.frames.clear()
-        for cache in self.text:
-            cache.clear()
-
     def enter(self, mask: Tensor) -> Tensor | None:
         """Which slots the new positions, mask (B, U), may attend to: (B, U, N) bool, or None for all."""
         assert self.at is not None
@@ -266,11 +252,6 @@ class SeatedRecurrentState(_Seated):
     def share(self, seat: int, others: Sequence[int], slots: int) -> None:
         """See SeatedState."""
         self.history.share(seat, others, slots)
-
-    def clear(self) -> None:
-        """See SeatedState."""
-        self.frames.clear()
-        self.history = SeatBuffer()
 
     def enter(self, mask: Tensor) -> None:
         """The new positions, mask (B, U)."""

@@ -34,10 +34,6 @@ class _SeatedLayer(CacheLayerMixin):
         grown_keys = keys.write(at, key_states.transpose(1, 2)).transpose(1, 2)
         return grown_keys, values.write(at, value_states.transpose(1, 2)).transpose(1, 2)
 
-    def clear(self) -> None:
-        """Frees the memory of all seats."""
-        self._buffers = SeatBuffer(), SeatBuffer()
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that the next call sees, and which is the first."""
         return self.get_seq_length(), 0
@@ -93,12 +89,6 @@ class SeatedLLMState:
         """The first text positions of ``others`` become those of ``seat``."""
         for buffer in self._buffers:
             buffer.share(seat, others, slots)
-
-    def clear(self) -> None:
-        """Frees the memory of all seats."""
-        for layer in self.cache.layers:
-            assert isinstance(layer, _SeatedLayer)
-            layer.clear()
 
     def enter(self, mask: Tensor) -> tuple[Tensor | None, Tensor]:
         """New positions, mask (B, U): which of all N they may see, (B, U, N), None for all; their numbers (B, U)."""
