@@ -201,7 +201,7 @@ class Speech2Text:
         quick = encoder.whole_pass() if hasattr(encoder, "whole_pass") else None
 
         @torch.inference_mode()
-        def encode_log_mel(frames: Tensor, counts: Tensor) -> list[Tensor]:
+        def encode_log_mel(frames: Tensor, counts: Tensor, _: Tensor) -> list[Tensor]:
             feats = torch.nn.utils.rnn.pad_sequence(frames.split(counts.tolist()), batch_first=True)  # (B, T, 80)
             if quick is None:
                 return self.model.encode_extracted(feats, counts.to(self.device)).rows()

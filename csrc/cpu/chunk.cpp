@@ -174,12 +174,12 @@ void chunk_attention(const ChunkAttention& p, int64_t begin, int64_t end, float*
     const float *keys = window.data + h * d, *values = keys + D;
     turn_keys(keys, 2 * D, seen, d, pitch, turned);
     for (int64_t i = 0; i < chunk; ++i) {
-      const float* q = p.qkv + (window.row + i) * 3 * D + h * d;
+      const float* q = p.queries + (window.row + i) * p.query_row + h * d;
       for (int64_t e = 0; e < d; ++e) {
         content[e] = (q[e] + p.bias_content[h * d + e]) * p.scale;
         place[e] = q[e] + p.bias_place[h * d + e];
       }
-      const float* first = p.relative + h * d * p.places + p.size - 1 - (window.frames - chunk + i);
+      const float* first = p.relative + h * d * p.places + p.size - 1 - (window.first + i);
       float* scores = weights + i * pitch;
       score_all(content, turned, pitch, place, first, p.places, d, seen, scores);
       soften(seen, scores);

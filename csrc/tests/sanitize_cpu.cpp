@@ -114,14 +114,14 @@ void one_chunk(const bestow::Kernels& isa) {
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t chunk = 1 + below(most), frames = chunk + below(size - chunk + 1);
     memories.emplace_back(frames * 2 * width, 0.25f);
-    windows.push_back({rows, chunk, memories.back().data(), frames, 1 + below(frames)});
+    windows.push_back({rows, chunk, memories.back().data(), below(frames - chunk + 1), 1 + below(frames)});
     rows += chunk;
   }
   const int64_t places = size + most - 1;
   const std::vector<float> qkv(rows * 3 * width, 0.5f), ones(width, 1.0f), relative(places * width, 0.125f);
   std::vector<float> out(rows * width);
   bestow::ChunkAttention p{heads, head, most, size, places};
-  p.qkv = qkv.data(), p.windows = windows.data(), p.relative = relative.data();
+  p.queries = qkv.data(), p.query_row = 3 * width, p.windows = windows.data(), p.relative = relative.data();
   p.bias_content = p.bias_place = ones.data(), p.scale = 0.3f, p.out = out.data();
   std::vector<float> scratch(p.scratch() / sizeof(float));
   isa.chunk_attention(p, 0, batch * heads, scratch.data());

@@ -87,6 +87,7 @@ struct Block {
 // One stream: its chunk, and what it remembers of all blocks.
 struct Stream {
   int64_t row, chunk;  // its rows among all
+  int64_t wanted;      // the first of these, whose frames are asked for
   float* window;       // (blocks, n, 2 D) keys and values, `block` apart
   int64_t block;       // elements
   int64_t frames;      // n
@@ -108,12 +109,14 @@ class Chunks {
   Chunks(const Stream* streams, int64_t count, const Sizes& sizes)
       : streams_(streams),
         count_(count),
-        rows_(streams[count - 1].row + streams[count - 1].chunk - streams[0].row),
         sizes_(sizes),
-        windows_(count),
-        normed_(rows_ * sizes.width),
-        wide_(rows_ * 3 * sizes.width),
-        convolved_((sizes.before + sizes.chunk) * sizes.width) {}
+        parts_(count),
+        windows_(count) {
+    for (int64_t b = 0; b < count; ++b) parts_[b] = {streams[b].row - streams[0].row, streams[b].chunk};
+    rows_ = parts_.back().row + parts_.back().count;
+    normed_.resize(rows_ * sizes.width), wide_.resize(rows_ * 3 * sizes.width);
+    convolved_.resize((sizes.before + sizes.chunk) * sizes.width);
+  }
 
   void pass(const Block& block, int64_t number, float scale, float* y) {
     block.first.add(y, rows_, normed_, inner_);
@@ -123,23 +126,63 @@ class Chunks {
     block.last(y, rows_, y);
   }
 
+  // From the last block only the frames that are wanted come out, one stream's behind the other's: of the others it
+  // needs keys and values alone.
+  void pass_last(const Block& block, int64_t number, float scale, float* y) {
+    const bool all = std::all_of(streams_, streams_ + count_, [](const Stream& s) { return s.wanted == s.chunk; });
+    if (all) return pass(block, number, scale, y);
+    const int64_t width = sizes_.width;
+    block.first.add(y, rows_, normed_, inner_);
+    block.attention.norm(y, rows_, normed_.data());
+    block.attention.qkv.part(width, 2 * width)(normed_.data(), rows_, wide_.data());
+    keep_keys(number, wide_.data(), 2 * width);
+    rows_ = 0;
+    for (int64_t b = 0; b < count_; ++b) {
+      const Part from = parts_[b], to = parts_[b] = {rows_, streams_[b].wanted};
+      for (float* x : {y, normed_.data()}) std::memmove(x + to.row * width, x + from.row * width, to.count * width * sizeof(float));
+      rows_ += to.count;
+    }
+    block.attention.qkv.part(0, width)(normed_.data(), rows_, wide_.data());
+    look(block.attention, number, scale, width, y);
+    convolve(block.convolution, number, y);
+    block.second.add(y, rows_, normed_, inner_);
+    block.last(y, rows_, y);
+  }
+
  private:
-  int64_t row(int64_t b) const { return streams_[b].row - streams_[0].row; }
+  struct Part {  // rows of a stream among those that go on
+    int64_t row, count;
+  };
 
   void attend(const Attention& layer, int64_t number, float scale, float* y) {
     const int64_t width = sizes_.width;
     layer.norm(y, rows_, normed_.data());
     layer.qkv(normed_.data(), rows_, wide_.data());
+    keep_keys(number, &wide_[width], 3 * width);
+    look(layer, number, scale, 3 * width, y);
+  }
+
+  // Keys and values of the chunks, rows `row` apart, go to the ends of their windows.
+  void keep_keys(int64_t number, const float* keys, int64_t row) {
+    const int64_t width = 2 * sizes_.width;
     for (int64_t b = 0; b < count_; ++b) {
       const Stream& stream = streams_[b];
-      float* window = stream.window + number * stream.block;
-      windows_[b] = {row(b), stream.chunk, window, stream.frames, stream.seen};
+      float* to = stream.window + number * stream.block + (stream.frames - stream.chunk) * width;
       for (int64_t i = 0; i < stream.chunk; ++i)
-        std::memcpy(window + (stream.frames - stream.chunk + i) * 2 * width, &wide_[((row(b) + i) * 3 + 1) * width],
-                    2 * width * sizeof(float));
+        std::memcpy(to + i * width, keys + (parts_[b].row + i) * row, width * sizeof(float));
+    }
+  }
+
+  // The queries, `row` apart in wide_, look at their windows.
+  void look(const Attention& layer, int64_t number, float scale, int64_t row, float* y) {
+    const int64_t width = sizes_.width;
+    for (int64_t b = 0; b < count_; ++b) {
+      const Stream& stream = streams_[b];
+      windows_[b] = {parts_[b].row, parts_[b].count, stream.window + number * stream.block,
+                     stream.frames - stream.chunk, stream.seen};
     }
     bestow::ChunkAttention p{sizes_.heads, width / sizes_.heads, sizes_.chunk, sizes_.window, sizes_.places};
-    p.qkv = wide_.data(), p.windows = windows_.data();
+    p.queries = wide_.data(), p.query_row = row, p.windows = windows_.data();
     p.bias_content = layer.bias_content, p.bias_place = layer.bias_place, p.relative = layer.relative;
     p.scale = scale, p.out = normed_.data();
     torch::stable::parallel_for(0, count_ * sizes_.heads, 2, [&](int64_t begin, int64_t end) {
@@ -157,14 +200,15 @@ class Chunks {
     for (int64_t b = 0; b < count_; ++b) {
       const Stream& stream = streams_[b];
       std::memcpy(convolved_.data(), stream.past + number * past, past * sizeof(float));
-      for (int64_t i = 0; i < stream.chunk; ++i) {
-        const float* both = &wide_[(row(b) + i) * 2 * width];
+      const Part part = parts_[b];
+      for (int64_t i = 0; i < part.count; ++i) {
+        const float* both = &wide_[(part.row + i) * 2 * width];
         isa.gate(both, both + width, width, &convolved_[past + i * width]);
       }
-      float* out = &normed_[row(b) * width];
-      isa.convolve({width, sizes_.before + 1, convolved_.data(), layer.taps, layer.bias, out}, 0, stream.chunk);
+      float* out = &normed_[part.row * width];
+      isa.convolve({width, sizes_.before + 1, convolved_.data(), layer.taps, layer.bias, out}, 0, part.count);
       if (stream.kept != nullptr)
-        std::memcpy(stream.kept + number * past, &convolved_[stream.chunk * width], past * sizeof(float));
+        std::memcpy(stream.kept + number * past, &convolved_[part.count * width], past * sizeof(float));
     }
     layer.inner(normed_.data(), rows_, normed_.data());
     isa.gate(normed_.data(), normed_.data(), rows_ * width, normed_.data());
@@ -173,8 +217,10 @@ class Chunks {
   }
 
   const Stream* streams_;
-  const int64_t count_, rows_;
+  const int64_t count_;
   const Sizes sizes_;
+  std::vector<Part> parts_;
+  int64_t rows_;
   std::vector<bestow::ChunkWindow> windows_;
   std::vector<float> normed_, wide_, inner_, convolved_;
 };
@@ -208,7 +254,7 @@ float* of_stream(const Tensor& x, int64_t blocks, int64_t width, const char* wha
 }
 
 // x (R, D) of streams, one after the other, takes all of them through the blocks; relative positions are those of
-// windows of `sizes.window` frames.
+// windows of `sizes.window` frames. Returns the wanted frames of each, one stream's behind the other's.
 Tensor through_all_blocks(const Tensor& x, const std::vector<Stream>& streams, const Sizes& sizes,
                           const std::vector<Tensor>& weights, int64_t blocks, double eps, double scale) {
   const int64_t width = sizes.width;
@@ -217,14 +263,19 @@ Tensor through_all_blocks(const Tensor& x, const std::vector<Stream>& streams, c
   for (int64_t block = 0; block < blocks; ++block)
     layers.emplace_back(from, width, sizes.places, sizes.before + 1, eps);
   STD_TORCH_CHECK(from.done(), "conformer: weights are left over");
-  Tensor out = torch::stable::new_empty(x, {x.size(0), width});
+  std::vector<int64_t> places{0};  // in the output
+  for (const Stream& stream : streams) places.push_back(places.back() + stream.wanted);
+  Tensor out = torch::stable::new_empty(x, {places.back(), width});
 
   const auto pass = [&](int64_t begin, int64_t end) {
     Chunks group(streams.data() + begin, end - begin, sizes);
     const int64_t first = streams[begin].row * width, last = (streams[end - 1].row + streams[end - 1].chunk) * width;
-    float* y = static_cast<float*>(out.data_ptr()) + first;
-    std::memcpy(y, floats(x) + first, (last - first) * sizeof(float));
-    for (int64_t block = 0; block < blocks; ++block) group.pass(layers[block], block, static_cast<float>(scale), y);
+    std::vector<float> y(floats(x) + first, floats(x) + last);
+    for (int64_t block = 0; block + 1 < blocks; ++block)
+      group.pass(layers[block], block, static_cast<float>(scale), y.data());
+    group.pass_last(layers[blocks - 1], blocks - 1, static_cast<float>(scale), y.data());
+    std::memcpy(static_cast<float*>(out.data_ptr()) + places[begin] * width, y.data(),
+                (places[end] - places[begin]) * width * sizeof(float));
   };
   const int64_t threads = torch::stable::get_num_threads();
   const std::vector<int64_t> groups = groups_of(streams, threads);
@@ -268,7 +319,7 @@ Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std
   Sizes sizes{width, heads, 0, size, places, before};
   std::vector<Stream> streams;
   for (int64_t b = 0, row = 0; b < batch; row += streams[b++].chunk) {
-    Stream stream{row, chunk[b]};
+    Stream stream{row, chunk[b], chunk[b]};
     stream.window = of_stream(windows[b], blocks, 2 * width, "a window"), stream.block = windows[b].stride(0);
     stream.frames = windows[b].size(1), stream.seen = attended[b];
     stream.past = of_stream(past[b], blocks, width, "a past");
@@ -289,12 +340,12 @@ Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std
 }
 
 // Whole recordings, `lengths` (B) rows of x each, one after the other: each is a chunk without a past that attends to
-// all of itself.
-Tensor conformer_whole(Tensor x, Tensor lengths, std::vector<Tensor> weights, int64_t blocks, int64_t kernel,
-                       int64_t heads, int64_t size, double eps, double scale) {
+// all of itself. Of each the first `wanted` (B) frames come out.
+Tensor conformer_whole(Tensor x, Tensor lengths, Tensor wanted, std::vector<Tensor> weights, int64_t blocks,
+                       int64_t kernel, int64_t heads, int64_t size, double eps, double scale) {
   x = rows_of_streams(x, heads);
   const int64_t rows = x.size(0), width = x.size(1), batch = lengths.numel();
-  const int64_t* length = whole_numbers(lengths, batch, "lengths");
+  const int64_t *length = whole_numbers(lengths, batch, "lengths"), *first = whole_numbers(wanted, batch, "wanted");
   STD_TORCH_CHECK(blocks > 0 && kernel > 0 && batch > 0, "conformer_whole: ", batch, " recordings, ", blocks,
                   " blocks, kernels of ", kernel);
   const int64_t before = kernel - 1;
@@ -306,9 +357,9 @@ Tensor conformer_whole(Tensor x, Tensor lengths, std::vector<Tensor> weights, in
   int64_t row = 0;
   for (int64_t b = 0; b < batch; row += length[b++]) {
     const int64_t n = length[b];
-    STD_TORCH_CHECK(1 <= n && n <= size && row + n <= rows, "conformer_whole: a recording of ", n, " of ", rows,
-                    " rows, at most ", size);
-    streams.push_back({row, n, &memory[row * 2 * width], 0, n, n, nothing.data(), nullptr});
+    STD_TORCH_CHECK(1 <= n && n <= size && row + n <= rows && 1 <= first[b] && first[b] <= n, "conformer_whole: ",
+                    first[b], " frames of a recording of ", n, " of ", rows, " rows, at most ", size);
+    streams.push_back({row, n, first[b], &memory[row * 2 * width], 0, n, n, nothing.data(), nullptr});
     sizes.chunk = std::max(sizes.chunk, n);
   }
   STD_TORCH_CHECK(row == rows, "conformer_whole: ", row, " of ", rows, " rows");
@@ -323,9 +374,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
   m.def(
       "conformer_chunk(Tensor x, Tensor chunks, Tensor[] weights, Tensor(a!)[] windows, Tensor seen, Tensor[] past, "
       "Tensor(b!)[] after, int heads, int size, int places, float eps, float scale) -> Tensor");
-  // x (R, D), of which lengths (B) belong to each of B recordings -> (R, D)
+  // x (R, D), of which lengths (B) belong to each of B recordings -> the first `wanted` (B) of each, (R', D)
   m.def(
-      "conformer_whole(Tensor x, Tensor lengths, Tensor[] weights, int blocks, int kernel, int heads, int size, float "
+      "conformer_whole(Tensor x, Tensor lengths, Tensor wanted, Tensor[] weights, int blocks, int kernel, int heads, int size, float "
       "eps, float scale) -> Tensor");
 }
 

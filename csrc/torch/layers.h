@@ -74,6 +74,14 @@ struct Panels {
     bias = from.vector(outputs, true);
   }
 
+  // `count` of the outputs, a whole number of panels, from `first` on.
+  Panels part(int64_t first, int64_t count) const {
+    Panels found = *this;
+    found.weight += first * inputs, found.outputs = count;
+    if (bias != nullptr) found.bias += first;
+    return found;
+  }
+
   // Rows of x may be `row` apart.
   void operator()(const float* x, int64_t rows, float* out, int64_t row = 0) const {
     const PanelLinear p{rows, inputs, outputs, x, weight, bias, out, row};

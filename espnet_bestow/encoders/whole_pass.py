@@ -42,16 +42,26 @@ class WholePass:
         return self.encode(subsample(self.stages, feats, lengths), subsampled(lengths))
 
     @torch.inference_mode()
-    def encode(self, x: Tensor, counts: Tensor) -> list[Tensor]:
-        """Sub-sampled frames (R, D) of recordings, one after the other, (B,) of each -> the frames of each, (F_i, D)."""
+    def encode(self, x: Tensor, counts: Tensor, wanted: Tensor | None = None) -> list[Tensor]:
+        """Encodes what is sub-sampled already.
+
+        Args:
+            x: (R, D) frames of recordings, one after the other.
+            counts: (B,) how many of each.
+            wanted: (B,) how many of each are asked for, at least 1; default: all. The last block does without the others.
+
+        Returns:
+            these of each.
+        """
         assert native is not None and self.fits
         self._know(int(counts.max()))
+        wanted = counts if wanted is None else wanted
         block = self.blocks[0]
         out = native.conformer_whole(
-            x * self.encoder.input_scale, counts, self._weights, len(self.blocks), block.kernel, block.heads, self._size,
-            block.block.norm_out.eps, block.scaling,
+            x * self.encoder.input_scale, counts, wanted, self._weights, len(self.blocks), block.kernel, block.heads,
+            self._size, block.block.norm_out.eps, block.scaling,
         )  # fmt: skip
-        return list(out.split(counts.tolist()))
+        return list(out.split(wanted.tolist()))
 
     def _know(self, frames: int) -> None:
         if frames <= self._size:

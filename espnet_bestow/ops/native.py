@@ -199,6 +199,7 @@ def conformer_chunk(  # noqa: PLR0913 (the op's arguments)
 def conformer_whole(  # noqa: PLR0913 (the op's arguments)
     x: Tensor,  # (R, D) B recordings, one after the other
     lengths: Tensor,  # (B,) int64, frames of each
+    wanted: Tensor,  # (B,) int64, how many of these come out, at least 1
     weights: list[Tensor],
     blocks: int,
     kernel: int,  # of the convolutions
@@ -206,9 +207,9 @@ def conformer_whole(  # noqa: PLR0913 (the op's arguments)
     size: int,  # frames of a recording, at most; the tables of relative positions have 2 size - 1
     eps: float,
     scale: float,
-) -> Tensor:  # (R, D)
+) -> Tensor:  # (R', D)
     """Recordings through all blocks of a conformer, each attending to all of itself, without gradient."""
-    return torch.ops.bestow.conformer_whole(x, lengths, weights, blocks, kernel, heads, size, eps, scale)
+    return torch.ops.bestow.conformer_whole(x, lengths, wanted, weights, blocks, kernel, heads, size, eps, scale)
 
 
 def ctc_best_path(
@@ -227,6 +228,10 @@ def _ctc_best_path_fake(logp: Tensor, *_: object) -> Tensor:
 
 
 @register_fake("bestow::conformer_whole")
+def _conformer_whole_fake(x: Tensor, *_: object) -> Tensor:
+    return x.new_empty(torch.library.get_ctx().new_dynamic_size(), x.shape[1])
+
+
 @register_fake("bestow::conformer_chunk")
 def _conformer_chunk_fake(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)

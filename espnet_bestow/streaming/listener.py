@@ -94,8 +94,8 @@ class Listener(ABC):
         return ear.ended or ear.received >= self.needed(frames)
 
 
-Encode = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""waveform (B, S), lengths (B,) -> the frames of each, (F_i, D_enc)."""
+Encode = Callable[..., Sequence[Tensor]]
+"""waveform (B, S), lengths (B,) -> the frames of each, (F_i, D_enc); a subclass may call it otherwise."""
 
 
 class RecomputedListener(Listener):
@@ -142,7 +142,8 @@ class RecomputedListener(Listener):
         out = [torch.zeros(0, 0) for _ in requests]
         if not rows:
             return out
-        encoded = self.encode_beginnings([requests[row][0] for row in rows], [ends[row] for row in rows])
+        ears, wanted = zip(*[requests[row] for row in rows], strict=True)
+        encoded = self.encode_beginnings(ears, [ends[row] for row in rows], wanted)
         for row, frames in zip(rows, encoded, strict=True):
             ear, wanted = requests[row]
             if len(frames) < wanted and ear.received >= self.needed(wanted):
@@ -153,8 +154,8 @@ class RecomputedListener(Listener):
             out[row] = frames[:wanted]
         return out
 
-    def encode_beginnings(self, ears: Sequence[Ear], ends: Sequence[int]) -> Sequence[Tensor]:
-        """The first ``ends`` samples of each ear, encoded in one call: (F_i, D_enc)."""
+    def encode_beginnings(self, ears: Sequence[Ear], ends: Sequence[int], wanted: Sequence[int]) -> Sequence[Tensor]:
+        """The first ``ends`` samples of each ear, encoded in one call: (F_i, D_enc), or only the ``wanted`` of them."""
         waveform = torch.nn.utils.rnn.pad_sequence(
             [ear.samples(0, end) for ear, end in zip(ears, ends, strict=True)], batch_first=True
         )  # (B, S)

@@ -32,7 +32,7 @@ class RememberingListener(RecomputedListener):
     Args:
         front: what need not be recomputed.
         encode: what follows it in the model, independent of batch: the front's frames (R, W) of some recordings, one
-            after the other, and how many of each (B,) -> the frames of each.
+            after the other, how many of each (B,), how many are wanted (B,) -> the frames of each, or only these.
         hop, right_context, shortest: see :class:`RecomputedListener`.
     """
 
@@ -52,7 +52,7 @@ class RememberingListener(RecomputedListener):
         return RememberingEar(self.front)
 
     @torch.inference_mode()
-    def encode_beginnings(self, ears: Sequence[Any], ends: Sequence[int]) -> Sequence[Tensor]:
+    def encode_beginnings(self, ears: Sequence[Any], ends: Sequence[int], wanted: Sequence[int]) -> Sequence[Tensor]:
         """See :class:`RecomputedListener`."""
         self._remember(ears, ends)
         spans = [self._rest(ear, end) for ear, end in zip(ears, ends, strict=True)]
@@ -62,7 +62,9 @@ class RememberingListener(RecomputedListener):
             for (ear, begin, until, *_), row in zip(spans, last, strict=True)
             for piece in (ear.frames(begin), row[: until - begin])  # type: ignore[attr-defined]
         ]
-        return self.encode(torch.cat(pieces), torch.tensor([span.last for span in spans]))
+        counts = [span.last for span in spans]
+        asked = [max(min(count, most), 1) for count, most in zip(counts, wanted, strict=True)]
+        return self.encode(torch.cat(pieces), torch.tensor(counts), torch.tensor(asked))
 
     def _rest(self, ear: Any, end: int) -> Span:
         """What follows the frames that the ear remembers, if its first ``end`` samples are a recording."""

@@ -67,6 +67,20 @@ for width in (32, 48):
     run_with(isa, code)
 
 
+@needs_kernels
+@torch.no_grad()
+@pytest.mark.parametrize("counts", [[30, 12, 9, 100, 1], [40], [13] * 20])
+def test_frames_that_nobody_wants_change_nothing(counts):
+    quick = whole().whole_pass()
+    x, lengths = torch.randn(sum(counts), 32), torch.tensor(counts)
+    everything = quick.encode(x, lengths)
+    for wanted in ([8, 12, 9, 77, 1], [1] * 5, [30, 1, 9, 1, 1]):
+        asked = torch.tensor((wanted * 4)[: len(counts)]).minimum(lengths)
+        for most, frames, complete in zip(asked, quick.encode(x, lengths, asked), everything, strict=True):
+            assert len(frames) == most
+            torch.testing.assert_close(frames, complete[:most], rtol=0, atol=1e-6)
+
+
 def test_other_contexts_and_layers_have_none():
     assert tiny().whole_pass() is None
     assert whole(40).whole_pass() is None  # panels have 16 outputs

@@ -32,7 +32,7 @@ def log_mel_listeners() -> tuple[RememberingListener, RecomputedListener]:
         return Speech(*features(waveform, lengths)).rows()
 
     @torch.no_grad()
-    def rest(frames, counts):
+    def rest(frames, counts, _):
         feats = torch.nn.utils.rnn.pad_sequence(frames.split(counts.tolist()), batch_first=True)
         return Speech(*features.refine(feats, counts)).rows()
 
@@ -52,7 +52,7 @@ def subsampled_listeners(native: bool) -> tuple[RememberingListener, RecomputedL
 
     stages = subsampling.stages() if native else subsampling.plain_stages()
     front = Subsampled(StreamFeatures(features), stages, 16)
-    listener = RememberingListener(front, lambda frames, counts: frames.split(counts.tolist()), HOP, 3)
+    listener = RememberingListener(front, lambda frames, counts, _: frames.split(counts.tolist()), HOP, 3)
     return listener, RecomputedListener(whole, 16000, HOP, 3)
 
 

@@ -91,18 +91,20 @@ struct Taps {
   float* out;                    // (rows, width)
 };
 
-// One stream's chunk, rows `row` ... row + chunk - 1 of all streams', and keys and values of its past and of the chunk,
-// whose own come last. The first `seen` are attended to.
+// One stream's queries, rows `row` ... row + chunk - 1 of all streams', and keys and values of its past and of the
+// chunk, whose own come last. The first `seen` are attended to.
 struct ChunkWindow {
   int64_t row, chunk;
   const float* data;  // (frames, 2 H d)
-  int64_t frames, seen;
+  int64_t first;      // which of these frames the first query is of
+  int64_t seen;
 };
 
 // Frames of chunks attend to their windows, by content and by relative position. A unit is one head of one stream.
 struct ChunkAttention {
   int64_t heads, head, chunk, size, places;  // H, d; no chunk has more frames, no window; columns of `relative`
-  const float* qkv;                          // (rows, 3 H d)
+  const float* queries;                      // (rows, H d), `query_row` apart
+  int64_t query_row;
   const ChunkWindow* windows;                // (streams)
   const float *bias_content, *bias_place;    // (H d)
   const float* relative;  // (H, d, places), scaled: frame p of a window meets j in column size - 1 - p + j
