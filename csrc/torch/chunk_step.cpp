@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "bestow/cpu.h"
@@ -106,14 +107,9 @@ struct Sizes {
 // The chunks of some streams on their way through the blocks.
 class Chunks {
  public:
-  Chunks(const Stream* streams, int64_t count, const Sizes& sizes)
-      : streams_(streams),
-        count_(count),
-        sizes_(sizes),
-        parts_(count),
-        windows_(count) {
-    for (int64_t b = 0; b < count; ++b) parts_[b] = {streams[b].row - streams[0].row, streams[b].chunk};
-    rows_ = parts_.back().row + parts_.back().count;
+  Chunks(const std::vector<Stream>& streams, const Sizes& sizes)
+      : streams_(streams), sizes_(sizes), parts_(streams.size()), windows_(streams.size()) {
+    for (size_t b = 0; b < streams.size(); ++b) parts_[b] = {rows_, streams[b].chunk}, rows_ += streams[b].chunk;
     normed_.resize(rows_ * sizes.width), wide_.resize(rows_ * 3 * sizes.width);
     convolved_.resize((sizes.before + sizes.chunk) * sizes.width);
   }
@@ -129,15 +125,14 @@ class Chunks {
   // From the last block only the frames that are wanted come out, one stream's behind the other's: of the others it
   // needs keys and values alone.
   void pass_last(const Block& block, int64_t number, float scale, float* y) {
-    const bool all = std::all_of(streams_, streams_ + count_, [](const Stream& s) { return s.wanted == s.chunk; });
-    if (all) return pass(block, number, scale, y);
+    if (std::all_of(streams_.begin(), streams_.end(), [](const Stream& s) { return s.wanted == s.chunk; })) return pass(block, number, scale, y);
     const int64_t width = sizes_.width;
     block.first.add(y, rows_, normed_, inner_);
     block.attention.norm(y, rows_, normed_.data());
     block.attention.qkv.part(width, 2 * width)(normed_.data(), rows_, wide_.data());
     keep_keys(number, wide_.data(), 2 * width);
     rows_ = 0;
-    for (int64_t b = 0; b < count_; ++b) {
+    for (size_t b = 0; b < streams_.size(); ++b) {
       const Part from = parts_[b], to = parts_[b] = {rows_, streams_[b].wanted};
       for (float* x : {y, normed_.data()}) std::memmove(x + to.row * width, x + from.row * width, to.count * width * sizeof(float));
       rows_ += to.count;
@@ -165,7 +160,7 @@ class Chunks {
   // Keys and values of the chunks, rows `row` apart, go to the ends of their windows.
   void keep_keys(int64_t number, const float* keys, int64_t row) {
     const int64_t width = 2 * sizes_.width;
-    for (int64_t b = 0; b < count_; ++b) {
+    for (size_t b = 0; b < streams_.size(); ++b) {
       const Stream& stream = streams_[b];
       float* to = stream.window + number * stream.block + (stream.frames - stream.chunk) * width;
       for (int64_t i = 0; i < stream.chunk; ++i)
@@ -176,7 +171,7 @@ class Chunks {
   // The queries, `row` apart in wide_, look at their windows.
   void look(const Attention& layer, int64_t number, float scale, int64_t row, float* y) {
     const int64_t width = sizes_.width;
-    for (int64_t b = 0; b < count_; ++b) {
+    for (size_t b = 0; b < streams_.size(); ++b) {
       const Stream& stream = streams_[b];
       windows_[b] = {parts_[b].row, parts_[b].count, stream.window + number * stream.block,
                      stream.frames - stream.chunk, stream.seen};
@@ -185,7 +180,7 @@ class Chunks {
     p.queries = wide_.data(), p.query_row = row, p.windows = windows_.data();
     p.bias_content = layer.bias_content, p.bias_place = layer.bias_place, p.relative = layer.relative;
     p.scale = scale, p.out = normed_.data();
-    torch::stable::parallel_for(0, count_ * sizes_.heads, 2, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, streams_.size() * sizes_.heads, 2, [&](int64_t begin, int64_t end) {
       chosen().chunk_attention(p, begin, end, static_cast<float*>(workspace(p.scratch())));
     });
     layer.joined(normed_.data(), rows_, wide_.data());
@@ -197,7 +192,7 @@ class Chunks {
     const int64_t width = sizes_.width, past = sizes_.before * width;
     layer.norm(y, rows_, normed_.data());
     layer.into(normed_.data(), rows_, wide_.data());
-    for (int64_t b = 0; b < count_; ++b) {
+    for (size_t b = 0; b < streams_.size(); ++b) {
       const Stream& stream = streams_[b];
       std::memcpy(convolved_.data(), stream.past + number * past, past * sizeof(float));
       const Part part = parts_[b];
@@ -216,11 +211,10 @@ class Chunks {
     add_to(y, wide_.data(), rows_ * width);
   }
 
-  const Stream* streams_;
-  const int64_t count_;
+  const std::vector<Stream>& streams_;
   const Sizes sizes_;
+  int64_t rows_ = 0;
   std::vector<Part> parts_;
-  int64_t rows_;
   std::vector<bestow::ChunkWindow> windows_;
   std::vector<float> normed_, wide_, inner_, convolved_;
 };
@@ -229,20 +223,22 @@ class Chunks {
 // the caches. Where a thread would have fewer of its own than kFewestRows, threads share each layer.
 constexpr int64_t kRowsTogether = 64, kFewestRows = 32;
 
-// Streams in groups of about as many rows each, as many groups for each thread: where they begin, and where the last
-// one ends.
-std::vector<int64_t> groups_of(const std::vector<Stream>& streams, int64_t threads) {
-  const int64_t rows = streams.back().row + streams.back().chunk;
-  const int64_t each = (rows + kRowsTogether * threads - 1) / (kRowsTogether * threads), groups = each * threads;
-  std::vector<int64_t> begins{0};
-  if (rows >= kFewestRows * threads) {
-    for (size_t b = 1; b < streams.size(); ++b) {
-      const int64_t middle = streams[b].row + streams[b].chunk / 2, wanted = begins.size();
-      if (middle * groups >= wanted * rows && wanted < groups) begins.push_back(b);
+// Streams in groups of about as many rows each, one list of groups for each thread.
+std::vector<std::vector<std::vector<int64_t>>> groups_of(const std::vector<Stream>& streams, int64_t threads) {
+  std::vector<int64_t> costs;
+  for (const Stream& stream : streams) costs.push_back(stream.chunk);
+  std::vector<std::vector<std::vector<int64_t>>> found;
+  for (const std::vector<int64_t>& share : shared_out(costs, threads)) {
+    int64_t rows = 0, done = 0;
+    for (int64_t b : share) rows += costs[b];
+    const int64_t groups = std::max<int64_t>((rows + kRowsTogether - 1) / kRowsTogether, 1);
+    found.emplace_back(groups);
+    for (int64_t b : share) {
+      found.back()[std::min((done + costs[b] / 2) * groups / rows, groups - 1)].push_back(b);
+      done += costs[b];
     }
   }
-  begins.push_back(streams.size());
-  return begins;
+  return found;
 }
 
 // x (B, blocks, ...) of one stream among many: float32, the last two dimensions dense.
@@ -267,24 +263,36 @@ Tensor through_all_blocks(const Tensor& x, const std::vector<Stream>& streams, c
   for (const Stream& stream : streams) places.push_back(places.back() + stream.wanted);
   Tensor out = torch::stable::new_empty(x, {places.back(), width});
 
-  const auto pass = [&](int64_t begin, int64_t end) {
-    Chunks group(streams.data() + begin, end - begin, sizes);
-    const int64_t first = streams[begin].row * width, last = (streams[end - 1].row + streams[end - 1].chunk) * width;
-    std::vector<float> y(floats(x) + first, floats(x) + last);
+  const auto pass = [&](const std::vector<int64_t>& members) {
+    if (members.empty()) return;
+    std::vector<Stream> group;
+    std::vector<float> y;
+    for (int64_t b : members) {
+      group.push_back(streams[b]);
+      const float* own = floats(x) + streams[b].row * width;
+      y.insert(y.end(), own, own + streams[b].chunk * width);
+    }
+    Chunks chunks(group, sizes);
     for (int64_t block = 0; block + 1 < blocks; ++block)
-      group.pass(layers[block], block, static_cast<float>(scale), y.data());
-    group.pass_last(layers[blocks - 1], blocks - 1, static_cast<float>(scale), y.data());
-    std::memcpy(static_cast<float*>(out.data_ptr()) + places[begin] * width, y.data(),
-                (places[end] - places[begin]) * width * sizeof(float));
+      chunks.pass(layers[block], block, static_cast<float>(scale), y.data());
+    chunks.pass_last(layers[blocks - 1], blocks - 1, static_cast<float>(scale), y.data());
+    const float* from = y.data();
+    for (int64_t b : members) {
+      const int64_t size = streams[b].wanted * width;
+      std::memcpy(static_cast<float*>(out.data_ptr()) + places[b] * width, from, size * sizeof(float));
+      from += size;
+    }
   };
-  const int64_t threads = torch::stable::get_num_threads();
-  const std::vector<int64_t> groups = groups_of(streams, threads);
-  const int64_t count = groups.size() - 1;
-  if (count < threads) {
-    pass(0, streams.size());
+  const int64_t threads = torch::stable::get_num_threads(), count = streams.size();
+  if (count < threads || x.size(0) < kFewestRows * threads) {
+    std::vector<int64_t> everyone(count);
+    std::iota(everyone.begin(), everyone.end(), 0);
+    pass(everyone);
   } else {
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) pass(groups[group], groups[group + 1]);
+    const auto groups = groups_of(streams, threads);
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t thread = begin; thread < end; ++thread)
+        for (const std::vector<int64_t>& members : groups[thread]) pass(members);
     });
   }
   return out;

@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "bestow/cpu.h"
@@ -93,6 +95,19 @@ struct Panels {
 
 inline void add_to(float* x, const float* more, int64_t n, float times = 1.0f) {
   for (int64_t i = 0; i < n; ++i) x[i] += times * more[i];
+}
+
+// Which of some jobs each of `threads` does: the dearest first, each to whoever has least to do so far.
+inline std::vector<std::vector<int64_t>> shared_out(const std::vector<int64_t>& costs, int64_t threads) {
+  std::vector<int64_t> order(costs.size()), loads(threads, 0);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return costs[a] > costs[b]; });
+  std::vector<std::vector<int64_t>> shares(threads);
+  for (int64_t job : order) {
+    const int64_t least = std::min_element(loads.begin(), loads.end()) - loads.begin();
+    shares[least].push_back(job), loads[least] += costs[job];
+  }
+  return shares;
 }
 
 // What rows of a batch do each on their own; a few of them are worth a thread.

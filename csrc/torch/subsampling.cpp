@@ -129,10 +129,15 @@ void run(const Network& net, Piece piece, int64_t block, Scratch& scratch) {
 }
 
 void run_all(const Network& net, const std::vector<Piece>& pieces, int64_t block) {
-  torch::stable::parallel_for(0, pieces.size(), 1, [&](int64_t begin, int64_t end) {
+  const int64_t threads = torch::stable::get_num_threads(), count = pieces.size();
+  std::vector<int64_t> costs;
+  for (const Piece& piece : pieces) costs.push_back(piece.n);
+  // Of fewer pieces than there are threads, these share each layer.
+  const auto shares = shared_out(costs, count < threads ? 1 : threads);
+  torch::stable::parallel_for(0, shares.size(), 1, [&](int64_t begin, int64_t end) {
     Scratch scratch;
-    for (int64_t b = begin; b < end; ++b)
-      run(net, pieces[b], block, scratch);
+    for (int64_t share = begin; share < end; ++share)
+      for (int64_t b : shares[share]) run(net, pieces[b], block, scratch);
   });
 }
 

@@ -78,7 +78,7 @@ struct Seats {
 
 // Rows that a thread takes through all layers by itself, where there are enough for all threads; of fewer, threads
 // share each layer.
-constexpr int64_t kRowsOfAThread = 16;
+constexpr int64_t kRowsOfAThread = 12;
 
 template <class F>
 void in_groups(int64_t batch, const F& pass) {
