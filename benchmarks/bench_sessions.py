@@ -7,8 +7,8 @@ next chunk of audio when it has nothing left to do with what it has, and waits f
 only: the aggregate real-time factor is time over the sum of all audio. Words must be the same both times.
 
 Both ways have one pool, as a server would, whose memory has grown in a round that does not count. They take turns, and
-the ratio is the median over these pairs: of wall time, and of CPU time for machines that do
-other work as well (all threads together, so use one).
+the ratio is the median over these pairs: of wall time, and of CPU time for machines that do other work as well (all
+threads together, so use one).
 """
 
 import argparse

@@ -200,7 +200,8 @@ struct FewQueries : FewRowsOfWeights<T> {
         *lse = INFINITY;
       } else {
         write_row(to, sums + i * padded, width, 1.0f / totals[i]);
-        if (p.weights.data != nullptr) write_row(row_of<T>(p.weights, at.b, h, u), scores + i * ld, sees[i], 1.0f / totals[i]);
+        if (p.weights.data != nullptr)
+          write_row(row_of<T>(p.weights, at.b, h, u), scores + i * ld, sees[i], 1.0f / totals[i]);
         *lse = peaks[i] * kLn2 + std::log(totals[i]);
       }
     }

@@ -1,5 +1,6 @@
 // A chunk of a few frames, or a whole recording, through all blocks of a conformer in one call: what
-// encoders/chunk_step.py does block by block. Memory gives the weights once, in panels; the frames stay in the cache from one layer to the next.
+// encoders/chunk_step.py does block by block. Memory gives the weights once, in panels; the frames stay in the cache
+// from one layer to the next.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -125,7 +126,8 @@ class Chunks {
   // From the last block only the frames that are wanted come out, one stream's behind the other's: of the others it
   // needs keys and values alone.
   void pass_last(const Block& block, int64_t number, float scale, float* y) {
-    if (std::all_of(streams_.begin(), streams_.end(), [](const Stream& s) { return s.wanted == s.chunk; })) return pass(block, number, scale, y);
+    if (std::all_of(streams_.begin(), streams_.end(), [](const Stream& s) { return s.wanted == s.chunk; }))
+      return pass(block, number, scale, y);
     const int64_t width = sizes_.width;
     block.first.add(y, rows_, normed_, inner_);
     block.attention.norm(y, rows_, normed_.data());
@@ -134,7 +136,8 @@ class Chunks {
     rows_ = 0;
     for (size_t b = 0; b < streams_.size(); ++b) {
       const Part from = parts_[b], to = parts_[b] = {rows_, streams_[b].wanted};
-      for (float* x : {y, normed_.data()}) std::memmove(x + to.row * width, x + from.row * width, to.count * width * sizeof(float));
+      for (float* x : {y, normed_.data()})
+        std::memmove(x + to.row * width, x + from.row * width, to.count * width * sizeof(float));
       rows_ += to.count;
     }
     block.attention.qkv.part(0, width)(normed_.data(), rows_, wide_.data());
@@ -312,15 +315,14 @@ const int64_t* whole_numbers(const Tensor& x, int64_t count, const char* what) {
 }
 
 // Of B streams `chunks` (B) rows of x each, one stream after the other. Keys and values of a chunk are written to its
-// window, the last inputs of its convolutions to `after`, if that has any. The weights are those of all blocks in
+// window, the last inputs of its convolutions to `after`. The weights are those of all blocks in
 // order, see Block; relative positions are those of windows of `size` frames.
 Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std::vector<Tensor> windows, Tensor seen,
                        std::vector<Tensor> past, std::vector<Tensor> after, int64_t heads, int64_t size, int64_t places,
                        double eps, double scale) {
   x = rows_of_streams(x, heads);
   const int64_t rows = x.size(0), width = x.size(1), batch = windows.size();
-  STD_TORCH_CHECK(batch > 0 && past.size() == windows.size() && (after.empty() || after.size() == windows.size()) &&
-                      past[0].dim() == 3,
+  STD_TORCH_CHECK(batch > 0 && past.size() == windows.size() && after.size() == windows.size() && past[0].dim() == 3,
                   "conformer_chunk: ", batch, " windows, ", past.size(), " pasts");
   const int64_t *chunk = whole_numbers(chunks, batch, "chunks"), *attended = whole_numbers(seen, batch, "seen");
   const int64_t blocks = past[0].size(0), before = past[0].size(1);
@@ -331,14 +333,14 @@ Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std
     stream.window = of_stream(windows[b], blocks, 2 * width, "a window"), stream.block = windows[b].stride(0);
     stream.frames = windows[b].size(1), stream.seen = attended[b];
     stream.past = of_stream(past[b], blocks, width, "a past");
-    stream.kept = after.empty() ? nullptr : of_stream(after[b], blocks, width, "an after");
+    stream.kept = of_stream(after[b], blocks, width, "an after");
     STD_TORCH_CHECK(1 <= stream.chunk && stream.chunk <= stream.frames && stream.frames <= size && 1 <= stream.seen &&
                         stream.seen <= stream.frames && row + stream.chunk <= rows,
                     "conformer_chunk: ", stream.seen, " of ", stream.frames, " frames in windows of ", size, " with ",
                     stream.chunk, " of ", rows, " rows");
-    STD_TORCH_CHECK(past[b].size(1) == before && past[b].is_contiguous() &&
-                        (after.empty() || (after[b].size(1) == before && after[b].is_contiguous())),
-                    "conformer_chunk: the past of stream ", b);
+    STD_TORCH_CHECK(
+        past[b].size(1) == before && past[b].is_contiguous() && after[b].size(1) == before && after[b].is_contiguous(),
+        "conformer_chunk: the past of stream ", b);
     sizes.chunk = std::max(sizes.chunk, stream.chunk);
     streams.push_back(stream);
   }
@@ -365,8 +367,9 @@ Tensor conformer_whole(Tensor x, Tensor lengths, Tensor wanted, std::vector<Tens
   int64_t row = 0;
   for (int64_t b = 0; b < batch; row += length[b++]) {
     const int64_t n = length[b];
-    STD_TORCH_CHECK(1 <= n && n <= size && row + n <= rows && 1 <= first[b] && first[b] <= n, "conformer_whole: ",
-                    first[b], " frames of a recording of ", n, " of ", rows, " rows, at most ", size);
+    STD_TORCH_CHECK(1 <= n && n <= size && row + n <= rows && 1 <= first[b] && first[b] <= n,
+                    "conformer_whole: ", first[b], " frames of a recording of ", n, " of ", rows, " rows, at most ",
+                    size);
     streams.push_back({row, n, first[b], &memory[row * 2 * width], 0, n, n, nothing.data(), nullptr});
     sizes.chunk = std::max(sizes.chunk, n);
   }
@@ -384,7 +387,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
       "Tensor(b!)[] after, int heads, int size, int places, float eps, float scale) -> Tensor");
   // x (R, D), of which lengths (B) belong to each of B recordings -> the first `wanted` (B) of each, (R', D)
   m.def(
-      "conformer_whole(Tensor x, Tensor lengths, Tensor wanted, Tensor[] weights, int blocks, int kernel, int heads, int size, float "
+      "conformer_whole(Tensor x, Tensor lengths, Tensor wanted, Tensor[] weights, int blocks, int kernel, int heads, "
+      "int size, float "
       "eps, float scale) -> Tensor");
 }
 

@@ -72,10 +72,10 @@ struct ConnectorBlock {
 // What rows of text see of the frames (R, N, E), a row of which each session has.
 struct Heard {
   float* data;
-  int64_t row, frame;     // strides
-  const int64_t* seats;   // whose row each is
+  int64_t row, frame;           // strides
+  const int64_t* seats;         // whose row each is
   std::vector<int64_t> counts;  // frames that each sees
-  int64_t width;          // E
+  int64_t width;                // E
 
   bestow::Rows of(int64_t b) const { return {data + seats[b] * row, 0, 0, frame}; }
 };
@@ -101,7 +101,8 @@ void ask(const AbsorbedAttention& cross, const Heard& heard, int64_t begin, int6
     for (int64_t h = 0; h < heads; h += bestow::kFewRows) {
       const int64_t some = std::min(bestow::kFewRows, heads - h), at = (i * heads + h) * frame;
       attend({&asked[at], 0, frame, frame}, memory, memory, some, 1, frame, count,
-             1 / std::sqrt(static_cast<double>(head)), {&means[at], 0, frame, frame}, {weights.data(), 0, count, count});
+             1 / std::sqrt(static_cast<double>(head)), {&means[at], 0, frame, frame},
+             {weights.data(), 0, count, count});
       for (int64_t each = 0; each < some; ++each)
         add_to(looked + i * frames, &weights[each * count], count, 1.0f / static_cast<float>(heads));
     }
@@ -126,9 +127,9 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
                   "connector_token: text");
   text = torch::stable::contiguous(text);
   const int64_t batch = text.size(0), frame = frames.size(-1);
-  STD_TORCH_CHECK(frames.is_cpu() && frames.dim() == 3 && frames.is_contiguous() &&
-                      frames.scalar_type() == ScalarType::Float,
-                  "connector_token: frames must be contiguous float32 (R, N, E)");
+  STD_TORCH_CHECK(
+      frames.is_cpu() && frames.dim() == 3 && frames.is_contiguous() && frames.scalar_type() == ScalarType::Float,
+      "connector_token: frames must be contiguous float32 (R, N, E)");
   STD_TORCH_CHECK(visible.is_cpu() && visible.scalar_type() == ScalarType::Int && visible.numel() == batch &&
                       visible.is_contiguous(),
                   "connector_token: visible must be int32 (", batch, ")");

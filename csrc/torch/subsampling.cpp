@@ -191,10 +191,9 @@ std::tuple<Tensor, Tensor> conv_subsampling(Tensor x, Tensor past, Tensor bounds
 STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
   // x (B, T, C), past (B, n), bounds (B, 3) int64 -> (B, F, D), (B, n)
   m.def(
-      "conv_subsampling(Tensor x, Tensor past, Tensor bounds, Tensor[] weights, int count, int block, float eps) -> (Tensor, "
+      "conv_subsampling(Tensor x, Tensor past, Tensor bounds, Tensor[] weights, int count, int block, float eps) -> "
+      "(Tensor, "
       "Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
-  m.impl("conv_subsampling", TORCH_BOX(&conv_subsampling));
-}
+STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) { m.impl("conv_subsampling", TORCH_BOX(&conv_subsampling)); }

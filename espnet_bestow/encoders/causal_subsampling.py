@@ -37,7 +37,7 @@ class Piece(NamedTuple):
     """Frames that one stream makes next."""
 
     start: int  # how many it has made before
-    count: int
+    frames: int
     end: int | None  # feature frames of the whole audio where it has ended
 
 
@@ -89,7 +89,7 @@ class Stages:
         found = []
         for number, part in enumerate(feats.split(factor * block if block else max(feats.shape[1], 1), 1)):
             done = number * (block or 0)
-            now = [Piece(p.start + done, min(max(p.count - done, 0), part.shape[1] // factor), p.end) for p in pieces]
+            now = [Piece(p.start + done, min(max(p.frames - done, 0), part.shape[1] // factor), p.end) for p in pieces]
             x, past = self._advance(part, past, now)
             found.append(x)
         return torch.cat(found, 1), past
@@ -97,7 +97,7 @@ class Stages:
     def _in_place(self, feats: torch.Tensor, pieces: Sequence[Piece]) -> torch.Tensor:
         """(B, T, 80) -> (B, 2^n F, 80): before a recording's first frame stand zeros, and behind its last one."""
         factor = 1 << self.count
-        x = feats.new_zeros(len(feats), factor * max(piece.count for piece in pieces), feats.shape[2])
+        x = feats.new_zeros(len(feats), factor * max(piece.frames for piece in pieces), feats.shape[2])
         for row, piece, own in zip(x, pieces, feats, strict=True):
             place = row[0 if piece.start else factor - 1 :]
             place[: len(own)] = own[: len(place)]
@@ -113,8 +113,10 @@ class Stages:
             channels, *others = stage.input_shape
             x = torch.cat([before.view(len(x), channels, stage.past, *others), x], dim=2)
             # A stage remembers inputs, not padding: zeros beyond the end are never needed again.
-            ends = [factor * piece.count for piece in pieces]
-            kept.append(torch.stack([row[:, end : end + stage.past] for row, end in zip(x, ends, strict=True)]).flatten(1))
+            ends = [factor * piece.frames for piece in pieces]
+            kept.append(
+                torch.stack([row[:, end : end + stage.past] for row, end in zip(x, ends, strict=True)]).flatten(1)
+            )
             x = stage.apply(x)
             factor //= 2
             lengths = [length and length // 2 + 1 for length in lengths]

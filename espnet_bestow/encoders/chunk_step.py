@@ -4,9 +4,9 @@ The library streams too, but its cache belongs to one stream or to streams in st
 positions of the whole window again at every chunk. Here keys, values and the inputs of all convolutions are kept, and
 what depends on the weights alone is computed once.
 
-The sub-sampling does the same amount of work for all streams of a step, the first and last chunks included: the seven
-feature frames before the first chunk and those after the end of the audio are zeros, and what the sub-sampling makes of
-them is put back to zero after every stage, which is what padding is in the full pass.
+The sub-sampling does the same for all streams of a step, the first and last chunks included: the seven feature frames
+before the first chunk and those after the end of the audio are zeros, and what the sub-sampling makes of them is put
+back to zero after every stage, which is what padding is in the full pass.
 """
 
 from collections.abc import Sequence

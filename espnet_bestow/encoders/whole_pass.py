@@ -1,6 +1,7 @@
 """The cache-aware FastConformer over recordings in the context `whole`, natively and without padding.
 
-A recording is one chunk without a past that attends to all of itself, as :mod:`.chunk_step` knows them. This serves streams whose encoder is computed again and again on a growing beginning; training has :mod:`.block_pass`.
+A recording is one chunk without a past that attends to all of itself. This serves streams whose encoder is computed
+again and again on a growing beginning; training has :mod:`.block_pass`.
 """
 
 from typing import Any
@@ -48,7 +49,7 @@ class WholePass:
         Args:
             x: (R, D) frames of recordings, one after the other.
             counts: (B,) how many of each.
-            wanted: (B,) how many of each are asked for, at least 1; default: all. The last block does without the others.
+            wanted: (B,) how many of each are asked for, at least 1; default: all. The others end before the last block.
 
         Returns:
             these of each.

@@ -132,8 +132,10 @@ def connector_token(  # noqa: PLR0913 (the op's arguments)
     heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # (B, D_llm), (X, B, F)
-    """One new token of each row through all blocks of a connector, in float32, without gradient; and how each block
-    looked at the frames, in the mean of its heads."""
+    """One new token of each row through all blocks of a connector, in float32, without gradient.
+
+    And how each block looked at the frames, in the mean of its heads.
+    """
     return torch.ops.bestow.connector_token(text, weights, caches, frames, visible, rows, slots, blocks, heads, eps)
 
 
@@ -183,7 +185,7 @@ def conformer_chunk(  # noqa: PLR0913 (the op's arguments)
     windows: list[Tensor],  # B of them, (blocks, n, 2 D) each; those of the chunk, the last ones, are written
     seen: Tensor,  # (B,) int64, how many of the n frames are attended to
     past: list[Tensor],  # B of them, (blocks, kernel - 1, D) each
-    after: list[Tensor],  # the same, written; none where nobody goes on
+    after: list[Tensor],  # the same, written
     heads: int,
     size: int,  # n, at most
     places: int,  # columns of the tables of relative positions, of windows of `size` frames

@@ -142,8 +142,8 @@ class RecomputedListener(Listener):
         out = [torch.zeros(0, 0) for _ in requests]
         if not rows:
             return out
-        ears, wanted = zip(*[requests[row] for row in rows], strict=True)
-        encoded = self.encode_beginnings(ears, [ends[row] for row in rows], wanted)
+        ears, asked = zip(*[requests[row] for row in rows], strict=True)
+        encoded = self.encode_beginnings(ears, [ends[row] for row in rows], asked)
         for row, frames in zip(rows, encoded, strict=True):
             ear, wanted = requests[row]
             if len(frames) < wanted and ear.received >= self.needed(wanted):

@@ -13,7 +13,6 @@ from espnet_bestow.encoders.causal_subsampling import NativeStages, Piece, Stage
 from espnet_bestow.encoders.chunk_step import FACTOR, LEAD
 from espnet_bestow.streaming.features import Span, StreamFeatures
 
-
 BLOCK = 4
 """Frames that are computed at a time, so that each is rounded alike whatever it is asked for with."""
 

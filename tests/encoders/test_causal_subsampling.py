@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from espnet_bestow import ops
-from espnet_bestow.encoders.causal_subsampling import CausalConv1dSubsampling, NativeStages, Piece, subsample, subsampled
+from espnet_bestow.encoders.causal_subsampling import (
+    CausalConv1dSubsampling,
+    NativeStages,
+    Piece,
+    subsample,
+    subsampled,
+)
 from tests.ops.instruction_sets import ISAS, run_with
 
 
@@ -108,11 +114,10 @@ def test_wrong_arguments_are_errors():
     for wrong in (
         {"x": torch.randn(2, 16, 7)}, {"x": torch.randn(2, 16, 6).double()},
         {"past": right["past"][:, 1:]}, {"past": right["past"][:1]}, {"bounds": right["bounds"][:1]},
-        {"bounds": right["bounds"].int()},
-        {"bounds": torch.tensor([[0, -1, -1]] * 2)}, {"bounds": torch.tensor([[-1, 2, -1]] * 2)}, {"weights": stages.weights[:-1]}, {"count": 2}, {"count": 0}, {"block": 0},
+        {"bounds": right["bounds"].int()}, {"bounds": torch.tensor([[0, -1, -1]] * 2)},
+        {"bounds": torch.tensor([[-1, 2, -1]] * 2)}, {"weights": stages.weights[:-1]}, {"count": 2}, {"count": 0},
+        {"block": 0},
     ):  # fmt: skip
         with pytest.raises(RuntimeError):
             ops.native.conv_subsampling(**(right | wrong))
-    torch.library.opcheck(
-        torch.ops.bestow.conv_subsampling.default, tuple(right.values()), test_utils="test_schema"
-    )
+    torch.library.opcheck(torch.ops.bestow.conv_subsampling.default, tuple(right.values()), test_utils="test_schema")

@@ -81,6 +81,28 @@ def test_frames_that_nobody_wants_change_nothing(counts):
             torch.testing.assert_close(frames, complete[:most], rtol=0, atol=1e-6)
 
 
+@needs_kernels
+def test_wrong_arguments_are_errors():
+    quick = whole().whole_pass()
+    quick._know(9)
+    block = quick.blocks[0]
+    right = {
+        "x": torch.randn(12, 32), "lengths": torch.tensor([9, 3]), "wanted": torch.tensor([2, 3]),
+        "weights": quick._weights, "blocks": len(quick.blocks), "kernel": block.kernel, "heads": block.heads,
+        "size": quick._size, "eps": 1e-5, "scale": 1.0,
+    }  # fmt: skip
+    assert ops.native.conformer_whole(**right).shape == (5, 32)
+    for wrong in (
+        {"x": torch.randn(13, 32)}, {"x": torch.randn(11, 32)}, {"x": torch.randn(12, 32).double()},
+        {"lengths": torch.tensor([9, 4])}, {"lengths": torch.tensor([12, 0])}, {"lengths": torch.tensor([9, 3]).int()},
+        {"wanted": torch.tensor([10, 3])}, {"wanted": torch.tensor([0, 3])}, {"wanted": torch.tensor([2])},
+        {"weights": quick._weights[1:]}, {"blocks": 1}, {"blocks": 0}, {"kernel": 0}, {"heads": 5}, {"size": 8},
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match="conformer|a step"):
+            ops.native.conformer_whole(**(right | wrong))
+    torch.library.opcheck(torch.ops.bestow.conformer_whole.default, tuple(right.values()), test_utils="test_schema")
+
+
 def test_other_contexts_and_layers_have_none():
     assert tiny().whole_pass() is None
     assert whole(40).whole_pass() is None  # panels have 16 outputs

@@ -118,7 +118,7 @@ def test_a_frame_that_has_been_heard_is_not_computed_again(listeners, monkeypatc
     known = [listener.front.complete(end) for end in ends]
     # What is certain now, and what sees the silence behind what is encoded.
     assert computed == [known[1] - known[0], listener.front.all(ends[1]) - known[1]]
-    assert 0 < computed[0] and computed[1] <= 4
+    assert computed[0] > 0 and computed[1] <= 4
 
 
 def test_the_last_words_of_a_talk_are_computed_at_once(listeners, monkeypatch):

@@ -105,8 +105,8 @@ struct ChunkAttention {
   int64_t heads, head, chunk, size, places;  // H, d; no chunk has more frames, no window; columns of `relative`
   const float* queries;                      // (rows, H d), `query_row` apart
   int64_t query_row;
-  const ChunkWindow* windows;                // (streams)
-  const float *bias_content, *bias_place;    // (H d)
+  const ChunkWindow* windows;              // (streams)
+  const float *bias_content, *bias_place;  // (H d)
   const float* relative;  // (H, d, places), scaled: frame p of a window meets j in column size - 1 - p + j
   float scale;            // of scores by content
   float* out;             // (rows, H d)
