@@ -77,7 +77,8 @@ class RememberingListener(RecomputedListener):
         known: dict[Any, int] = {}
         for ear, end in zip(ears, ends, strict=True):
             if not ear.ended or end < ear.received:
-                known[ear] = min(self.front.complete(end), known.get(ear, end))
+                certain = self.front.complete(end)
+                known[ear] = min(certain, known.get(ear, certain))
         spans = [Span(ear, ear.heard, until, ear.past) for ear, until in known.items() if until > ear.heard]
         if spans:
             frames, pasts = self.front(spans)
