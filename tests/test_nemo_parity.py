@@ -9,7 +9,6 @@ import torch
 from espnet_bestow.connectors import Speech
 from espnet_bestow.connectors.cross_attention import CrossAttentionConnector
 from espnet_bestow.encoders import StreamingFastConformerEncoder
-from espnet_bestow.encoders.chunk_step import LEAD
 from espnet_bestow.visibility import WaitKPolicy, offline
 from tests.golden import cases
 from tests.golden.names import nemo_connector_name
@@ -47,12 +46,10 @@ def test_streamed_encoder(golden, encoder, context):
     """NeMo's stream where it is exact, and NeMo's full pass where it is not (no look-ahead)."""
     step = encoder.chunk_step(context)
     feats, end = cases.features()[1:, : cases.LENGTHS[1]], cases.LENGTHS[1]
-    feats = torch.nn.functional.pad(feats, (0, 0, LEAD, 8 * step.chunk))
     states, parts = [step.open()], []
     for start in range(0, step.frames_of(end), step.chunk):
-        last = step.features(start)[1]
-        chunk = feats[:, 8 * start : 8 * (start + step.chunk)]
-        frames, states = step(chunk, states, [end if last > end else None])
+        first, last = step.features(start)
+        frames, states = step(feats[:, max(first, 0) : last], states, [end if last > end else None])
         parts.append(frames)
     got = torch.cat(parts, 1)[0, : step.frames_of(end)]
     name = f"{context[0]}_{context[1]}"
