@@ -57,11 +57,11 @@ class RememberingListener(RecomputedListener):
         self._remember(ears, ends)
         spans = [self._rest(ear, end) for ear, end in zip(ears, ends, strict=True)]
         last, _ = self.front(spans)
-        pieces = [
-            piece
-            for (ear, begin, until, *_), row in zip(spans, last, strict=True)
-            for piece in (ear.frames(begin), row[: until - begin])  # type: ignore[attr-defined]
-        ]
+        pieces = []
+        for (ear, begin, until, *_), row in zip(spans, last, strict=True):
+            if begin > 0:  # an ear that remembers nothing does not know yet where the front computes
+                pieces.append(ear.frames(begin))  # type: ignore[attr-defined]
+            pieces.append(row[: until - begin])
         counts = [span.last for span in spans]
         asked = [max(min(count, most), 1) for count, most in zip(counts, wanted, strict=True)]
         return self.encode(torch.cat(pieces), torch.tensor(counts), torch.tensor(asked))
