@@ -98,7 +98,7 @@ def test_wrong_arguments_are_errors():
         {"wanted": torch.tensor([10, 3])}, {"wanted": torch.tensor([0, 3])}, {"wanted": torch.tensor([2])},
         {"weights": quick._weights[1:]}, {"blocks": 1}, {"blocks": 0}, {"kernel": 0}, {"heads": 5}, {"size": 8},
     ):  # fmt: skip
-        with pytest.raises(RuntimeError, match="conformer|a step"):
+        with pytest.raises(RuntimeError, match=r"conformer|a step"):
             ops.native.conformer_whole(**(right | wrong))
     torch.library.opcheck(torch.ops.bestow.conformer_whole.default, tuple(right.values()), test_utils="test_schema")
 
