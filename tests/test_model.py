@@ -17,6 +17,7 @@ CONNECTOR_CONFIGURATIONS = {
     "eight blocks": ("cross_attention", {"num_blocks": 8}),
     "cross-attention only": ("cross_attention", {"num_blocks": 1, "self_attention": False}),
     "with speech projection": ("cross_attention", {"num_blocks": 2, "speech_projection": 12}),
+    "many heads": ("cross_attention", {"num_blocks": 1, "dim": 24, "num_heads": 12}),
     "zero init": ("cross_attention", {"num_blocks": 2, "zero_init": True}),
     "recurrent": ("recurrent", {"hidden": 16, "num_heads": 4}),
 }

@@ -66,6 +66,9 @@ void one_problem(const bestow::Kernels& isa) {
     softmax.v = {}, softmax.out = weights.rows;
     space.reset(std::aligned_alloc(64, isa.softmax_bytes(softmax)));
     isa.softmax(softmax, 0, softmax.units(), space.get());
+    forward.weights = weights.rows;
+    space.reset(std::aligned_alloc(64, isa.forward_bytes(forward)));
+    isa.forward(forward, 0, forward.units(), space.get());
   }
 
   bestow::Backward backward{p};
