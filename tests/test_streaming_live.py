@@ -12,7 +12,7 @@ import soundfile
 
 from espnet_bestow.cli import main
 from espnet_bestow.inference import DecodingOptions, Speech2Text
-from espnet_bestow.streaming.listener import RecomputedListener
+from espnet_bestow.streaming.listener import BeginningsListener
 from espnet_bestow.streaming.live import file_chunks, in_real_time, raw_chunks
 from espnet_bestow.streaming.session import SessionOptions
 
@@ -95,7 +95,7 @@ def test_the_offline_policy_says_what_offline_decoding_says(s2t, audio):
 
 def test_the_hop_is_measured_and_options_must_fit_the_encoder(s2t):
     listener = s2t.listener()
-    assert isinstance(listener, RecomputedListener)
+    assert isinstance(listener, BeginningsListener)
     assert (listener.hop, listener.right_context, listener.shortest) == (640, 13, 1600)  # conv2d: 40 ms
     assert s2t.listener(right_context=2).needed(5) == 7 * 640
     with pytest.raises(ValueError, match=r"context=\(70, 6\): TransformerEncoder is not cache-aware"):

@@ -118,9 +118,7 @@ class Chunks {
   void pass(const Block& block, int64_t number, float scale, float* y) {
     block.first.add(y, rows_, normed_, inner_);
     attend(block.attention, number, scale, y);
-    convolve(block.convolution, number, y);
-    block.second.add(y, rows_, normed_, inner_);
-    block.last(y, rows_, y);
+    go_on(block, number, y);
   }
 
   // From the last block only the frames that are wanted come out, one stream's behind the other's: of the others it
@@ -142,9 +140,7 @@ class Chunks {
     }
     block.attention.qkv.part(0, width)(normed_.data(), rows_, wide_.data());
     look(block.attention, number, scale, width, y);
-    convolve(block.convolution, number, y);
-    block.second.add(y, rows_, normed_, inner_);
-    block.last(y, rows_, y);
+    go_on(block, number, y);
   }
 
  private:
@@ -158,6 +154,13 @@ class Chunks {
     layer.qkv(normed_.data(), rows_, wide_.data());
     keep_keys(number, &wide_[width], 3 * width);
     look(layer, number, scale, 3 * width, y);
+  }
+
+  // What follows the attention.
+  void go_on(const Block& block, int64_t number, float* y) {
+    convolve(block.convolution, number, y);
+    block.second.add(y, rows_, normed_, inner_);
+    block.last(y, rows_, y);
   }
 
   // Keys and values of the chunks, rows `row` apart, go to the ends of their windows.
@@ -308,15 +311,9 @@ Tensor rows_of_streams(const Tensor& x, int64_t heads) {
   return torch::stable::contiguous(x);
 }
 
-const int64_t* whole_numbers(const Tensor& x, int64_t count, const char* what) {
-  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Long && x.is_contiguous() && x.numel() == count,
-                  "conformer: ", what, " must be ", count, " int64 numbers");
-  return static_cast<const int64_t*>(x.data_ptr());
-}
-
 // Of B streams `chunks` (B) rows of x each, one stream after the other. Keys and values of a chunk are written to its
-// window, the last inputs of its convolutions to `after`. The weights are those of all blocks in
-// order, see Block; relative positions are those of windows of `size` frames.
+// window, the last inputs of its convolutions to `after`. The weights are those of all blocks in order, see Block;
+// relative positions are those of windows of `size` frames.
 Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std::vector<Tensor> windows, Tensor seen,
                        std::vector<Tensor> past, std::vector<Tensor> after, int64_t heads, int64_t size, int64_t places,
                        double eps, double scale) {
@@ -324,8 +321,10 @@ Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std
   const int64_t rows = x.size(0), width = x.size(1), batch = windows.size();
   STD_TORCH_CHECK(batch > 0 && past.size() == windows.size() && after.size() == windows.size() && past[0].dim() == 3,
                   "conformer_chunk: ", batch, " windows, ", past.size(), " pasts");
-  const int64_t *chunk = whole_numbers(chunks, batch, "chunks"), *attended = whole_numbers(seen, batch, "seen");
+  const int64_t* chunk = numbers<int64_t>(chunks, ScalarType::Long, batch, "conformer_chunk: chunks");
+  const int64_t* attended = numbers<int64_t>(seen, ScalarType::Long, batch, "conformer_chunk: seen");
   const int64_t blocks = past[0].size(0), before = past[0].size(1);
+  STD_TORCH_CHECK(blocks > 0, "conformer_chunk: no blocks");
   Sizes sizes{width, heads, 0, size, places, before};
   std::vector<Stream> streams;
   for (int64_t b = 0, row = 0; b < batch; row += streams[b++].chunk) {
@@ -355,7 +354,8 @@ Tensor conformer_whole(Tensor x, Tensor lengths, Tensor wanted, std::vector<Tens
                        int64_t kernel, int64_t heads, int64_t size, double eps, double scale) {
   x = rows_of_streams(x, heads);
   const int64_t rows = x.size(0), width = x.size(1), batch = lengths.numel();
-  const int64_t *length = whole_numbers(lengths, batch, "lengths"), *first = whole_numbers(wanted, batch, "wanted");
+  const int64_t* length = numbers<int64_t>(lengths, ScalarType::Long, batch, "conformer_whole: lengths");
+  const int64_t* first = numbers<int64_t>(wanted, ScalarType::Long, batch, "conformer_whole: wanted");
   STD_TORCH_CHECK(blocks > 0 && kernel > 0 && batch > 0, "conformer_whole: ", batch, " recordings, ", blocks,
                   " blocks, kernels of ", kernel);
   const int64_t before = kernel - 1;
@@ -388,8 +388,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
   // x (R, D), of which lengths (B) belong to each of B recordings -> the first `wanted` (B) of each, (R', D)
   m.def(
       "conformer_whole(Tensor x, Tensor lengths, Tensor wanted, Tensor[] weights, int blocks, int kernel, int heads, "
-      "int size, float "
-      "eps, float scale) -> Tensor");
+      "int size, float eps, float scale) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {

@@ -12,19 +12,11 @@
 
 #include "bestow/cpu.h"
 #include "cpu_calls.h"
+#include "layers.h"
 
 namespace {
 
-using bestow::chosen;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-template <class T>
-T* numbers(const Tensor& x, ScalarType type, int64_t count, const char* what) {
-  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == type && x.is_contiguous() && x.numel() == count, what, " has ",
-                  x.numel(), " numbers where ", count, " belong, or is of another type");
-  return static_cast<T*>(x.data_ptr());
-}
+using bestow::chosen, bestow::numbers, bestow::ScalarType, bestow::Tensor;
 
 // Samples begin ... begin + n - 1 of a recording, before which it stands mirrored, and behind which is silence.
 void samples_around(const float* audio, int64_t samples, int64_t begin, int64_t n, float* out) {

@@ -19,6 +19,14 @@ using torch::stable::Tensor;
 
 inline const float* floats(const Tensor& x) { return static_cast<const float*>(x.data_ptr()); }
 
+// The numbers of a tensor that must have so many of them, dense and of this type.
+template <class T>
+T* numbers(const Tensor& x, ScalarType type, int64_t count, const char* what) {
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == type && x.is_contiguous() && x.numel() == count, what, " has ",
+                  x.numel(), " numbers where ", count, " belong, or is of another type");
+  return static_cast<T*>(x.data_ptr());
+}
+
 // Weights in the order in which Python lists them; where a model has none, an empty tensor stands.
 class Weights {
  public:

@@ -103,8 +103,7 @@ void run_at_once(const Network& net, const Piece& piece, Scratch& scratch) {
     std::memcpy(first, fresh, given * channels * sizeof(float));
     std::fill(end, to + all, 0.0f);
     std::memcpy(after, to + all - own, own * sizeof(float)), after += own;
-    lead = 0, given = n / kStride;
-    n /= kStride;
+    n /= kStride, lead = 0, given = n;
     output.resize(std::max<size_t>(output.size(), n * stage.conv.outputs));
     stage.conv(to, n, output.data(), kStride * channels);
     chosen().gelu(output.data(), n * stage.conv.outputs, output.data());
@@ -161,10 +160,7 @@ std::tuple<Tensor, Tensor> conv_subsampling(Tensor x, Tensor past, Tensor bounds
   STD_TORCH_CHECK(past.is_cpu() && past.scalar_type() == ScalarType::Float && past.dim() == 2 &&
                       past.size(0) == batch && past.size(1) == net.remembered,
                   "conv_subsampling: past must be float32 (", batch, ", ", net.remembered, ")");
-  STD_TORCH_CHECK(bounds.is_cpu() && bounds.scalar_type() == ScalarType::Long && bounds.is_contiguous() &&
-                      bounds.numel() == 3 * batch,
-                  "conv_subsampling: bounds must be ", 3 * batch, " int64 numbers");
-  const auto* bound = static_cast<const int64_t*>(bounds.data_ptr());
+  const int64_t* bound = numbers<int64_t>(bounds, ScalarType::Long, 3 * batch, "conv_subsampling: bounds");
   const int64_t width = net.linear.outputs;
   int64_t most = 0;
   for (int64_t b = 0; b < batch; ++b) most = std::max(most, bound[3 * b + 1]);
@@ -192,8 +188,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
   // x (B, T, C), past (B, n), bounds (B, 3) int64 -> (B, F, D), (B, n)
   m.def(
       "conv_subsampling(Tensor x, Tensor past, Tensor bounds, Tensor[] weights, int count, int block, float eps) -> "
-      "(Tensor, "
-      "Tensor)");
+      "(Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) { m.impl("conv_subsampling", TORCH_BOX(&conv_subsampling)); }

@@ -90,14 +90,12 @@ class LogMel:
         """Log-mel (B, T, 80)."""
         return self.padded([s.ear.samples(0, s.end) for s in spans], [s.first for s in spans], [s.last for s in spans])
 
-    def frames(self, audio: Sequence[Tensor], first: Sequence[int], last: Sequence[int]) -> list[Tensor]:
-        """Frames ``first`` to before ``last`` (T_i, 80) of recordings (S_i,), behind each of which is silence."""
-        counts = [end - begin for begin, end in zip(first, last, strict=True)]
-        return [row[:count] for row, count in zip(self.padded(audio, first, last), counts, strict=True)]
-
     @torch.inference_mode()
     def padded(self, audio: Sequence[Tensor], first: Sequence[int], last: Sequence[int]) -> Tensor:
-        """The same as (B, T, 80); rows mean nothing behind their frames."""
+        """Frames ``first`` to before ``last`` of recordings (S_i,), behind each of which is silence: (B, T, 80).
+
+        Rows mean nothing behind their frames.
+        """
         if self._transform is not None:
             return self._transform(audio, first, last, self.hop)
         pieces = [self._under(*each) for each in zip(audio, first, last, strict=True)]

@@ -94,19 +94,14 @@ class Listener(ABC):
         return ear.ended or ear.received >= self.needed(frames)
 
 
-Encode = Callable[..., Sequence[Tensor]]
-"""waveform (B, S), lengths (B,) -> the frames of each, (F_i, D_enc); a subclass may call it otherwise."""
-
-
-class RecomputedListener(Listener):
-    """BESTOW-S-bidi: any encoder, recomputed on the growing audio.
+class BeginningsListener(Listener):
+    """BESTOW-S-bidi: an encoder is recomputed on the growing audio.
 
     To show F frames, exactly (F + right_context) * hop samples are encoded and the first F frames kept, so that a frame
     is always seen with the same look-ahead, however late it is asked for. Once too little audio is left for that, all
     of it is encoded.
 
     Args:
-        encode: features and encoder of the model, independent of padding and batch.
         sample_rate: what the model was trained on.
         hop: samples per encoder frame.
         right_context: frames encoded beyond those that are shown.
@@ -116,18 +111,10 @@ class RecomputedListener(Listener):
     ahead = 3
     """A small encoder takes hardly longer for a few beginnings than for one."""
 
-    def __init__(
-        self,
-        encode: Encode,
-        sample_rate: int = 16000,
-        hop: int = 1280,
-        right_context: int = RIGHT_CONTEXT,
-        shortest: int = 1600,
-    ):
+    def __init__(self, sample_rate: int, hop: int, right_context: int, shortest: int):
         super().__init__(sample_rate, hop)
         if right_context < 0:
             raise ValueError(f"right_context={right_context} must be >= 0")
-        self.encode = encode
         self.right_context = right_context
         self.shortest = shortest
 
@@ -154,8 +141,36 @@ class RecomputedListener(Listener):
             out[row] = frames[:wanted]
         return out
 
+    @abstractmethod
     def encode_beginnings(self, ears: Sequence[Ear], ends: Sequence[int], wanted: Sequence[int]) -> Sequence[Tensor]:
         """The first ``ends`` samples of each ear, encoded in one call: (F_i, D_enc), or only the ``wanted`` of them."""
+
+
+Encode = Callable[[Tensor, Tensor], Sequence[Tensor]]
+"""waveform (B, S), lengths (B,) -> the frames of each, (F_i, D_enc)."""
+
+
+class RecomputedListener(BeginningsListener):
+    """Computes everything on every beginning, whatever the encoder.
+
+    Args:
+        encode: features and encoder of the model, independent of padding and batch.
+        sample_rate, hop, right_context, shortest: see :class:`BeginningsListener`.
+    """
+
+    def __init__(
+        self,
+        encode: Encode,
+        sample_rate: int = 16000,
+        hop: int = 1280,
+        right_context: int = RIGHT_CONTEXT,
+        shortest: int = 1600,
+    ):
+        super().__init__(sample_rate, hop, right_context, shortest)
+        self.encode = encode
+
+    def encode_beginnings(self, ears: Sequence[Ear], ends: Sequence[int], wanted: Sequence[int]) -> Sequence[Tensor]:
+        """See :class:`BeginningsListener`."""
         waveform = torch.nn.utils.rnn.pad_sequence(
             [ear.samples(0, end) for ear, end in zip(ears, ends, strict=True)], batch_first=True
         )  # (B, S)

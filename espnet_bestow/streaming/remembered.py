@@ -1,6 +1,6 @@
 """BESTOW-S-bidi whose encoder is recomputed on the growing audio, but not what it reads before it looks ahead."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,11 +8,16 @@ from torch import Tensor
 
 from espnet_bestow.streaming.features import LogMel, Span
 from espnet_bestow.streaming.frame_ear import FrameEar
-from espnet_bestow.streaming.listener import RIGHT_CONTEXT, Encode, RecomputedListener
+from espnet_bestow.streaming.listener import RIGHT_CONTEXT, BeginningsListener
 from espnet_bestow.streaming.subsampled import Subsampled
 
 Front = LogMel | Subsampled
 """What makes frames that depend on the audio before them, and on little after it."""
+
+
+EncodeFrames = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
+"""A front's frames (R, W) of some recordings, one after the other, how many of each (B,), how many of the encoder's are
+wanted (B,) -> the frames of each, or only these."""
 
 
 class RememberingEar(FrameEar):
@@ -23,7 +28,7 @@ class RememberingEar(FrameEar):
         self.past = front.open()
 
 
-class RememberingListener(RecomputedListener):
+class RememberingListener(BeginningsListener):
     """Hears what :class:`RecomputedListener` hears, and computes every frame of a front once.
 
     Only the last few frames of what is encoded are computed for that one time: behind the audio stands silence, which
@@ -31,21 +36,20 @@ class RememberingListener(RecomputedListener):
 
     Args:
         front: what need not be recomputed.
-        encode: what follows it in the model, independent of batch: the front's frames (R, W) of some recordings, one
-            after the other, how many of each (B,), how many are wanted (B,) -> the frames of each, or only these.
-        hop, right_context, shortest: see :class:`RecomputedListener`.
+        encode: what follows it in the model, independent of batch.
+        hop, right_context, shortest: see :class:`BeginningsListener`.
     """
 
     def __init__(
         self,
         front: Front,
-        encode: Encode,
+        encode: EncodeFrames,
         hop: int = 1280,
         right_context: int = RIGHT_CONTEXT,
         shortest: int = 1600,
     ):
-        super().__init__(encode, front.sample_rate, hop, right_context, shortest)
-        self.front = front
+        super().__init__(front.sample_rate, hop, right_context, shortest)
+        self.front, self.encode = front, encode
 
     def open(self) -> RememberingEar:
         """See :class:`Listener`."""
@@ -53,7 +57,7 @@ class RememberingListener(RecomputedListener):
 
     @torch.inference_mode()
     def encode_beginnings(self, ears: Sequence[Any], ends: Sequence[int], wanted: Sequence[int]) -> Sequence[Tensor]:
-        """See :class:`RecomputedListener`."""
+        """See :class:`BeginningsListener`."""
         self._remember(ears, ends)
         spans = [self._rest(ear, end) for ear, end in zip(ears, ends, strict=True)]
         last, _ = self.front(spans)

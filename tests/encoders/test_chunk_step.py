@@ -240,6 +240,7 @@ def test_wrong_memory_is_an_error():
         {"weights": weights[:-1]}, {"weights": [*weights, weights[0]]}, {"weights": [w.double() for w in weights]},
         {"windows": []}, {"windows": one(2, 1, 64)}, {"windows": one(2, 9, 64)}, {"windows": one(1, 8, 64)},
         {"windows": one(2, 8, 60)}, {"windows": [torch.zeros(2, 64, 8).mT]}, {"past": []}, {"past": one(2, 7, 32)},
+        {"past": one(0, 8, 32), "after": one(0, 8, 32), "windows": one(0, 8, 64), "weights": []},
         {"past": one(1, 8, 32)}, {"past": [torch.zeros(2, 8, 32).double()]}, {"after": one(2, 8, 31)},
         {"after": one(2, 8, 32) * 2}, {"seen": torch.tensor([0])}, {"seen": torch.tensor([9])},
         {"seen": torch.tensor([8, 8])}, {"seen": torch.tensor([8], dtype=torch.int32)}, {"chunks": torch.tensor([1])},

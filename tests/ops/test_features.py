@@ -52,7 +52,7 @@ def largest_errors(size: int, win: int, hop: int, bins: int) -> list[tuple[str, 
     for name, audio in signals(samples).items():
         frames = logmel.complete(samples)
         right = exact(front, audio, frames)
-        ours = logmel.frames([audio], [0], [frames])[0]
+        ours = logmel.padded([audio], [0], [frames])[0]
         theirs = front(audio[None], torch.tensor([samples]))[0][0, :frames]
         errors = [float((each - right).abs().max()) for each in (ours, theirs)]
         found.append((name, *errors))
@@ -88,7 +88,7 @@ def test_rows_of_all_lengths_are_what_they_are_alone():
     for row, *one in zip(rows, audio, first, last, strict=True):
         count = one[2] - one[1]
         assert not row[count:].any()
-        assert row[:count].equal(logmel.frames(*[[each] for each in one])[0])
+        assert row[:count].equal(logmel.padded(*[[each] for each in one])[0])
 
 
 @pytest.mark.parametrize("samples", [0, 1, 2, 30, 200, 256, 257, 4000])
@@ -109,14 +109,14 @@ def test_what_has_no_kernel_runs_on_pytorch():
     assert not NativeTransform.fits(odd)
     audio = 0.1 * torch.randn(4000)
     expected, _ = odd(audio[None], torch.tensor([4000]))
-    torch.testing.assert_close(LogMel(odd).frames([audio], [0], [20])[0], expected[0, :20], rtol=0, atol=1e-5)
+    torch.testing.assert_close(LogMel(odd).padded([audio], [0], [20])[0], expected[0, :20], rtol=0, atol=1e-5)
 
 
 def test_a_normalised_transform_has_it_in_its_window():
     front = frontend(*SIZES[2], normalized=True)
     audio = 0.1 * torch.randn(4000)
     expected, _ = front(audio[None], torch.tensor([4000]))
-    torch.testing.assert_close(LogMel(front).frames([audio], [0], [20])[0], expected[0, :20], rtol=0, atol=1e-5)
+    torch.testing.assert_close(LogMel(front).padded([audio], [0], [20])[0], expected[0, :20], rtol=0, atol=1e-5)
 
 
 def moments_after(bins: int) -> None:
