@@ -27,13 +27,13 @@ struct FeedForward {
   FeedForward(Weights& from, int64_t width, double eps)
       : norm(from, width, eps), up(from, width), down(from, up.outputs, width) {}
 
-  void add(float* x, int64_t rows, std::vector<float>& normed, std::vector<float>& inner) const {
-    inner.resize(rows * up.outputs);
-    norm(x, rows, normed.data());
-    up(normed.data(), rows, inner.data());
-    chosen().gate(inner.data(), inner.data(), rows * up.outputs, inner.data());
-    down(inner.data(), rows, normed.data());
-    add_to(x, normed.data(), rows * norm.width, 0.5f);
+  void add(float* x, int64_t rows, float* normed, Room& room) const {
+    float* inner = room.of(rows * up.outputs);
+    norm(x, rows, normed);
+    up(normed, rows, inner);
+    chosen().gate(inner, inner, rows * up.outputs, inner);
+    down(inner, rows, normed);
+    add_to(x, normed, rows * norm.width, 0.5f);
   }
 };
 
@@ -90,11 +90,11 @@ struct Block {
 struct Stream {
   int64_t row, chunk;  // its rows among all
   int64_t wanted;      // the first of these, whose frames are asked for
-  float* window;       // (blocks, n, 2 D) keys and values, `block` apart
+  float* window;       // (blocks, n, 2 D) keys and values, `block` apart; or null: n is the chunk, nobody else asks
   int64_t block;       // elements
   int64_t frames;      // n
   int64_t seen;        // how many of them are attended to
-  const float* past;   // (blocks, kernel - 1, D) inputs of the convolutions, before this chunk
+  const float* past;   // (blocks, kernel - 1, D) inputs of the convolutions, before this chunk; or null for silence
   float* kept;         // and after it, or null
 };
 
@@ -105,14 +105,23 @@ struct Sizes {
   int64_t before;         // frames that a convolution looks back
 };
 
+// What chunks need on their way; a thread keeps it, since fresh pages cost more than some layers.
+struct Rooms {
+  Room rows, normed, wide, inner, convolved, keys;
+};
+
 // The chunks of some streams on their way through the blocks.
 class Chunks {
  public:
-  Chunks(const std::vector<Stream>& streams, const Sizes& sizes)
-      : streams_(streams), sizes_(sizes), parts_(streams.size()), windows_(streams.size()) {
+  Chunks(const std::vector<Stream>& streams, const Sizes& sizes, Rooms& rooms)
+      : streams_(streams), sizes_(sizes), parts_(streams.size()), windows_(streams.size()), inner_(rooms.inner) {
+    const int64_t width = sizes.width;
     for (size_t b = 0; b < streams.size(); ++b) parts_[b] = {rows_, streams[b].chunk}, rows_ += streams[b].chunk;
-    normed_.resize(rows_ * sizes.width), wide_.resize(rows_ * 3 * sizes.width);
-    convolved_.resize((sizes.before + sizes.chunk) * sizes.width);
+    normed_ = rooms.normed.of(rows_ * width), wide_ = rooms.wide.of(rows_ * 3 * width);
+    convolved_ = rooms.convolved.of((sizes.before + sizes.chunk) * width);
+    float* keys = rooms.keys.of(rows_ * 2 * width);  // of one block at a time
+    for (size_t b = 0; b < streams.size(); ++b)
+      homes_.push_back(streams[b].window != nullptr ? streams[b].window : keys + parts_[b].row * 2 * width);
   }
 
   void pass(const Block& block, int64_t number, float scale, float* y) {
@@ -128,17 +137,17 @@ class Chunks {
       return pass(block, number, scale, y);
     const int64_t width = sizes_.width;
     block.first.add(y, rows_, normed_, inner_);
-    block.attention.norm(y, rows_, normed_.data());
-    block.attention.qkv.part(width, 2 * width)(normed_.data(), rows_, wide_.data());
-    keep_keys(number, wide_.data(), 2 * width);
+    block.attention.norm(y, rows_, normed_);
+    block.attention.qkv.part(width, 2 * width)(normed_, rows_, wide_);
+    keep_keys(number, wide_, 2 * width);
     rows_ = 0;
     for (size_t b = 0; b < streams_.size(); ++b) {
       const Part from = parts_[b], to = parts_[b] = {rows_, streams_[b].wanted};
-      for (float* x : {y, normed_.data()})
+      for (float* x : {y, normed_})
         std::memmove(x + to.row * width, x + from.row * width, to.count * width * sizeof(float));
       rows_ += to.count;
     }
-    block.attention.qkv.part(0, width)(normed_.data(), rows_, wide_.data());
+    block.attention.qkv.part(0, width)(normed_, rows_, wide_);
     look(block.attention, number, scale, width, y);
     go_on(block, number, y);
   }
@@ -150,9 +159,9 @@ class Chunks {
 
   void attend(const Attention& layer, int64_t number, float scale, float* y) {
     const int64_t width = sizes_.width;
-    layer.norm(y, rows_, normed_.data());
-    layer.qkv(normed_.data(), rows_, wide_.data());
-    keep_keys(number, &wide_[width], 3 * width);
+    layer.norm(y, rows_, normed_);
+    layer.qkv(normed_, rows_, wide_);
+    keep_keys(number, wide_ + width, 3 * width);
     look(layer, number, scale, 3 * width, y);
   }
 
@@ -168,7 +177,7 @@ class Chunks {
     const int64_t width = 2 * sizes_.width;
     for (size_t b = 0; b < streams_.size(); ++b) {
       const Stream& stream = streams_[b];
-      float* to = stream.window + number * stream.block + (stream.frames - stream.chunk) * width;
+      float* to = homes_[b] + number * stream.block + (stream.frames - stream.chunk) * width;
       for (int64_t i = 0; i < stream.chunk; ++i)
         std::memcpy(to + i * width, keys + (parts_[b].row + i) * row, width * sizeof(float));
     }
@@ -179,42 +188,45 @@ class Chunks {
     const int64_t width = sizes_.width;
     for (size_t b = 0; b < streams_.size(); ++b) {
       const Stream& stream = streams_[b];
-      windows_[b] = {parts_[b].row, parts_[b].count, stream.window + number * stream.block,
-                     stream.frames - stream.chunk, stream.seen};
+      windows_[b] = {parts_[b].row, parts_[b].count, homes_[b] + number * stream.block, stream.frames - stream.chunk,
+                     stream.seen};
     }
     bestow::ChunkAttention p{sizes_.heads, width / sizes_.heads, sizes_.chunk, sizes_.window, sizes_.places};
-    p.queries = wide_.data(), p.query_row = row, p.windows = windows_.data();
+    p.queries = wide_, p.query_row = row, p.windows = windows_.data();
     p.bias_content = layer.bias_content, p.bias_place = layer.bias_place, p.relative = layer.relative;
-    p.scale = scale, p.out = normed_.data();
+    p.scale = scale, p.out = normed_;
     torch::stable::parallel_for(0, streams_.size() * sizes_.heads, 2, [&](int64_t begin, int64_t end) {
       chosen().chunk_attention(p, begin, end, static_cast<float*>(workspace(p.scratch())));
     });
-    layer.joined(normed_.data(), rows_, wide_.data());
-    add_to(y, wide_.data(), rows_ * width);
+    layer.joined(normed_, rows_, wide_);
+    add_to(y, wide_, rows_ * width);
   }
 
   void convolve(const Convolution& layer, int64_t number, float* y) {
     const bestow::Kernels& isa = chosen();
     const int64_t width = sizes_.width, past = sizes_.before * width;
-    layer.norm(y, rows_, normed_.data());
-    layer.into(normed_.data(), rows_, wide_.data());
+    layer.norm(y, rows_, normed_);
+    layer.into(normed_, rows_, wide_);
     for (size_t b = 0; b < streams_.size(); ++b) {
       const Stream& stream = streams_[b];
-      std::memcpy(convolved_.data(), stream.past + number * past, past * sizeof(float));
+      if (stream.past != nullptr)
+        std::memcpy(convolved_, stream.past + number * past, past * sizeof(float));
+      else
+        std::fill(convolved_, convolved_ + past, 0.0f);
       const Part part = parts_[b];
       for (int64_t i = 0; i < part.count; ++i) {
-        const float* both = &wide_[(part.row + i) * 2 * width];
-        isa.gate(both, both + width, width, &convolved_[past + i * width]);
+        const float* both = wide_ + (part.row + i) * 2 * width;
+        isa.gate(both, both + width, width, convolved_ + past + i * width);
       }
-      float* out = &normed_[part.row * width];
-      isa.convolve({width, sizes_.before + 1, convolved_.data(), layer.taps, layer.bias, out}, 0, part.count);
+      float* out = normed_ + part.row * width;
+      isa.convolve({width, sizes_.before + 1, convolved_, layer.taps, layer.bias, out}, 0, part.count);
       if (stream.kept != nullptr)
-        std::memcpy(stream.kept + number * past, &convolved_[part.count * width], past * sizeof(float));
+        std::memcpy(stream.kept + number * past, convolved_ + part.count * width, past * sizeof(float));
     }
-    layer.inner(normed_.data(), rows_, normed_.data());
-    isa.gate(normed_.data(), normed_.data(), rows_ * width, normed_.data());
-    layer.outward(normed_.data(), rows_, wide_.data());
-    add_to(y, wide_.data(), rows_ * width);
+    layer.inner(normed_, rows_, normed_);
+    isa.gate(normed_, normed_, rows_ * width, normed_);
+    layer.outward(normed_, rows_, wide_);
+    add_to(y, wide_, rows_ * width);
   }
 
   const std::vector<Stream>& streams_;
@@ -222,7 +234,9 @@ class Chunks {
   int64_t rows_ = 0;
   std::vector<Part> parts_;
   std::vector<bestow::ChunkWindow> windows_;
-  std::vector<float> normed_, wide_, inner_, convolved_;
+  std::vector<float*> homes_;  // the windows
+  float *normed_, *wide_, *convolved_;
+  Room& inner_;
 };
 
 // Rows that pass all blocks together on one thread: enough of them to be worth reading the weights for, few enough for
@@ -271,18 +285,20 @@ Tensor through_all_blocks(const Tensor& x, const std::vector<Stream>& streams, c
 
   const auto pass = [&](const std::vector<int64_t>& members) {
     if (members.empty()) return;
+    static thread_local Rooms rooms;
     std::vector<Stream> group;
-    std::vector<float> y;
-    for (int64_t b : members) {
-      group.push_back(streams[b]);
-      const float* own = floats(x) + streams[b].row * width;
-      y.insert(y.end(), own, own + streams[b].chunk * width);
+    int64_t rows = 0;
+    for (int64_t b : members) group.push_back(streams[b]), rows += streams[b].chunk;
+    float *y = rooms.rows.of(rows * width), *end = y;
+    for (const Stream& stream : group) {
+      const float* own = floats(x) + stream.row * width;
+      end = std::copy(own, own + stream.chunk * width, end);
     }
-    Chunks chunks(group, sizes);
+    Chunks chunks(group, sizes, rooms);
     for (int64_t block = 0; block + 1 < blocks; ++block)
-      chunks.pass(layers[block], block, static_cast<float>(scale), y.data());
-    chunks.pass_last(layers[blocks - 1], blocks - 1, static_cast<float>(scale), y.data());
-    const float* from = y.data();
+      chunks.pass(layers[block], block, static_cast<float>(scale), y);
+    chunks.pass_last(layers[blocks - 1], blocks - 1, static_cast<float>(scale), y);
+    const float* from = y;
     for (int64_t b : members) {
       const int64_t size = streams[b].wanted * width;
       std::memcpy(static_cast<float*>(out.data_ptr()) + places[b] * width, from, size * sizeof(float));
@@ -358,11 +374,7 @@ Tensor conformer_whole(Tensor x, Tensor lengths, Tensor wanted, std::vector<Tens
   const int64_t* first = numbers<int64_t>(wanted, ScalarType::Long, batch, "conformer_whole: wanted");
   STD_TORCH_CHECK(blocks > 0 && kernel > 0 && batch > 0, "conformer_whole: ", batch, " recordings, ", blocks,
                   " blocks, kernels of ", kernel);
-  const int64_t before = kernel - 1;
-  const std::vector<float> nothing(blocks * before * width);
-  // Keys and values of one block at a time: all write to the same place.
-  std::vector<float> memory(rows * 2 * width);
-  Sizes sizes{width, heads, 0, size, 2 * size - 1, before};
+  Sizes sizes{width, heads, 0, size, 2 * size - 1, kernel - 1};
   std::vector<Stream> streams;
   int64_t row = 0;
   for (int64_t b = 0; b < batch; row += length[b++]) {
@@ -370,7 +382,7 @@ Tensor conformer_whole(Tensor x, Tensor lengths, Tensor wanted, std::vector<Tens
     STD_TORCH_CHECK(1 <= n && n <= size && row + n <= rows && 1 <= first[b] && first[b] <= n,
                     "conformer_whole: ", first[b], " frames of a recording of ", n, " of ", rows, " rows, at most ",
                     size);
-    streams.push_back({row, n, first[b], &memory[row * 2 * width], 0, n, n, nothing.data(), nullptr});
+    streams.push_back({row, n, first[b], nullptr, 0, n, n, nullptr, nullptr});
     sizes.chunk = std::max(sizes.chunk, n);
   }
   STD_TORCH_CHECK(row == rows, "conformer_whole: ", row, " of ", rows, " rows");

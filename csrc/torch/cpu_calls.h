@@ -16,24 +16,37 @@ inline const Kernels& chosen() {
   return *found;
 }
 
-// Scratch memory of one thread. It is kept between calls: fresh pages cost more than some kernels.
-inline void* workspace(size_t bytes) {
-  struct Scratch {
-    void* data = nullptr;
-    size_t bytes = 0;
-    ~Scratch() { std::free(data); }
-  };
-  thread_local Scratch scratch;
-  if (scratch.bytes < bytes) {
-    std::free(scratch.data);
-    scratch.bytes = (bytes + 4095) / 4096 * 4096;
-    scratch.data = std::aligned_alloc(64, scratch.bytes);
-    if (scratch.data == nullptr) {
-      scratch.bytes = 0;
-      throw std::bad_alloc();
+// Memory that grows and is kept, of any content: fresh pages cost more than some kernels.
+class Room {
+ public:
+  Room() = default;
+  Room(const Room&) = delete;
+  Room& operator=(const Room&) = delete;
+  ~Room() { std::free(data_); }
+
+  template <class T = float>
+  T* of(size_t n) {
+    if (bytes_ < n * sizeof(T)) {
+      std::free(data_);
+      bytes_ = (n * sizeof(T) + 4095) / 4096 * 4096;
+      data_ = std::aligned_alloc(64, bytes_);
+      if (data_ == nullptr) {
+        bytes_ = 0;
+        throw std::bad_alloc();
+      }
     }
+    return static_cast<T*>(data_);
   }
-  return scratch.data;
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Scratch memory of one thread.
+inline void* workspace(size_t bytes) {
+  static thread_local Room room;
+  return room.of<char>(bytes);
 }
 
 // Fewer products are not worth a thread.

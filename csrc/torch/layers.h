@@ -118,6 +118,17 @@ inline std::vector<std::vector<int64_t>> shared_out(const std::vector<int64_t>& 
   return shares;
 }
 
+// Jobs shared out among all threads; `work` does a thread's. Fewer jobs than threads come one after the other, so that
+// threads can share what is within them.
+template <class F>
+void each_share(const std::vector<int64_t>& costs, const F& work) {
+  const int64_t threads = torch::stable::get_num_threads(), count = costs.size();
+  const auto shares = shared_out(costs, count < threads ? 1 : threads);
+  torch::stable::parallel_for(0, shares.size(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t share = begin; share < end; ++share) work(shares[share]);
+  });
+}
+
 // What rows of a batch do each on their own; a few of them are worth a thread.
 template <class F>
 void each_row(int64_t batch, const F& work) {

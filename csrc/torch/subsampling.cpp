@@ -1,4 +1,5 @@
-// Sub-sampling by strided convolutions over time, all stages of a few streams in one call.
+// Sub-sampling by strided convolutions over time: all stages of a few streams in one call, from their features or from
+// their audio.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -12,11 +13,12 @@
 
 #include "bestow/cpu.h"
 #include "cpu_calls.h"
+#include "features.h"
 #include "layers.h"
 
 namespace {
 
-using namespace bestow;  // layers.h
+using namespace bestow;  // features.h, layers.h
 
 constexpr int64_t kStride = 2;
 
@@ -71,73 +73,86 @@ struct Network {
 
 // One stream's next frames.
 struct Piece {
-  const float* fresh;   // input frames
-  int64_t given;        // how many: behind them, and before a recording's first, is silence
-  int64_t start, n;     // the output frames: the first, and how many
-  int64_t length;       // input frames of all of it, or -1 while it goes on
-  const float* before;  // the last inputs of all stages
-  float* after;         // the same behind these frames
-  float* out;           // (n, D)
+  const float* fresh;  // input frames
+  int64_t given;       // how many: behind them, and before a recording's first, is silence
+  int64_t start, n;    // the output frames: the first, and how many
+  int64_t length;      // input frames of all of it, or -1 while it goes on
+  float* past;         // the last inputs of all stages, and afterwards those behind these frames
+  float* out;          // (n, D)
 };
 
-// Of one stage; both grow in the first one of the longest stream.
-struct Scratch {
-  std::vector<float> input, output;
+// For the features of a piece, and for one stage.
+struct Rooms {
+  Room features, input, output;
 };
+
+// Those of a thread.
+Rooms& own_rooms() {
+  static thread_local Rooms rooms;
+  return rooms;
+}
 
 // Frames before a recording's first one of which its first output frame is made too.
 int64_t lead_of(const Network& net, int64_t start) { return start == 0 ? net.factor - 1 : 0; }
 
-void run_at_once(const Network& net, const Piece& piece, Scratch& scratch) {
-  auto& [input, output] = scratch;
-  const float *fresh = piece.fresh, *before = piece.before;
-  float* after = piece.after;
+void run_at_once(const Network& net, const Piece& piece, Rooms& rooms) {
+  const float* fresh = piece.fresh;
+  float* past = piece.past;
   int64_t n = piece.n * net.factor, apart = net.factor, length = piece.length;  // apart: frames per output frame
   int64_t lead = lead_of(net, piece.start), given = std::min(piece.given, n - lead);
   for (const Stage& stage : net.stages) {
     const int64_t channels = stage.channels, own = stage.past * channels, all = own + n * channels;
-    input.resize(std::max<size_t>(input.size(), all));
-    float *to = input.data(), *first = to + own + lead * channels, *end = first + given * channels;
-    std::memcpy(to, before, own * sizeof(float)), before += own;
+    float *to = rooms.input.of(all), *first = to + own + lead * channels, *end = first + given * channels;
+    std::memcpy(to, past, own * sizeof(float));
     std::fill(to + own, first, 0.0f);
     std::memcpy(first, fresh, given * channels * sizeof(float));
     std::fill(end, to + all, 0.0f);
-    std::memcpy(after, to + all - own, own * sizeof(float)), after += own;
+    std::memcpy(past, to + all - own, own * sizeof(float)), past += own;
     n /= kStride, lead = 0, given = n;
-    output.resize(std::max<size_t>(output.size(), n * stage.conv.outputs));
-    stage.conv(to, n, output.data(), kStride * channels);
-    chosen().gelu(output.data(), n * stage.conv.outputs, output.data());
+    float* output = rooms.output.of(n * stage.conv.outputs);
+    stage.conv(to, n, output, kStride * channels);
+    chosen().gelu(output, n * stage.conv.outputs, output);
     apart /= kStride;
     const int64_t from = apart * piece.start - (apart - 1);
     if (length >= 0) length = length / kStride + 1;
-    silence_outside(output.data(), from, n, length < 0 ? from + n : length, stage.conv.outputs);
-    fresh = output.data();
+    silence_outside(output, from, n, length < 0 ? from + n : length, stage.conv.outputs);
+    fresh = output;
   }
   net.linear(fresh, n, piece.out);
   net.norm(piece.out, n, piece.out);
 }
 
-void run(const Network& net, Piece piece, int64_t block, Scratch& scratch) {
+void run(const Network& net, Piece piece, int64_t block, Rooms& rooms) {
   for (int64_t left = piece.n; left > 0; left -= piece.n) {
     piece.n = std::min(left, block);
-    run_at_once(net, piece, scratch);
+    run_at_once(net, piece, rooms);
     const int64_t used = std::min(piece.n * net.factor - lead_of(net, piece.start), piece.given);
     piece.fresh += used * net.channels, piece.given -= used, piece.start += piece.n;
-    piece.before = piece.after, piece.out += piece.n * net.linear.outputs;
+    piece.out += piece.n * net.linear.outputs;
   }
 }
 
 void run_all(const Network& net, const std::vector<Piece>& pieces, int64_t block) {
-  const int64_t threads = torch::stable::get_num_threads(), count = pieces.size();
   std::vector<int64_t> costs;
   for (const Piece& piece : pieces) costs.push_back(piece.n);
-  // Of fewer pieces than there are threads, these share each layer.
-  const auto shares = shared_out(costs, count < threads ? 1 : threads);
-  torch::stable::parallel_for(0, shares.size(), 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch;
-    for (int64_t share = begin; share < end; ++share)
-      for (int64_t b : shares[share]) run(net, pieces[b], block, scratch);
+  each_share(costs, [&](const std::vector<int64_t>& share) {
+    for (int64_t b : share) run(net, pieces[b], block, own_rooms());
   });
+}
+
+// A copy of what some streams remember: (B, n) of the last inputs of all stages, or other dense numbers.
+template <class T>
+Tensor remembered(const Tensor& past, ScalarType type, int64_t count, const char* what) {
+  const T* from = numbers<T>(past, type, count, what);
+  Tensor copy = torch::stable::new_empty(past, past.sizes());
+  std::copy(from, from + count, static_cast<T*>(copy.data_ptr()));
+  return copy;
+}
+
+// The output frames of a stream that has ended after `length` input frames, or goes on (-1), of those that are wanted.
+int64_t there_are(const Network& net, int64_t start, int64_t wanted, int64_t length) {
+  STD_TORCH_CHECK(0 <= start && 0 <= wanted, "conv_subsampling: ", wanted, " frames from ", start, " on");
+  return length < 0 ? wanted : std::min(std::max<int64_t>(net.frames_of(length) - start, 0), wanted);
 }
 
 Tensor input_frames(const Tensor& x) {
@@ -157,29 +172,84 @@ std::tuple<Tensor, Tensor> conv_subsampling(Tensor x, Tensor past, Tensor bounds
   Weights from(weights);
   const Network net(from, x.size(2), count, eps);
   STD_TORCH_CHECK(block > 0, "conv_subsampling: blocks of ", block);
-  STD_TORCH_CHECK(past.is_cpu() && past.scalar_type() == ScalarType::Float && past.dim() == 2 &&
-                      past.size(0) == batch && past.size(1) == net.remembered,
-                  "conv_subsampling: past must be float32 (", batch, ", ", net.remembered, ")");
+  Tensor after = remembered<float>(past, ScalarType::Float, batch * net.remembered, "conv_subsampling: past");
   const int64_t* bound = numbers<int64_t>(bounds, ScalarType::Long, 3 * batch, "conv_subsampling: bounds");
   const int64_t width = net.linear.outputs;
   int64_t most = 0;
   for (int64_t b = 0; b < batch; ++b) most = std::max(most, bound[3 * b + 1]);
   Tensor out = torch::stable::new_empty(x, {batch, most, width});
-  Tensor after = torch::stable::new_empty(past, {batch, net.remembered});
   auto *to = static_cast<float*>(out.data_ptr()), *kept = static_cast<float*>(after.data_ptr());
   std::vector<Piece> pieces;
   for (int64_t b = 0; b < batch; ++b) {
-    const int64_t start = bound[3 * b], wanted = bound[3 * b + 1], length = bound[3 * b + 2];
-    STD_TORCH_CHECK(0 <= start && 0 <= wanted, "conv_subsampling: ", wanted, " frames from ", start, " on");
-    const int64_t n = length < 0 ? wanted : std::min(std::max<int64_t>(net.frames_of(length) - start, 0), wanted);
-    const int64_t past_of = b * net.remembered;
-    pieces.push_back({floats(x) + b * frames * x.size(2), frames, start, n, length, floats(past) + past_of,
-                      kept + past_of, to + b * most * width});
+    const int64_t start = bound[3 * b], length = bound[3 * b + 2];
+    const int64_t n = there_are(net, start, bound[3 * b + 1], length);
+    pieces.push_back({floats(x) + b * frames * x.size(2), frames, start, n, length, kept + b * net.remembered,
+                      to + b * most * width});
     std::fill(to + (b * most + n) * width, to + (b + 1) * most * width, 0.0f);
-    if (n == 0) std::copy(floats(past) + past_of, floats(past) + past_of + net.remembered, kept + past_of);
   }
   run_all(net, pieces, block);
   return {out, after};
+}
+
+// The same from recordings: what lies between audio and output frames is not written down. bounds (B, 5): the first
+// feature frame that is computed and the one behind the last, then as above. Moments (B, 3, M) and past are those of
+// the frames before. Returns the output frames of all recordings, one after the other, then moments and past.
+std::tuple<Tensor, Tensor, Tensor> subsampled_audio(std::vector<Tensor> audio, Tensor bounds, Tensor moments,
+                                                    Tensor past, int64_t block, int64_t hop, Tensor window,
+                                                    Tensor turns, Tensor spans, Tensor filters, double floor,
+                                                    Tensor mean, double smallest, bool norm_vars,
+                                                    std::vector<Tensor> weights, int64_t count, double eps) {
+  const MelFrames mel_frames(hop, window, turns, spans, filters, floor);
+  const int64_t batch = audio.size(), bins = mel_frames.p.bins;
+  const RunningMVN normalize(bins, mean, smallest, norm_vars);
+  Weights from(weights);
+  const Network net(from, bins, count, eps);
+  STD_TORCH_CHECK(block > 0, "conv_subsampling: blocks of ", block);
+  Tensor after = remembered<float>(past, ScalarType::Float, batch * net.remembered, "conv_subsampling: past");
+  Tensor sums = remembered<double>(moments, ScalarType::Double, batch * 3 * bins, "running_mvn: moments");
+  const int64_t* bound = numbers<int64_t>(bounds, ScalarType::Long, 5 * batch, "subsampled_audio: bounds");
+  float* kept = static_cast<float*>(after.data_ptr());
+  double* heard = static_cast<double*>(sums.data_ptr());
+  struct Job {
+    Recording of;
+    int64_t first;   // feature frame
+    double* heard;   // moments
+    int64_t wanted;  // rows of the output
+    Piece piece;
+  };
+  std::vector<Job> jobs;
+  std::vector<int64_t> costs;
+  int64_t rows = 0;
+  for (int64_t b = 0; b < batch; ++b, bound += 5) {
+    const int64_t given = bound[1] - bound[0], n = there_are(net, bound[2], bound[3], bound[4]);
+    STD_TORCH_CHECK(bound[0] >= 0 && given >= 0, "log_mel: frames ", bound[0], " to ", bound[1]);
+    jobs.push_back({Recording(audio[b]),
+                    bound[0],
+                    heard + b * 3 * bins,
+                    bound[3],
+                    {nullptr, given, bound[2], n, bound[4], kept + b * net.remembered, nullptr}});
+    costs.push_back(n), rows += bound[3];
+  }
+  const int64_t width = net.linear.outputs;
+  Tensor out = torch::stable::new_empty(past, {rows, width});
+  float* to = static_cast<float*>(out.data_ptr());
+  for (Job& job : jobs) {
+    job.piece.out = to, to += job.wanted * width;
+    std::fill(job.piece.out + job.piece.n * width, to, 0.0f);
+  }
+  each_share(costs, [&](const std::vector<int64_t>& share) {
+    Rooms& rooms = own_rooms();
+    for (int64_t b : share) {
+      const Job& job = jobs[b];
+      Piece piece = job.piece;
+      float* features = rooms.features.of(piece.given * bins);
+      mel_frames.all(job.of, job.first, piece.given, features);
+      normalize(features, piece.given, job.heard, features);
+      piece.fresh = features;
+      run(net, piece, block, rooms);
+    }
+  });
+  return {out, sums, after};
 }
 
 }  // namespace
@@ -189,6 +259,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
   m.def(
       "conv_subsampling(Tensor x, Tensor past, Tensor bounds, Tensor[] weights, int count, int block, float eps) -> "
       "(Tensor, Tensor)");
+  // recordings, bounds (B, 5) int64, moments (B, 3, M), past (B, n), and constants of log_mel, of running_mvn and of
+  // conv_subsampling -> (R, D), moments and past
+  m.def(
+      "subsampled_audio(Tensor[] audio, Tensor bounds, Tensor moments, Tensor past, int block, int hop, Tensor window, "
+      "Tensor turns, Tensor spans, Tensor filters, float floor, Tensor mean, float smallest, bool norm_vars, Tensor[] "
+      "weights, int count, float eps) -> (Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) { m.impl("conv_subsampling", TORCH_BOX(&conv_subsampling)); }
+STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
+  m.impl("conv_subsampling", TORCH_BOX(&conv_subsampling));
+  m.impl("subsampled_audio", TORCH_BOX(&subsampled_audio));
+}

@@ -141,6 +141,7 @@ class NativeStages:
         weights.append((subsampling.linear.weight, subsampling.linear.bias))
         laid_out = [each for weight, bias in weights for each in (panels(weight), or_empty(bias))]
         self.weights = [each.detach().contiguous() for each in (*laid_out, *weight_and_bias(subsampling.norm))]
+        self.constants = self.weights, self.count, self.eps
 
     @staticmethod
     def fits(subsampling: "CausalConv1dSubsampling") -> bool:

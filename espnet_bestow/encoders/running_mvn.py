@@ -125,8 +125,11 @@ class RunningMVN(AbsNormalize):
         assert native is not None
         rows, frames, bins = feats.shape
         lengths = torch.full((rows,), frames) if lengths is None else lengths.long().cpu()
-        mean = self.prior_mean.expand(bins).contiguous()
-        return native.running_mvn(feats, lengths, mean, past.contiguous(), SMALLEST_VARIANCE, self.norm_vars)
+        return native.running_mvn(feats, lengths, past.contiguous(), *self.constants(bins))
+
+    def constants(self, bins: int) -> tuple[torch.Tensor, float, bool]:
+        """What a kernel needs: the mean of the pseudo-frames (bins,), the smallest variance, whether it divides by it."""
+        return self.prior_mean.expand(bins).contiguous(), SMALLEST_VARIANCE, self.norm_vars
 
     def forward(
         self, input: torch.Tensor, input_lengths: torch.Tensor | None = None

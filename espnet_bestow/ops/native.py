@@ -152,6 +152,19 @@ def conv_subsampling(
     return torch.ops.bestow.conv_subsampling(x, past, bounds, weights, count, block, eps)
 
 
+def subsampled_audio(
+    audio: list[Tensor],  # B recordings
+    bounds: Tensor,  # (B, 5) int64: first feature frame, and the one behind the last; then as in conv_subsampling
+    moments: Tensor,  # (B, 3, M) float64, as in running_mvn
+    past: Tensor,  # (B, n), as in conv_subsampling
+    block: int,
+    hop: int,
+    *constants: Any,  # of log_mel from `window` on, then mean, smallest and norm_vars, then weights, count and eps
+) -> tuple[Tensor, Tensor, Tensor]:  # (R, D) of all recordings, one after the other; moments and past after them
+    """Log-mel, running_mvn and conv_subsampling in one call."""
+    return torch.ops.bestow.subsampled_audio(audio, bounds, moments, past, block, hop, *constants)
+
+
 def log_mel(
     audio: list[Tensor],  # B recordings
     bounds: Tensor,  # (B, 2) int64: the first frame of each, and the one behind the last
@@ -169,13 +182,13 @@ def log_mel(
 def running_mvn(
     x: Tensor,  # (B, T, M) float32
     lengths: Tensor,  # (B,) int64
-    mean: Tensor,  # (M,)
     moments: Tensor,  # (B, 3, M) float64: number, sum and sum of squares of the frames before these
+    mean: Tensor,  # (M,)
     smallest: float,
     norm_vars: bool,
 ) -> tuple[Tensor, Tensor]:  # (B, T, M) and the moments after it
     """What :class:`espnet_bestow.encoders.RunningMVN` does, without gradient."""
-    return torch.ops.bestow.running_mvn(x, lengths, mean, moments, smallest, norm_vars)
+    return torch.ops.bestow.running_mvn(x, lengths, moments, mean, smallest, norm_vars)
 
 
 def conformer_chunk(  # noqa: PLR0913 (the op's arguments)
@@ -248,7 +261,7 @@ def _log_mel_fake(
 
 
 @register_fake("bestow::running_mvn")
-def _running_mvn_fake(x: Tensor, _: Tensor, __: Tensor, moments: Tensor, *___: object) -> tuple[Tensor, Tensor]:
+def _running_mvn_fake(x: Tensor, _: Tensor, moments: Tensor, *__: object) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), moments.new_empty(moments.shape)
 
 
@@ -258,6 +271,14 @@ def _conv_subsampling_fake(
 ) -> tuple[Tensor, Tensor]:
     most = torch.library.get_ctx().new_dynamic_size()
     return x.new_empty(len(x), most, len(weights[-1])), past.new_empty(past.shape)
+
+
+@register_fake("bestow::subsampled_audio")
+def _subsampled_audio_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    moments, past, weights = arguments[2], arguments[3], arguments[-3]
+    rows = torch.library.get_ctx().new_dynamic_size()
+    frames = past.new_empty(rows, len(weights[-1]))
+    return frames, moments.new_empty(moments.shape), past.new_empty(past.shape)
 
 
 @register_fake("bestow::llama_token")

@@ -77,7 +77,8 @@ class CacheAwareListener(Listener):
     def _advance(self, ears: Sequence[Any]) -> None:
         """The next chunk of each."""
         spans = [Span(ear, ear.heard, ear.heard + self.step.chunk, ear.features_past) for ear in ears]
-        x, pasts, ends = under(self.features, spans)
+        known, ends = under(self.features, spans)
+        x, pasts = self.features(known)
         frames, states = self.step(x, [ear.encoder for ear in ears], ends)
         for row, ear in enumerate(ears):
             ear.encoder, ear.features_past = states[row], pasts[row]

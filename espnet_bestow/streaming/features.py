@@ -52,7 +52,7 @@ class LogMel:
         before = (stft.n_fft - stft.win_length) // 2
         window = F.pad(window, (before, stft.n_fft - stft.win_length - before))
         self._window = (window * stft.n_fft**-0.5 if stft.normalized else window).to(self.device)
-        self._transform = NativeTransform(self._window, frontend.logmel) if NativeTransform.fits(frontend) else None
+        self.transform = NativeTransform(self._window, frontend.logmel) if NativeTransform.fits(frontend) else None
 
     @staticmethod
     def suits(frontend: Any) -> bool:
@@ -96,8 +96,8 @@ class LogMel:
 
         Rows mean nothing behind their frames.
         """
-        if self._transform is not None:
-            return self._transform(audio, first, last, self.hop)
+        if self.transform is not None:
+            return self.transform(audio, first, last, self.hop)
         pieces = [self._under(*each) for each in zip(audio, first, last, strict=True)]
         counts = [max(end - begin, 0) for begin, end in zip(first, last, strict=True)]
         if not any(counts):
@@ -141,6 +141,7 @@ class NativeTransform:
         bounds = [(found[0], found[-1] + 1) for found in reached]
         self.spans = torch.tensor([(first, end - first) for first, end in bounds])
         self.filters = torch.cat([row[first:end] for row, (first, end) in zip(filters, bounds, strict=True)])
+        self.constants = self.window, self.turns, self.spans, self.filters, _FLOOR
 
     @staticmethod
     def fits(frontend: Any) -> bool:
@@ -154,8 +155,7 @@ class NativeTransform:
         """See :meth:`LogMel.padded`."""
         assert native is not None
         bounds = torch.tensor([first, [max(each) for each in zip(first, last, strict=True)]]).T.contiguous()
-        constants = self.window, self.turns, self.spans, self.filters
-        return native.log_mel(list(audio), bounds, hop, *constants, _FLOOR)
+        return native.log_mel(list(audio), bounds, hop, *self.constants)
 
 
 class StreamFeatures(LogMel):

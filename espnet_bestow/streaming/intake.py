@@ -2,7 +2,6 @@
 
 import numpy as np
 import soxr
-import torch
 from torch import Tensor
 
 _CHANNELS = 64
@@ -27,20 +26,20 @@ class Intake:
         """Audio taken in so far."""
         return self.samples_in / (self.rate_in or self.rate)
 
-    def take(self, samples: np.ndarray | Tensor, sample_rate: int | None = None) -> Tensor:
+    def take(self, samples: np.ndarray | Tensor, sample_rate: int | None = None) -> np.ndarray:
         """samples (S,) or (S, channels), float in -1 to 1 or integer PCM -> what can be said of (S',) so far."""
         mono = self._mono(samples)
         self._fix_rate(sample_rate or self.rate_in or self.rate)
         self.samples_in += len(mono)
         if self._resampler is None:
-            return torch.from_numpy(mono)
-        return torch.from_numpy(self._resampler.resample_chunk(mono))
+            return mono
+        return np.asarray(self._resampler.resample_chunk(mono))
 
-    def end(self) -> Tensor:
+    def end(self) -> np.ndarray:
         """The rest, once no more audio comes."""
         if self._resampler is None:
-            return torch.zeros(0)
-        return torch.from_numpy(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+            return np.zeros(0, np.float32)
+        return np.asarray(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
 
     def _fix_rate(self, rate: int) -> None:
         if self.rate_in is None:
@@ -63,8 +62,7 @@ class Intake:
         array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
         kind = array.dtype.kind
         if kind == "f":
-            # Whoever keeps samples copies them; torch wants to be able to write to what it is given.
-            array = array.astype(np.float32, copy=not array.flags.writeable)
+            array = array.astype(np.float32, copy=False)  # whoever keeps samples copies them
         elif kind == "i":  # PCM; training saw -1 to 1
             array = (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
         elif array.size == 0:

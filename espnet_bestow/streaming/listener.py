@@ -31,7 +31,7 @@ class Ear:
         self.received = 0
         self.ended = False
 
-    def push(self, samples: Tensor) -> None:
+    def push(self, samples: np.ndarray) -> None:
         """Takes in the next samples (S,), float32 at the listener's rate."""
         if self.ended:
             raise ValueError(f"{len(samples)} samples pushed after the end of the audio")
@@ -40,7 +40,7 @@ class Ear:
             grown = np.empty(max(needed, 2 * len(self._buffer)), np.float32)
             grown[: self.received] = self._buffer[: self.received]
             self._buffer = grown
-        self._buffer[self.received : needed] = samples.numpy()
+        self._buffer[self.received : needed] = samples
         self.received = needed
 
     def end(self) -> None:

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 WINDOW = 0.02
 """Seconds over which loudness is measured."""
@@ -23,7 +22,7 @@ class Begin:
 class Audio:
     """More audio of the present segment."""
 
-    samples: Tensor  # (S,)
+    samples: np.ndarray  # (S,) float32
 
 
 class End:
@@ -39,7 +38,7 @@ class OneSegment:
     def __init__(self) -> None:
         self._begun = False
 
-    def take(self, samples: Tensor) -> Iterator[Event]:
+    def take(self, samples: np.ndarray) -> Iterator[Event]:
         """Events of the next samples (S,)."""
         if not self._begun:
             self._begun = True
@@ -73,41 +72,41 @@ class SilenceSegments:
         self.patience = round(silence * rate / self.window)  # windows
         self.below, self.floor = below, floor
         self._fade = 0.5 * WINDOW
-        self._loudest = -torch.inf
+        self._loudest = -np.inf
         self._quiet = 0  # silent windows in a row
         self._inside = False
         self._done = 0  # samples that were looked at
-        self._rest = torch.zeros(0)  # less than a window
-        self._before = torch.zeros(0)
+        self._rest = np.zeros(0, np.float32)  # less than a window
+        self._before = np.zeros(0, np.float32)
         self._keep = round(BEFORE * rate)
 
-    def take(self, samples: Tensor) -> Iterator[Event]:
+    def take(self, samples: np.ndarray) -> Iterator[Event]:
         """Events of the next samples (S,)."""
-        joined = torch.cat([self._rest, samples])
-        windows = joined[: len(joined) // self.window * self.window].unflatten(0, (-1, self.window))
-        self._rest = joined[windows.numel() :].clone()
-        loudness = 10.0 * windows.square().mean(1).clamp(min=1e-12).log10()  # (N,) dB
+        joined = np.concatenate([self._rest, samples])
+        windows = joined[: len(joined) // self.window * self.window].reshape(-1, self.window)
+        self._rest = joined[windows.size :].copy()
+        loudness = 10.0 * np.log10(np.maximum(np.square(windows).mean(1), 1e-12))  # (N,) dB
         begin = 0  # first window that was not passed on yet
         for number, level in enumerate(loudness.tolist()):
             speech = self._is_speech(level)
             if self._inside:
                 self._quiet = 0 if speech else self._quiet + 1
                 if self._quiet == self.patience:
-                    yield Audio(windows[begin : number + 1].flatten())
+                    yield Audio(windows[begin : number + 1].ravel())
                     yield End()
                     self._inside, begin = False, number + 1
             elif speech:
-                lead = torch.cat([self._before, windows[begin:number].flatten()])[-self._keep :]
+                lead = np.concatenate([self._before, windows[begin:number].ravel()])[-self._keep :]
                 yield Begin(self._done + number * self.window - len(lead))
                 yield Audio(lead)
                 self._inside, self._quiet, begin = True, 0, number
-                self._before = lead[:0].clone()
-        left = windows[begin:].flatten()
-        self._done += windows.numel()
+                self._before = lead[:0].copy()
+        left = windows[begin:].ravel()
+        self._done += windows.size
         if self._inside:
             yield Audio(left)
         else:
-            self._before = torch.cat([self._before, left])[-self._keep :].clone()
+            self._before = np.concatenate([self._before, left])[-self._keep :].copy()
 
     def end(self) -> Iterator[Event]:
         """Events of the end of the audio."""

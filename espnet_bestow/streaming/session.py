@@ -260,32 +260,30 @@ class Session:
         first = max(frames[-1] + 1 if frames else segment.shown, 1)  # never nothing, or it would never end
         start = min(first * self._pool.listener.hop, segment.ear.received)
         following = self._segment(segment.offset + start)
-        following.ear.push(segment.ear.samples(start).clone())
+        following.ear.push(segment.ear.samples(start).numpy())
         if segment.ear.ended:
             following.ear.end()
         self.finish_segment(segment)
         self.segments[self.segments.index(segment)] = following
 
     def _emit(self, segment: Segment, units: list[Unit]) -> None:
+        if not units:
+            return
         seen = self.consumed(segment)
-        rate, hop = self._pool.listener.sample_rate, self._pool.listener.hop
         for unit in units:
-            tokens = segment.written[unit.tokens]
-            frames = [token.frame for token in tokens if token.frame is not None]
-            ends = (min(frames), max(frames) + 1) if frames else ()
-            attended = [min((segment.offset + frame * hop) / rate, seen) for frame in ends] or [seen, seen]
+            ids, visible, frames = zip(*segment.written[unit.tokens], strict=True)
             # Segments are told apart by a space; nothing stands before the very first word.
             before = unit.before if unit.tokens.start else " " if self._spoke else ""
             self._spoke = True
-            ids, visible = tuple(t.id for t in tokens), tuple(t.visible for t in tokens)
-            self._words.append(
-                {
-                    "text": unit.text,
-                    "seen": seen,
-                    "span": (attended[0], attended[1]),
-                    "tokens": ids,
-                    "visible": visible,
-                    "before": before,
-                    "segment": self.segments_done,
-                }
-            )
+            span = self._attended(segment, frames, seen)
+            rest = {"tokens": ids, "visible": visible, "before": before, "segment": self.segments_done}
+            self._words.append({"text": unit.text, "seen": seen, "span": span, **rest})
+
+    def _attended(self, segment: Segment, frames: Sequence[int | None], seen: float) -> tuple[float, float]:
+        """The seconds of audio between the first and the last of these frames."""
+        known = [frame for frame in frames if frame is not None]
+        if not known:
+            return seen, seen
+        rate, hop = self._pool.listener.sample_rate, self._pool.listener.hop
+        first, last = (segment.offset + at * hop for at in (min(known), max(known) + 1))
+        return min(first / rate, seen), min(last / rate, seen)

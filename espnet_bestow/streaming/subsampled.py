@@ -11,7 +11,9 @@ from torch import Tensor
 
 from espnet_bestow.encoders.causal_subsampling import NativeStages, Piece, Stages, subsampled
 from espnet_bestow.encoders.chunk_step import FACTOR, LEAD
-from espnet_bestow.streaming.features import Span, StreamFeatures
+from espnet_bestow.encoders.running_mvn import RunningMVN
+from espnet_bestow.ops import native
+from espnet_bestow.streaming.features import NativeTransform, Span, StreamFeatures
 
 BLOCK = 4
 """Frames that are computed at a time, so that each is rounded alike whatever it is asked for with."""
@@ -38,6 +40,7 @@ class Subsampled:
         self.stages = stages
         self.width = width
         self.sample_rate = features.sample_rate
+        self.at_once = FromAudio.of(features, stages)
         self._nothing = SubsampledPast(features.open(), torch.zeros(stages.remembered, device=features.device))
 
     def complete(self, samples: int) -> int:
@@ -53,16 +56,61 @@ class Subsampled:
         return self._nothing
 
     @torch.inference_mode()
-    def __call__(self, spans: Sequence[Span]) -> tuple[Tensor, list[SubsampledPast]]:
-        """Frames (B, F, D) of each span, which mean nothing behind its last, and what is remembered after them."""
-        x, features, ends = under(self.features, [span._replace(past=span.past.features) for span in spans])
+    def __call__(self, spans: Sequence[Span]) -> tuple[Sequence[Tensor], list[SubsampledPast]]:
+        """Frames (F, D) of each span, which mean nothing behind its last, and what is remembered after them."""
+        if not spans:
+            return [], []
+        known, ends = under(self.features, [span._replace(past=span.past.features) for span in spans])
         pieces = [Piece(s.first, s.last - s.first, end) for s, end in zip(spans, ends, strict=True)]
-        frames, stages = self.stages.advance(x, torch.stack([span.past.stages for span in spans]), pieces, BLOCK)
+        stages = torch.stack([span.past.stages for span in spans])
+        frames: Sequence[Tensor]
+        if self.at_once is not None:
+            frames, features, stages = self.at_once(known, pieces, stages)
+        else:
+            x, features = self.features(known)
+            frames, stages = self.stages.advance(x, stages, pieces, BLOCK)
         # Views, for nobody knows which of them are kept.
         return frames, [SubsampledPast(*each) for each in zip(features, stages, strict=True)]
 
 
-def under(features: StreamFeatures, spans: Sequence[Span]) -> tuple[Tensor, list[Any], list[int | None]]:
+class FromAudio(NamedTuple):
+    """Features and sub-sampling in one native call: what lies between audio and frames is not written down."""
+
+    transform: NativeTransform
+    hop: int
+    normalize: RunningMVN
+    stages: NativeStages
+
+    @classmethod
+    def of(cls, features: StreamFeatures, stages: Stages | NativeStages) -> "FromAudio | None":
+        """Where there are kernels for all three."""
+        kernels = features.transform is not None and isinstance(stages, NativeStages)
+        if not kernels or not isinstance(features.normalize, RunningMVN):
+            return None
+        return cls(features.transform, features.hop, features.normalize, stages)
+
+    def __call__(
+        self, spans: Sequence[Span], pieces: Sequence[Piece], past: Tensor
+    ) -> tuple[Sequence[Tensor], Sequence[Any], Tensor]:
+        """Spans of features, the sub-sampled frames that these make, and what the stages remember of those before.
+
+        Returns:
+            the frames (F, D) of each piece; what the features and what the stages remember after them.
+        """
+        assert native is not None
+        bounds = [
+            (span.first, max(span.first, span.last), *piece[:2], -1 if piece.end is None else piece.end)
+            for span, piece in zip(spans, pieces, strict=True)
+        ]
+        moments = torch.stack([span.past for span in spans])
+        frames, *after = native.subsampled_audio(
+            [span.ear.samples(0, span.end) for span in spans], torch.tensor(bounds), moments, past, BLOCK, self.hop,
+            *self.transform.constants, *self.normalize.constants(moments.shape[2]), *self.stages.constants,
+        )  # fmt: skip
+        return frames.split([piece.frames for piece in pieces]), *after
+
+
+def under(features: StreamFeatures, spans: Sequence[Span]) -> tuple[list[Span], list[int | None]]:
     """The features under sub-sampled frames.
 
     Args:
@@ -70,15 +118,13 @@ def under(features: StreamFeatures, spans: Sequence[Span]) -> tuple[Tensor, list
         spans: of sub-sampled frames; what they remember is of the features.
 
     Returns:
-        (B, T, 80), from the first one on that a span's first frame is made of; what is remembered after them; and how
-        many there are where the audio ends under a span, else None.
+        spans of features, from the first one on that a span's first frame is made of; and how many features there are
+        where the audio ends under a span, else None.
     """
     known = [features.available(span.ear, span.end) for span in spans]
     lasts = [FACTOR * span.last - LEAD for span in spans]
-    x, pasts = features(
-        [
-            Span(span.ear, max(FACTOR * span.first - LEAD, 0), min(last, size), span.past, span.end)
-            for span, last, size in zip(spans, lasts, known, strict=True)
-        ]
-    )
-    return x, pasts, [size if size < last else None for size, last in zip(known, lasts, strict=True)]
+    found = [
+        span._replace(first=max(FACTOR * span.first - LEAD, 0), last=min(last, size))
+        for span, last, size in zip(spans, lasts, known, strict=True)
+    ]
+    return found, [size if size < last else None for size, last in zip(known, lasts, strict=True)]

@@ -46,7 +46,7 @@ def largest_errors(size: int, win: int, hop: int, bins: int) -> list[tuple[str, 
     """Of ours and of PyTorch's frames, signal by signal."""
     front = frontend(size, win, hop, bins)
     logmel = LogMel(front)
-    assert logmel._transform is not None
+    assert logmel.transform is not None
     samples = 41 * hop + size
     found = []
     for name, audio in signals(samples).items():
@@ -94,7 +94,7 @@ def test_rows_of_all_lengths_are_what_they_are_alone():
 @pytest.mark.parametrize("samples", [0, 1, 2, 30, 200, 256, 257, 4000])
 def test_edges_are_mirrored_and_silent_as_without_a_kernel(samples):
     native, plain = (LogMel(frontend(*SIZES[2])) for _ in range(2))
-    plain._transform = None
+    plain.transform = None
     audio = [torch.randn(samples)]
     for first, last in ((0, 1), (0, 30), (1, 27), (25, 26), (3, 3), (3, 2)):
         one, other = (each.padded(audio, [first], [last]) for each in (native, plain))
@@ -145,7 +145,7 @@ def test_running_mvn(bins):
 
 
 def test_wrong_arguments_are_errors():
-    transform = LogMel(frontend(*SIZES[2]))._transform
+    transform = LogMel(frontend(*SIZES[2])).transform
     right = {
         "audio": [torch.zeros(672)], "bounds": torch.tensor([[0, 2]]), "hop": 160, "window": transform.window,
         "turns": transform.turns, "spans": transform.spans, "filters": transform.filters, "floor": 1e-10,
@@ -164,16 +164,16 @@ def test_wrong_arguments_are_errors():
     x, lengths, mean = torch.randn(2, 5, 4), torch.tensor([5, 3]), torch.zeros(4)
     moments = torch.ones(2, 3, 4, dtype=torch.float64)
     for wrong in (
-        (x.double(), lengths, mean, moments), (x, torch.tensor([6, 1]), mean, moments),
-        (x, lengths[:1], mean, moments), (x, lengths, mean[1:], moments),
-        (x, lengths, mean, moments.float()), (x, lengths, mean, moments[:, :2]),
+        (x.double(), lengths, moments, mean), (x, torch.tensor([6, 1]), moments, mean),
+        (x, lengths[:1], moments, mean), (x, lengths, moments, mean[1:]),
+        (x, lengths, moments.float(), mean), (x, lengths, moments[:, :2], mean),
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match="running_mvn"):
             ops.native.running_mvn(*wrong, SMALLEST_VARIANCE, True)
 
 
 def test_torch_accepts_the_ops():
-    transform = LogMel(frontend(*SIZES[0]))._transform
+    transform = LogMel(frontend(*SIZES[0])).transform
     constants = transform.window, transform.turns, transform.spans, transform.filters
     pieces = [torch.randn(64), torch.randn(32)]
     tests = ("test_schema", "test_faketensor")
@@ -186,6 +186,6 @@ def test_torch_accepts_the_ops():
     x = torch.randn(2, 5, 4)
     torch.library.opcheck(
         torch.ops.bestow.running_mvn.default,
-        (x, torch.tensor([5, 3]), torch.zeros(4), moments, 1e-3, True),
+        (x, torch.tensor([5, 3]), moments, torch.zeros(4), 1e-3, True),
         test_utils=tests,
     )
