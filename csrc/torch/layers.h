@@ -69,6 +69,12 @@ struct Norm {
   }
 };
 
+inline void multiply(const PanelLinear& p) {
+  const Kernels& isa = chosen();
+  torch::stable::parallel_for(0, p.units(), 1 + outputs_per_thread(p.inputs, p.rows) / kPanel,
+                              [&](int64_t begin, int64_t end) { isa.panel_linear(p, begin, end); });
+}
+
 // A layer whose weights lie in panels; `inputs` 0: as many as they have.
 struct Panels {
   const float* weight;  // (N / 16, K, 16)
@@ -94,10 +100,7 @@ struct Panels {
 
   // Rows of x may be `row` apart.
   void operator()(const float* x, int64_t rows, float* out, int64_t row = 0) const {
-    const PanelLinear p{rows, inputs, outputs, x, weight, bias, out, row};
-    const Kernels& isa = chosen();
-    torch::stable::parallel_for(0, p.units(), 1 + outputs_per_thread(inputs, rows) / kPanel,
-                                [&](int64_t begin, int64_t end) { isa.panel_linear(p, begin, end); });
+    multiply(PanelLinear{rows, inputs, outputs, x, weight, bias, out, row});
   }
 };
 

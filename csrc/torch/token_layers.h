@@ -26,21 +26,26 @@ inline void multiply(const FewRows& p) {
 }
 
 struct Linear {
-  const float* weight;  // (outputs, inputs), null where there is no such layer
+  const float* weight;  // (outputs, inputs) or panels (outputs / kPanel, inputs, kPanel); null: there is no such layer
   const float* bias;    // (outputs) or null
   int64_t inputs, outputs;
+  bool in_panels;
 
   Linear(Weights& from, int64_t inputs_) : inputs(inputs_) {
     const Tensor& w = from.next();
     weight = w.numel() == 0 ? nullptr : floats(w);
-    outputs = weight == nullptr ? 0 : w.size(0);
-    STD_TORCH_CHECK(weight == nullptr || (w.dim() == 2 && w.size(1) == inputs), "token step: a layer of ", w.size(-1),
-                    " inputs where ", inputs, " belong");
+    in_panels = w.dim() == 3 && w.size(2) == kPanel;
+    outputs = weight == nullptr ? 0 : in_panels ? w.size(0) * kPanel : w.size(0);
+    STD_TORCH_CHECK(weight == nullptr || ((w.dim() == 2 || in_panels) && w.size(1) == inputs),
+                    "token step: a layer of ", w.dim() > 1 ? w.size(1) : 0, " inputs where ", inputs, " belong");
     bias = from.vector(outputs, true);
   }
 
   void operator()(const float* x, int64_t rows, float* out) const {
-    multiply({Scalar::kFloat, rows, inputs, outputs, x, nullptr, weight, nullptr, bias, out});
+    if (in_panels)
+      multiply(PanelLinear{rows, inputs, outputs, x, weight, bias, out});
+    else
+      multiply(FewRows{Scalar::kFloat, rows, inputs, outputs, x, nullptr, weight, nullptr, bias, out});
   }
 };
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_bestow.connectors.seated import AbsorbedSpeech, SeatedCrossAttentionState
-from espnet_bestow.ops import TOKEN_ROWS, Linear, native, weight_and_bias
+from espnet_bestow.ops import TOKEN_ROWS, Linear, laid_out, native
 from espnet_bestow.seats import Placement
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ConnectorToken:
-    """What the native call needs of a connector; its weights stay where they are.
+    """What the native call needs of a connector, with its weights as they are now.
 
     Args:
         connector: that :meth:`suits`.
@@ -28,10 +28,8 @@ class ConnectorToken:
     def __init__(self, connector: "CrossAttentionConnector", speech: Sequence[AbsorbedSpeech]):
         self.heads = connector.blocks[0].cross_attention.num_heads
         self.eps = connector.norm.eps
-        self.weights = weight_and_bias(connector.text_in)
-        for block, view in zip(connector.blocks, speech, strict=True):
-            self.weights += _block(block, view)
-        self.weights += [*weight_and_bias(connector.norm), *weight_and_bias(connector.text_out)]
+        blocks = [part for each in zip(connector.blocks, speech, strict=True) for part in _parts(*each)]
+        self.weights = laid_out([connector.text_in, *blocks, connector.norm, connector.text_out])
         self._silence = connector.text_in.weight.new_empty(0, 0, speech[0].frames.width)
         self._like = connector.text_in.weight.new_empty(0, 0, self.heads, connector.text_in.out_features // self.heads)
 
@@ -67,10 +65,8 @@ class ConnectorToken:
         return self.weights[2].numel() > 0
 
 
-def _block(block: "BestowBlock", view: AbsorbedSpeech) -> list[Tensor]:
+def _parts(block: "BestowBlock", view: AbsorbedSpeech) -> list[nn.Module | Tensor | None]:
     own, cross = block.self_attention, block.cross_attention
     text = [None] * 4 if own is None else [own.query, own.key, own.value, own.out]
-    found = [*weight_and_bias(block.self_norm), *(weight for layer in text for weight in weight_and_bias(layer))]
-    found += [*weight_and_bias(block.cross_norm), *weight_and_bias(cross.query), view.key, view.value, view.value_bias]
-    found += [*weight_and_bias(cross.out), *weight_and_bias(block.ffn_norm)]
-    return [*found, *weight_and_bias(block.ffn[0]), *weight_and_bias(block.ffn[-1])]
+    found = [block.self_norm, *text, block.cross_norm, cross.query, view.key, view.value, view.value_bias, cross.out]
+    return [*found, block.ffn_norm, block.ffn[0], block.ffn[-1]]

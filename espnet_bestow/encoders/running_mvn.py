@@ -128,7 +128,7 @@ class RunningMVN(AbsNormalize):
         return native.running_mvn(feats, lengths, past.contiguous(), *self.constants(bins))
 
     def constants(self, bins: int) -> tuple[torch.Tensor, float, bool]:
-        """What a kernel needs: the mean of the pseudo-frames (bins,), the smallest variance, whether it divides by it."""
+        """For kernels: the mean of the pseudo-frames (bins,), the smallest variance, whether they divide by it."""
         return self.prior_mean.expand(bins).contiguous(), SMALLEST_VARIANCE, self.norm_vars
 
     def forward(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from espnet_bestow.llm.llama_step import suits
-from espnet_bestow.ops import TOKEN_ROWS, native, weight_and_bias
+from espnet_bestow.ops import TOKEN_ROWS, laid_out, native
 from espnet_bestow.seats import Placement, SeatBuffer
 
 _STEADY = {"default", "linear", "llama3", "yarn"}
@@ -15,7 +15,7 @@ _STEADY = {"default", "linear", "llama3", "yarn"}
 
 
 class LlamaToken:
-    """What the native call needs of an LLM; its weights stay where they are.
+    """What the native call needs of an LLM, with its weights as they are now.
 
     Args:
         model: that :meth:`fits`.
@@ -26,8 +26,8 @@ class LlamaToken:
         attention = inner.layers[0].self_attn
         self.rotary = inner.rotary_emb
         self.eps, self.scale = inner.norm.variance_epsilon, attention.scaling
-        self.weights = [weight for layer in inner.layers for weight in _layer(layer)]
-        self.weights += [*weight_and_bias(inner.norm), *weight_and_bias(model.lm_head)]
+        layers = [part for layer in inner.layers for part in _parts(layer)]
+        self.weights = laid_out([*layers, inner.norm, model.lm_head])
         width = attention.head_dim
         self._like = inner.norm.weight.new_empty(0, 0, attention.k_proj.out_features // width, width)
         self._turns = inner.norm.weight.new_empty(2, 0, width)  # cosines and sines of the positions so far
@@ -63,9 +63,9 @@ class LlamaToken:
         return native.llama_token(x[:, 0], self.weights, caches, at.rows, slots, turn, self.eps, self.scale)[:, None]
 
 
-def _layer(layer: Any) -> list[Tensor]:
+def _parts(layer: Any) -> list[nn.Module | None]:
     own, mlp = layer.self_attn, layer.mlp
     of_heads = getattr(own, "q_norm", None), getattr(own, "k_norm", None)
     norms = layer.input_layernorm, layer.post_attention_layernorm, *of_heads
     linears = own.q_proj, own.k_proj, own.v_proj, own.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-    return [weight for each in (*norms, *linears) for weight in weight_and_bias(each)]
+    return [*norms, *linears]

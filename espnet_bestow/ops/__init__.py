@@ -7,6 +7,7 @@ Every op has a plain PyTorch twin (:mod:`espnet_bestow.ops.reference`). Where a 
 import importlib
 import logging
 import os
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "Linear",
     "ctc_best_path",
     "few_rows_linear",
+    "laid_out",
     "linear",
     "or_empty",
     "staircase_attention",
@@ -146,6 +148,29 @@ def or_empty(weight: Tensor | None) -> Tensor:
 def weight_and_bias(layer: nn.Module | None) -> list[Tensor]:
     """Of a linear layer or a norm, as such calls want them."""
     return [or_empty(getattr(layer, name, None)) for name in ("weight", "bias")]
+
+
+SMALL = 1 << 26
+"""Bytes of weights that may lie in memory twice, where products read a copy faster."""
+
+
+def laid_out(layers: Sequence[nn.Module | Tensor | None]) -> list[Tensor]:
+    """Weights and biases of layers, one after the other, as calls of one token want them; tensors stay as they are.
+
+    The linear layers of a small model lie in panels, of which a dozen rows cost what half of them would: a copy of
+    their weights as they are now.
+    """
+    linears = [each.weight for each in layers if isinstance(each, nn.Linear)]
+    small = sum(weight.numel() * weight.element_size() for weight in linears) <= SMALL
+    found = []
+    for layer in layers:
+        if isinstance(layer, Tensor):
+            found.append(layer)
+            continue
+        weight, bias = weight_and_bias(layer)
+        copied = small and isinstance(layer, nn.Linear) and native is not None and native.takes_panels(weight)
+        found += [reference.panels(weight) if copied else weight, bias]
+    return found
 
 
 class Linear(nn.Linear):

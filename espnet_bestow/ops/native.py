@@ -283,7 +283,7 @@ def _subsampled_audio_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @register_fake("bestow::llama_token")
 def _llama_token_fake(x: Tensor, weights: list[Tensor], *_: object) -> Tensor:
-    return x.new_empty(len(x), len(weights[-2]))
+    return x.new_empty(len(x), weights[-2].numel() // x.shape[1])
 
 
 @register_fake("bestow::connector_token")
