@@ -103,6 +103,32 @@ def test_a_connectors_token_is_that_of_its_layers(llm_path, configuration, monke
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_small_models_lie_in_panels_and_large_ones_where_they_were(llm_path, monkeypatch):
+    model = build(llm_path, "two blocks")
+
+    def tokens():
+        llm, connector = model.llm.seated(), model.connector.seated()
+        shapes = [weight.dim() for weight in (*llm.token.weights, connector.token.weights[0])]
+        torch.manual_seed(0)
+        at = Seats()
+        at.take()
+        mask = torch.ones(1, 1, dtype=torch.bool)
+        connector.hear(0, torch.randn(6, connector.frames.width))
+        connector.sit(at.place([0], mask))
+        text = model.connector(torch.randn(1, 1, 32), mask, torch.tensor([[5]], dtype=torch.int32), connector)
+        llm.sit(at.place([0], mask))
+        return shapes, torch.cat([text.embeddings.flatten(), model.llm(text.embeddings, mask, llm).flatten()])
+
+    small, expected = tokens()
+    monkeypatch.setattr(ops, "SMALL", 1000)
+    large, found = tokens()
+    assert 3 in small and 3 not in large
+    theirs = {weight.data_ptr() for weight in model.llm.parameters()}
+    assert all(weight.data_ptr() in theirs for weight in model.llm.seated().token.weights if weight.numel())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_only_tokens_of_not_too_many_rows_without_gradient(llm_path):
     model = build(llm_path, "two blocks")
     for token, width in ((model.connector.seated().token, model.llm.width), (model.llm.seated().token, 32)):
@@ -149,6 +175,8 @@ def test_no_seat_or_slot_beyond_the_caches():
         {"weights": token.weights + token.weights[:1]}, {"turn": turn[..., :5]}, {"caches": caches[:3]},
         {"caches": [cache[..., :8] for cache in caches]}, {"caches": [cache.double() for cache in caches]},
         {"weights": [w.double() for w in token.weights]},
+        {"weights": [w[:, 1:].contiguous() if w.dim() == 3 else w for w in token.weights]},
+        {"weights": [w[..., 1:].contiguous() if w.dim() == 3 else w for w in token.weights]},
     ):  # fmt: skip
         with pytest.raises(RuntimeError):
             call(**wrong)

@@ -68,7 +68,8 @@ class Subsampled:
             frames, features, stages = self.at_once(known, pieces, stages)
         else:
             x, features = self.features(known)
-            frames, stages = self.stages.advance(x, stages, pieces, BLOCK)
+            padded, stages = self.stages.advance(x, stages, pieces, BLOCK)
+            frames = padded.unbind()
         # Views, for nobody knows which of them are kept.
         return frames, [SubsampledPast(*each) for each in zip(features, stages, strict=True)]
 
@@ -84,10 +85,10 @@ class FromAudio(NamedTuple):
     @classmethod
     def of(cls, features: StreamFeatures, stages: Stages | NativeStages) -> "FromAudio | None":
         """Where there are kernels for all three."""
-        kernels = features.transform is not None and isinstance(stages, NativeStages)
-        if not kernels or not isinstance(features.normalize, RunningMVN):
+        transform, normalize = features.transform, features.normalize
+        if transform is None or not isinstance(normalize, RunningMVN) or not isinstance(stages, NativeStages):
             return None
-        return cls(features.transform, features.hop, features.normalize, stages)
+        return cls(transform, features.hop, normalize, stages)
 
     def __call__(
         self, spans: Sequence[Span], pieces: Sequence[Piece], past: Tensor
@@ -99,7 +100,7 @@ class FromAudio(NamedTuple):
         """
         assert native is not None
         bounds = [
-            (span.first, max(span.first, span.last), *piece[:2], -1 if piece.end is None else piece.end)
+            (span.first, span.last, *piece[:2], -1 if piece.end is None else piece.end)
             for span, piece in zip(spans, pieces, strict=True)
         ]
         moments = torch.stack([span.past for span in spans])
@@ -123,8 +124,9 @@ def under(features: StreamFeatures, spans: Sequence[Span]) -> tuple[list[Span], 
     """
     known = [features.available(span.ear, span.end) for span in spans]
     lasts = [FACTOR * span.last - LEAD for span in spans]
+    firsts = [max(FACTOR * span.first - LEAD, 0) for span in spans]
     found = [
-        span._replace(first=max(FACTOR * span.first - LEAD, 0), last=min(last, size))
-        for span, last, size in zip(spans, lasts, known, strict=True)
+        span._replace(first=first, last=max(min(last, size), first))
+        for span, first, last, size in zip(spans, firsts, lasts, known, strict=True)
     ]
     return found, [size if size < last else None for size, last in zip(known, lasts, strict=True)]

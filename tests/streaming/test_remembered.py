@@ -5,18 +5,21 @@ import torch
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.layers.utterance_mvn import UtteranceMVN
 
+from espnet_bestow import ops
 from espnet_bestow.connectors import Speech
 from espnet_bestow.encoders import ConvSubsampling, RunningMVN
 from espnet_bestow.encoders.causal_subsampling import CausalConv1dSubsampling, subsampled
 from espnet_bestow.encoders.features import Features
 from espnet_bestow.encoders.lengths import valid_frames
-from espnet_bestow.streaming.features import LogMel, StreamFeatures
-from espnet_bestow.streaming.listener import RecomputedListener
+from espnet_bestow.streaming.features import LogMel, Span, StreamFeatures
+from espnet_bestow.streaming.listener import Ear, RecomputedListener
 from espnet_bestow.streaming.policies import EVERYTHING
 from espnet_bestow.streaming.remembered import RememberingListener
 from espnet_bestow.streaming.subsampled import Subsampled
 
 HOP = 1280
+
+needs_kernels = pytest.mark.skipif(ops.native is None, reason="the compiled ops were not built")
 
 
 def frontend() -> DefaultFrontend:
@@ -186,3 +189,58 @@ def test_other_frontends_are_told_apart():
     assert not LogMel.suits(torch.nn.Linear(1, 1)) and not LogMel.suits(None)
     with pytest.raises(ValueError, match="frontend Linear cannot stream"):
         LogMel(torch.nn.Linear(1, 1))
+
+
+def subsampled_front() -> Subsampled:
+    torch.manual_seed(0)
+    features = Features(frontend(), normalize=RunningMVN()).eval()
+    return Subsampled(StreamFeatures(features), CausalConv1dSubsampling(16, 16).eval().stages(), 16)
+
+
+@needs_kernels
+def test_features_and_subsampling_in_one_call_are_what_they_are_one_by_one():
+    """To the last bit, with a past and without, before the end and behind it."""
+    at_once, one_by_one = subsampled_front(), subsampled_front()
+    assert at_once.at_once is not None
+    one_by_one.at_once = None
+    ears = [Ear() for _ in range(4)]
+    for ear, samples in zip(ears, (16_000, 9_000, 20_001, 300), strict=True):
+        ear.push(0.1 * torch.randn(samples).numpy())
+    ears[2].end()
+    pasts = [[front.open() for _ in ears] for front in (at_once, one_by_one)]
+    for firsts, lasts, ends in (
+        ((0, 0, 0, 0), (4, 4, 8, 0), (None, None, None, None)),
+        ((4, 4, 8, 0), (8, 4, 16, 1), (None, None, None, 300)),
+        ((8, 4, 16, 1), (12, 8, 17, 1), (15_000, 9_000, None, 300)),
+    ):
+        found = []
+        for front, past in zip((at_once, one_by_one), pasts, strict=True):
+            spans = [Span(*each) for each in zip(ears, firsts, lasts, past, ends, strict=True)]
+            frames, past[:] = front(spans)
+            found.append([row[: span.last - span.first] for row, span in zip(frames, spans, strict=True)])
+        assert [len(row) for row in found[0]] == [last - first for first, last in zip(firsts, lasts, strict=True)]
+        for one, other in zip(*found, strict=True):
+            assert torch.equal(one, other)
+        for one, other in zip(*pasts, strict=True):
+            assert torch.equal(one.features, other.features) and torch.equal(one.stages, other.stages)
+    assert at_once([])[0] == one_by_one([])[0] == []
+
+
+@needs_kernels
+def test_wrong_arguments_of_the_one_call_are_errors():
+    front = subsampled_front()
+    past = front.open()
+    native = ops.native.subsampled_audio
+    constants = [*front.at_once.transform.constants, *front.at_once.normalize.constants(16), *front.stages.constants]
+    right = [[torch.randn(16_000)], torch.tensor([[0, 25, 0, 4, -1]]), past.features[None], past.stages[None], 4, 160]
+    frames, *after = native(*right, *constants)
+    assert frames.shape == (4, 16) and [each.shape for each in after] == [each.shape for each in right[2:4]]
+    for place, wrong in (
+        (0, [torch.randn(16_000).double()]), (0, []), (1, torch.tensor([[0, 25, 0, 4]])),
+        (1, torch.tensor([[-1, 25, 0, 4, -1]])), (1, torch.tensor([[3, 2, 0, 4, -1]])),
+        (1, torch.tensor([[0, 25, -1, 4, -1]])), (1, torch.tensor([[0, 25, 0, -4, -1]])),
+        (2, right[2].float()), (2, right[2][:, :2]), (3, right[3][:, 1:]), (3, right[3].double()), (4, 0), (5, 0),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError):
+            native(*[wrong if number == place else each for number, each in enumerate(right)], *constants)
+    torch.library.opcheck(torch.ops.bestow.subsampled_audio.default, (*right, *constants), test_utils=("test_schema",))
