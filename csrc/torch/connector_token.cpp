@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor> connector_token(Tensor text, std::vector<Tensor> weig
   std::memset(looked.data_ptr(), 0, blocks * batch * most * sizeof(float));
   Tensor out = torch::stable::new_empty(text, {batch, outward.outputs});
 
-  in_groups(batch, [&](int64_t begin, int64_t end) {
+  in_groups(batch, from, [&](int64_t begin, int64_t end) {
     const int64_t count = end - begin;
     const size_t size = count * width;
     std::vector<float> x(size), normed(size), update(size), q(size), k(size), v(size), attended(size), inner;

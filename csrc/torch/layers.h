@@ -47,6 +47,10 @@ class Weights {
     return floats(found);
   }
   bool done() const { return at_ == all_.size(); }
+  int64_t count() const {  // of all numbers
+    return std::accumulate(all_.begin(), all_.end(), int64_t{0},
+                           [](int64_t n, const Tensor& x) { return n + x.numel(); });
+  }
 
  private:
   const std::vector<Tensor>& all_;

@@ -75,7 +75,7 @@ Tensor llama_token(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> ca
   Tensor out = torch::stable::new_empty(x, {batch, vocabulary.outputs});
   const float *cosines = floats(turn), *sines = cosines + batch * head;
 
-  in_groups(batch, [&](int64_t begin, int64_t end) {
+  in_groups(batch, from, [&](int64_t begin, int64_t end) {
     const int64_t count = end - begin;
     std::vector<float> hidden(floats(x) + begin * width, floats(x) + end * width);
     float* y = hidden.data();

@@ -81,14 +81,16 @@ struct Seats {
   }
 };
 
-// Rows that a thread takes through all layers by itself, where there are enough for all threads; of fewer, threads
-// share each layer.
-constexpr int64_t kRowsOfAThread = 12;
+// Rows that a thread takes through all layers by itself, where there are enough for all threads. Of fewer, threads share
+// each layer and wait for each other after it, but none of them reads all weights: what it costs to read these, where
+// they are more numbers than caches hold, decides how many rows are few.
+constexpr int64_t kCached = int64_t{8} << 20, kRowsOfAThread = 4, kRowsForManyWeights = 12;
 
 template <class F>
-void in_groups(int64_t batch, const F& pass) {
-  if (batch < kRowsOfAThread * static_cast<int64_t>(torch::stable::get_num_threads())) return pass(0, batch);
-  torch::stable::parallel_for(0, batch, kRowsOfAThread, pass);
+void in_groups(int64_t batch, const Weights& weights, const F& pass) {
+  const int64_t least = weights.count() <= kCached ? kRowsOfAThread : kRowsForManyWeights;
+  if (batch < least * static_cast<int64_t>(torch::stable::get_num_threads())) return pass(0, batch);
+  torch::stable::parallel_for(0, batch, least, pass);
 }
 
 class Cache {
