@@ -52,33 +52,37 @@ inline void score_keys(const float* queries, const T* k, int64_t row, int64_t n,
     };
     for (int64_t d = 0; d < whole; d += kLanes) multiply(d, [](const T* from) { return load(from); });
     if (whole < width) multiply(whole, [&](const T* from) { return load_first(from, width - whole); });
-    for (int r = 0; r < kRows; ++r) {
-      for (int x = 0; x < kKeys; ++x) scores[r * ld + j + x] = sum(c[r][x]);  // ld has room for the last four
-    }
+    for (int r = 0; r < kRows; ++r) sums_of_four(c[r], scores + r * ld + j);  // ld has room for the last four
   }
 }
 
-// Adds the weighted values of n keys to kVecs vectors of one row's sums.
-template <class T, int kVecs>
-inline void add_values(const T* v, int64_t row, int64_t n, const float* weights, float* sums) {
-  Vec c[kVecs];
+// Adds the weighted values of n keys to kVecs vectors of one row's sums, and to one more of which only the first `rest`
+// numbers are left, if any are.
+template <class T, int kVecs, bool kRest = false>
+inline void add_values(const T* v, int64_t row, int64_t n, const float* weights, float* sums, int64_t rest = 0) {
+  constexpr int kAll = kVecs + kRest;
+  Vec c[kAll];
 #pragma GCC unroll 8
-  for (int j = 0; j < kVecs; ++j) c[j] = load(sums + j * kLanes);
+  for (int j = 0; j < kAll; ++j) c[j] = load(sums + j * kLanes);
   for (int64_t i = 0; i < n; ++i, v += row) {
     const Vec w = splat(weights[i]);
 #pragma GCC unroll 8
     for (int j = 0; j < kVecs; ++j) c[j] = fma(w, load(v + j * kLanes), c[j]);
+    if constexpr (kRest) c[kVecs] = fma(w, load_first(v + kVecs * kLanes, rest), c[kVecs]);
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < kVecs; ++j) store(sums + j * kLanes, c[j]);
+  for (int j = 0; j < kAll; ++j) store(sums + j * kLanes, c[j]);
 }
 
-// The same for the vector of which only the first `count` numbers are left.
-template <class T>
-inline void add_last_values(const T* v, int64_t row, int64_t n, int64_t count, const float* weights, float* sums) {
-  Vec c = load(sums);
-  for (int64_t i = 0; i < n; ++i, v += row) c = fma(splat(weights[i]), load_first(v, count), c);
-  store(sums, c);
+// The same for less than eight vectors: as many together as there are.
+template <class T, int kVecs = 7>
+inline void add_last_values(const T* v, int64_t row, int64_t n, const float* weights, float* sums, int64_t width) {
+  const int64_t rest = width - kVecs * kLanes;
+  if (rest > 0) return add_values<T, kVecs, true>(v, row, n, weights, sums, rest);
+  if constexpr (kVecs > 0) {
+    if (rest == 0) return add_values<T, kVecs>(v, row, n, weights, sums);
+    add_last_values<T, kVecs - 1>(v, row, n, weights, sums, width);
+  }
 }
 
 inline float greatest_score(const float* scores, int64_t n, float scale) {
@@ -186,9 +190,7 @@ struct FewQueries : FewRowsOfWeights<T> {
         float* to = sums + i * padded;
         int64_t d = 0;
         for (; d + 8 * kLanes <= width; d += 8 * kLanes) add_values<T, 8>(v + d, p.v.row, n, weights, to + d);
-        for (; d + 4 * kLanes <= width; d += 4 * kLanes) add_values<T, 4>(v + d, p.v.row, n, weights, to + d);
-        for (; d + kLanes <= width; d += kLanes) add_values<T, 1>(v + d, p.v.row, n, weights, to + d);
-        if (d < width) add_last_values(v + d, p.v.row, n, width - d, weights, to + d);
+        if (d < width) add_last_values(v + d, p.v.row, n, weights, to + d, width - d);
       }
     }
     for (int64_t i = 0; i < rows; ++i) {
