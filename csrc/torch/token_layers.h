@@ -81,9 +81,9 @@ struct Seats {
   }
 };
 
-// Rows that a thread takes through all layers by itself, where there are enough for all threads. Of fewer, threads share
-// each layer and wait for each other after it, but none of them reads all weights: what it costs to read these, where
-// they are more numbers than caches hold, decides how many rows are few.
+// Rows that a thread takes through all layers by itself, where there are enough for all threads. Of fewer, threads
+// share each layer and wait for each other after it, but none of them reads all weights: what it costs to read these,
+// where they are more numbers than caches hold, decides how many rows are few.
 constexpr int64_t kCached = int64_t{8} << 20, kRowsOfAThread = 4, kRowsForManyWeights = 12;
 
 template <class F>
