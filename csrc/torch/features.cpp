@@ -34,9 +34,10 @@ Tensor log_mel(std::vector<Tensor> audio, Tensor bounds, int64_t hop, Tensor win
   float* to = static_cast<float*>(out.data_ptr());
   std::vector<Unit> units;
   for (int64_t b = 0; b < batch; ++b) {
+    const bestow::Recording of(audio[b]);
     const int64_t first = bound[2 * b], count = bound[2 * b + 1] - first;
     for (int64_t i = 0; i < count; i += mel.kAtOnce)
-      units.push_back({bestow::Recording(audio[b]), first + i, std::min(mel.kAtOnce, count - i), b * most + i});
+      units.push_back({of, first + i, std::min(mel.kAtOnce, count - i), b * most + i});
     std::fill(to + (b * most + count) * bins, to + (b + 1) * most * bins, 0.0f);
   }
   torch::stable::parallel_for(0, units.size(), 2, [&](int64_t begin, int64_t end) {

@@ -105,7 +105,7 @@ void run_at_once(const Network& net, const Piece& piece, Rooms& rooms) {
     float *to = rooms.input.of(all), *first = to + own + lead * channels, *end = first + given * channels;
     std::memcpy(to, past, own * sizeof(float));
     std::fill(to + own, first, 0.0f);
-    std::memcpy(first, fresh, given * channels * sizeof(float));
+    if (given > 0) std::memcpy(first, fresh, given * channels * sizeof(float));
     std::fill(end, to + all, 0.0f);
     std::memcpy(past, to + all - own, own * sizeof(float)), past += own;
     n /= kStride, lead = 0, given = n;
