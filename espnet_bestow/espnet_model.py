@@ -20,7 +20,7 @@ from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.losses import ctc_loss_sum, frame_distance, too_long
 from espnet_bestow.model import BestowModel, ModelState
 from espnet_bestow.rows import is_transcript, join, recordings
-from espnet_bestow.visibility import InChunks, Policy, Rule, answer_index
+from espnet_bestow.visibility import InChunks, OfflinePolicy, Policy, Rule, answer_index
 
 Stats = dict[str, Tensor | None]
 
@@ -72,6 +72,11 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
                 f"model_conf: alignment_weight={alignment_weight} needs ctc_weight > 0, which finds the words, and "
                 f"connector: cross_attention, whose attention it teaches; got ctc_weight={ctc_weight}, "
                 f"{type(connector).__name__}"
+            )
+        if connector is not None and connector.hears_all and not isinstance(policy, OfflinePolicy):
+            raise ValueError(
+                f"policy {type(policy).__name__}: {type(connector).__name__} lets every word hear everything, which is "
+                "policy: offline"
             )
         self.policy = policy
         self.ctc = ctc_head

@@ -20,7 +20,11 @@ CONNECTOR_CONFIGURATIONS = {
     "many heads": ("cross_attention", {"num_blocks": 1, "dim": 24, "num_heads": 12}),
     "zero init": ("cross_attention", {"num_blocks": 2, "zero_init": True}),
     "recurrent": ("recurrent", {"hidden": 16, "num_heads": 4}),
+    "prepend": ("prepend", {"dim": 8, "num_heads": 2}),
+    "prepend a linear layer": ("prepend", {"dim": 8, "num_layers": 0, "subsampling": 1}),
 }
+STAIRCASE = [name for name, (kind, _) in CONNECTOR_CONFIGURATIONS.items() if not CONNECTORS[kind].hears_all]
+"""Those whose words see what is visible."""
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +94,7 @@ def test_a_batch_gives_what_its_members_give_alone(llm_paths, configuration):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("configuration", CONNECTOR_CONFIGURATIONS)
+@pytest.mark.parametrize("configuration", STAIRCASE)
 def test_audio_beyond_what_is_visible_changes_nothing(llm_paths, configuration):
     model = build(llm_paths["llama"], configuration)
     speech, prompts, answers = batch()
@@ -136,8 +140,9 @@ def test_padding_may_stand_anywhere(llm_paths):
 
 
 @torch.no_grad()
-def test_rows_that_share_an_utterance_equal_copies_of_it(llm_paths):
-    model = build(llm_paths["llama"])
+@pytest.mark.parametrize("configuration", ["two blocks", "recurrent", "prepend"])
+def test_rows_that_share_an_utterance_equal_copies_of_it(llm_paths, configuration):
+    model = build(llm_paths["llama"], configuration)
     speech, prompts, _ = batch()
     shared = Stepper(model, speech, prompts)
     shared.repeat(3)

@@ -2,10 +2,12 @@
 
 from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, SeatedState, Speech
 from espnet_bestow.connectors.cross_attention import CrossAttentionConnector
+from espnet_bestow.connectors.prepend import PrependConnector
 from espnet_bestow.connectors.recurrent import RecurrentConnector
 
 CONNECTORS: dict[str, type[Connector]] = {
     "cross_attention": CrossAttentionConnector,
+    "prepend": PrependConnector,
     "recurrent": RecurrentConnector,
 }
 
@@ -15,6 +17,7 @@ __all__ = [
     "ConnectorState",
     "CrossAttentionConnector",
     "LLMInput",
+    "PrependConnector",
     "RecurrentConnector",
     "SeatedState",
     "Speech",

@@ -87,6 +87,9 @@ class Connector(nn.Module, ABC):
     Constructors take ``text_dim`` (D_llm) and ``speech_dim`` (D_enc) first, then their own options.
     """
 
+    hears_all = False
+    """Whether every text position sees all of the speech, whatever is visible: only offline models have such a one."""
+
     @abstractmethod
     def start(self, speech: Speech) -> ConnectorState:
         """Projects the speech once; the state then serves any number of calls."""

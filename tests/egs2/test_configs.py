@@ -48,16 +48,19 @@ def test_training_configuration_builds(config, llm):
     # Of one size class, or a comparison of encoders would compare sizes.
     assert 0.7e6 < size < 4.5e6
     name = config.stem.removeprefix("train_bestow").strip("_") or "streaming_fastconformer"
-    assert args.encoder == name
+    assert name in (args.encoder, args.connector)
 
 
-def test_tuning_examples_differ_in_the_encoder_alone():
+def test_tuning_examples_differ_in_encoder_or_connector_alone():
     base = read_yaml(CONF / "train_bestow.yaml")
+    encoder = {"encoder", "encoder_conf", "preencoder", "preencoder_conf"}
+    connector = {"connector", "connector_conf", "model_conf"}
     for path in CONF.glob("tuning/*.yaml"):
         other = read_yaml(path)
         differing = {key for key in base.keys() | other.keys() if base.get(key) != other.get(key)}
-        parts = {"encoder", "encoder_conf", "preencoder", "preencoder_conf"}
-        assert {"encoder", "encoder_conf"} <= differing <= parts, path
+        assert {"encoder", "encoder_conf"} <= differing <= encoder or differing == connector, path
+        if differing == connector:  # it has no attention to teach
+            assert base["model_conf"] == other["model_conf"] | {"alignment_weight": 0.5}
 
 
 def test_ctc_configuration_trains_the_encoder_alone(llm, tmp_path):

@@ -1,0 +1,106 @@
+"""SALM, which the paper compares with ("Prepend"): speech becomes the beginning of what the LLM reads.
+
+The LLM's own attention then goes over speech and text, so its input is longer by the frames and its cache holds them.
+All of the speech has to be there before the first token: it cannot stream.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from espnet_bestow.connectors.attention import initialize
+from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, SeatedState, Speech
+from espnet_bestow.connectors.conformer import ConformerLayer
+
+_STRIDE = 2
+
+
+@dataclass
+class PrependState:
+    """Speech as the LLM reads it, until it has."""
+
+    prefix: Tensor  # (B, F', D_llm); F' is 0 afterwards
+    mask: Tensor  # (B, F') bool, true at real frames
+
+    def repeat(self, times: int) -> "PrependState":
+        """Each text row ``times`` times, each with the speech that it has not read yet."""
+        return PrependState(self.prefix.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+
+    def select(self, rows: Tensor) -> "PrependState":
+        """Keeps the given text rows."""
+        return PrependState(self.prefix.index_select(0, rows), self.mask.index_select(0, rows))
+
+    def take(self, rows: int) -> tuple[Tensor, Tensor]:
+        """What ``rows`` text rows read first, now; several of them may be about one utterance."""
+        prefix, mask = self.prefix, self.mask
+        if rows != len(prefix):
+            prefix, mask = (x.repeat_interleave(rows // len(x), 0) for x in (prefix, mask))
+        self.prefix, self.mask = prefix[:, :0], mask[:, :0]
+        return prefix, mask
+
+
+class PrependConnector(Connector):
+    """``connector: prepend``. The defaults are SALM's: 4-fold sub-sampling and two conformer layers.
+
+    Args:
+        text_dim: D_llm.
+        speech_dim: D_enc.
+        dim: width of the layers.
+        num_layers: how many; 0 leaves the sub-sampling and a Linear.
+        num_heads: of their attention.
+        ffn_mult: inner width of their feed-forwards as a multiple of ``dim``.
+        kernel_size: of their convolutions.
+        subsampling: encoder frames that become one position of the LLM, a power of two.
+        dropout: dropout rate.
+    """
+
+    hears_all = True
+
+    def __init__(  # noqa: PLR0913 (the keys of connector_conf)
+        self,
+        text_dim: int,
+        speech_dim: int,
+        dim: int = 512,
+        num_layers: int = 2,
+        num_heads: int = 8,
+        ffn_mult: int = 4,
+        kernel_size: int = 9,
+        subsampling: int = 4,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        if subsampling < 1 or subsampling & (subsampling - 1):
+            raise ValueError(f"connector: subsampling={subsampling} must be a power of two")
+        self.speech_in = nn.Linear(speech_dim, dim)
+        strides = range(subsampling.bit_length() - 1)
+        self.subsampling = nn.ModuleList(nn.Conv1d(dim, dim, 3, _STRIDE, padding=1) for _ in strides)
+        layers = [ConformerLayer(dim, num_heads, ffn_mult, kernel_size, dropout) for _ in range(num_layers)]
+        self.layers = nn.ModuleList(layers)
+        self.out = nn.Linear(dim, text_dim)
+        initialize(self)
+
+    def start(self, speech: Speech) -> PrependState:
+        """Makes of speech (B, F, D_enc) what the LLM reads, once per utterance."""
+        x, lengths = self.speech_in(speech.frames), speech.lengths
+        valid = _valid(lengths, x)
+        for conv in self.subsampling:
+            x = F.relu(conv((x * valid[..., None]).transpose(1, 2))).transpose(1, 2)
+            lengths = -(-lengths // _STRIDE)
+            valid = _valid(lengths, x)
+        heard = valid | (torch.arange(x.shape[1], device=x.device) == 0)  # nothing to hear is no NaN
+        for layer in self.layers:
+            x = layer(x, heard)
+        return PrependState(self.out(x), valid)
+
+    def forward(self, text: Tensor, mask: Tensor, visible: Tensor, state: ConnectorState | SeatedState) -> LLMInput:
+        """text (B, U, D_llm), mask (B, U) -> (B, F' + U, D_llm) on the first call, then the text as it is."""
+        assert isinstance(state, PrependState)
+        prefix, real = state.take(len(text))
+        return LLMInput(torch.cat([prefix.to(text.dtype), text], 1), torch.cat([real, mask], 1))
+
+
+def _valid(lengths: Tensor, x: Tensor) -> Tensor:
+    """(B, F) bool: which frames of x (B, F, D) there are."""
+    return torch.arange(x.shape[1], device=x.device) < lengths[:, None]

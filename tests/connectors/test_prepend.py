@@ -1,0 +1,98 @@
+"""What is peculiar to speech in front of the text; the properties of all connectors are in test_model.py."""
+
+import pytest
+import torch
+from torch import nn
+
+from espnet_bestow.connectors import PrependConnector, Speech
+from espnet_bestow.espnet_model import ESPnetBestowModel
+from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
+
+
+def connector(**options) -> PrependConnector:
+    torch.manual_seed(0)
+    return PrependConnector(12, 6, **{"dim": 8, "num_heads": 2, "kernel_size": 3, **options}).eval()
+
+
+def read(prepend, speech, text):
+    """What the LLM gets for text (B, U, 12), all of it real."""
+    mask = torch.ones(text.shape[:2], dtype=torch.bool)
+    visible = speech.lengths[:, None].expand(mask.shape).int()
+    return prepend(text, mask, visible, prepend.start(speech))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("subsampling", "expected"), [(1, [11, 7]), (2, [6, 4]), (4, [3, 2]), (8, [2, 1])])
+def test_speech_stands_before_the_text(subsampling, expected):
+    speech = Speech(torch.randn(2, 11, 6), torch.tensor([11, 7]))
+    text = torch.randn(2, 5, 12)
+    found = read(connector(subsampling=subsampling), speech, text)
+    assert found.embeddings.shape == (2, expected[0] + 5, 12)
+    assert found.mask[:, : expected[0]].sum(1).tolist() == expected and found.mask[:, -5:].all()
+    assert torch.equal(found.embeddings[:, -5:], text)
+
+
+@torch.no_grad()
+def test_it_is_read_once():
+    prepend = connector()
+    speech = Speech(torch.randn(2, 11, 6), torch.tensor([11, 7]))
+    state = prepend.start(speech)
+    first, second = torch.randn(2, 3, 12), torch.randn(2, 1, 12)
+    visible, mask = torch.full((2, 3), 7, dtype=torch.int32), torch.ones(2, 3, dtype=torch.bool)
+    assert prepend(first, mask, visible, state).embeddings.shape[1] == 6
+    again = prepend(second, mask[:, :1], visible[:, :1], state)
+    assert torch.equal(again.embeddings, second) and again.mask.shape == (2, 1)
+
+
+@torch.no_grad()
+def test_frames_behind_an_utterance_change_nothing():
+    prepend = connector()
+    frames, lengths = torch.randn(2, 11, 6), torch.tensor([11, 6])
+    changed = frames.clone()
+    changed[1, 6:] = 1e3
+    a, b = (prepend.start(Speech(each, lengths)) for each in (frames, changed))
+    assert torch.equal(a.prefix[0], b.prefix[0]) and torch.equal(a.prefix[1][a.mask[1]], b.prefix[1][b.mask[1]])
+    alone = prepend.start(Speech(frames[1:, :6], lengths[1:]))
+    torch.testing.assert_close(a.prefix[1][a.mask[1]], alone.prefix[0], rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_several_texts_may_be_about_one_utterance():
+    prepend = connector()
+    speech = Speech(torch.randn(2, 11, 6), torch.tensor([11, 7]))
+    text = torch.randn(6, 4, 12)
+    mask, visible = torch.ones(6, 4, dtype=torch.bool), torch.full((6, 4), 7, dtype=torch.int32)
+    shared = prepend(text, mask, visible, prepend.start(speech))
+    for state in (prepend.start(speech.repeat(3)), prepend.start(speech).repeat(3)):
+        torch.testing.assert_close(shared.embeddings, prepend(text, mask, visible, state).embeddings)
+    rows = torch.tensor([1, 1, 0])
+    chosen = prepend(text[:3], mask[:3], visible[:3], prepend.start(speech).select(rows))
+    assert torch.equal(chosen.mask[0], shared.mask[3]) and torch.equal(chosen.mask[2], shared.mask[0])
+
+
+@torch.no_grad()
+def test_an_utterance_without_frames_is_no_nan():
+    state = connector().start(Speech(torch.randn(2, 5, 6), torch.tensor([5, 0])))
+    assert state.prefix.isfinite().all() and not state.mask[1].any()
+
+
+def test_all_of_it_learns():
+    prepend = connector(dropout=0.0).train()
+    found = read(prepend, Speech(torch.randn(2, 11, 6), torch.tensor([11, 7])), torch.randn(2, 5, 12))
+    found.embeddings.square().sum().backward()
+    assert all(each.grad is not None for each in prepend.parameters())
+    idle = [name for name, each in prepend.named_parameters() if not each.grad.abs().max() > 1e-6]
+    assert all(name.endswith("key.bias") for name in idle)  # it moves all scores of a query alike
+
+
+def test_what_it_cannot_do_is_named():
+    with pytest.raises(ValueError, match="subsampling=3 must be a power of two"):
+        connector(subsampling=3)
+    with pytest.raises(ValueError, match="kernel_size=4 must be odd"):
+        connector(kernel_size=4)
+    with pytest.raises(ValueError, match="PrependConnector cannot stream"):
+        connector().seated()
+    parts = {"features": nn.Identity(), "encoder": nn.Identity(), "connector": connector(), "llm": None}
+    with pytest.raises(ValueError, match="WaitKPolicy: PrependConnector lets every word hear everything"):
+        ESPnetBestowModel(**parts, policy=WaitKPolicy())
+    assert ESPnetBestowModel(**parts, policy=OfflinePolicy()).connector is parts["connector"]
