@@ -258,10 +258,11 @@ class Speech2Text:
         waveform = torch.zeros(len(speech), int(lengths.max()), device=self.device)
         for row, samples in zip(waveform, speech, strict=True):
             row[: len(samples)] = torch.from_numpy(samples)
-        stepper = Stepper(self.model, self.model.encode(waveform, lengths), prompts)
+        heard = self.model.encode(waveform, lengths)
+        stepper = Stepper(self.model, heard, prompts)
         room = self.template.max_tokens
-        longest = max(len(p) for p in prompts)
-        limit = self.options.max_tokens if room is None else min(self.options.max_tokens, room - longest)
+        longest = max(len(p) for p in prompts) + self.model.connector.positions(int(heard.lengths.max()))
+        limit = self.options.max_tokens if room is None else max(min(self.options.max_tokens, room - longest), 1)
         return self.options.search()(stepper, self.template.end, limit)
 
     def answers(self, speech: Sequence[np.ndarray], prompts: Sequence[Sequence[int]]) -> list[Result]:

@@ -104,12 +104,25 @@ class BestowModel(nn.Module):
             logits (B, kept, V).
         """
         text = self.read(ids, mask, visible, state)
+        before = text.embeddings.shape[1] - ids.shape[1]
+        if before:
+            self._check_room(text.mask, before)
         if isinstance(keep, Tensor):
-            # Whatever a connector puts before the text, the text positions are the last ones.
-            keep = keep + (text.embeddings.shape[1] - ids.shape[1])
+            keep = keep + before  # the text positions are the last ones
         elif keep == 0:
             keep = ids.shape[1]
         return self.think(text, state, keep)
+
+    def _check_room(self, mask: Tensor, before: int) -> None:
+        """An error if speech, the first ``before`` positions of mask (B, N), and text are too much for the LLM."""
+        used, room = mask.sum(1), self.llm.context
+        row = int(used.argmax())
+        if room is not None and int(used[row]) > room:
+            speech = int(mask[row, :before].sum())
+            raise ValueError(
+                f"row {row} of the batch: speech of {speech} positions and text of {int(used[row]) - speech} exceed "
+                f"the LLM's context of {room}"
+            )
 
     def read(self, ids: Tensor, mask: Tensor, visible: Tensor, state: ModelState | SeatedModelState) -> LLMInput:
         """The connector's part of a step: the new tokens read the speech."""

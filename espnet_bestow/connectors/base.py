@@ -90,6 +90,10 @@ class Connector(nn.Module, ABC):
     hears_all = False
     """Whether every text position sees all of the speech, whatever is visible: only offline models have such a one."""
 
+    def positions(self, frames: int) -> int:
+        """How many of the LLM's positions speech of so many frames takes, before the text."""
+        return 0
+
     @abstractmethod
     def start(self, speech: Speech) -> ConnectorState:
         """Projects the speech once; the state then serves any number of calls."""

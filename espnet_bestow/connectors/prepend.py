@@ -81,6 +81,10 @@ class PrependConnector(Connector):
         self.out = nn.Linear(dim, text_dim)
         initialize(self)
 
+    def positions(self, frames: int) -> int:
+        """See base class."""
+        return -(-frames // _STRIDE ** len(self.subsampling))
+
     def start(self, speech: Speech) -> PrependState:
         """Makes of speech (B, F, D_enc) what the LLM reads, once per utterance."""
         x, lengths = self.speech_in(speech.frames), speech.lengths

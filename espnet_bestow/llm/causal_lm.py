@@ -102,6 +102,11 @@ class CausalLM(nn.Module):
         """V, rows of the embedding table (may exceed the tokenizer's size)."""
         return self._table.num_embeddings
 
+    @property
+    def context(self) -> int | None:
+        """Positions that it can take; None where its configuration does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, U) -> (B, U, D_llm)."""
         return self._table(ids)

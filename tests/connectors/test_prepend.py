@@ -6,7 +6,10 @@ from torch import nn
 
 from espnet_bestow.connectors import PrependConnector, Speech
 from espnet_bestow.espnet_model import ESPnetBestowModel
+from espnet_bestow.llm.causal_lm import CausalLM
+from espnet_bestow.model import BestowModel
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
+from tests.llm_fixtures import write_llm
 
 
 def connector(**options) -> PrependConnector:
@@ -74,6 +77,24 @@ def test_several_texts_may_be_about_one_utterance():
 def test_an_utterance_without_frames_is_no_nan():
     state = connector().start(Speech(torch.randn(2, 5, 6), torch.tensor([5, 0])))
     assert state.prefix.isfinite().all() and not state.mask[1].any()
+
+
+@torch.no_grad()
+def test_more_than_the_llm_can_take_is_an_error(tmp_path):
+    llm = CausalLM(str(write_llm(tmp_path, "gpt2")))
+    assert llm.context == 128
+    prepend = PrependConnector(llm.width, 6, dim=8, num_heads=2, subsampling=2)
+    model = BestowModel(nn.Identity(), prepend, llm, nn.Identity()).eval()
+    ids = torch.randint(5, 50, (2, 8))
+    everything = torch.ones(2, 8, dtype=torch.bool), torch.full((2, 8), 300, dtype=torch.int32)
+    for frames, fits in ((240, True), (241, False)):
+        assert prepend.positions(frames) == (frames + 1) // 2
+        speech = Speech(torch.randn(2, frames, 6), torch.tensor([5, frames]))
+        if fits:
+            assert model.teacher_forced(speech, ids, *everything).shape[1] == 8
+        else:
+            with pytest.raises(ValueError, match=r"row 1 .* 121 positions and text of 8 exceed"):
+                model.teacher_forced(speech, ids, *everything)
 
 
 def test_all_of_it_learns():
