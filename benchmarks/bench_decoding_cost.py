@@ -13,12 +13,13 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from espnet_bestow.connectors import CrossAttentionConnector, Speech
+from espnet_bestow.connectors import CONNECTORS, Speech
 from espnet_bestow.decoding import Stepper
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.model import BestowModel
@@ -29,10 +30,16 @@ PROMPT_TOKENS, ANSWER_TOKENS = 12, 48
 SHAPES = {
     "mini recipe": {"llm": (144, 4, 4, 384), "connector": {"dim": 144, "num_heads": 4}, "encoder": 144},
     "paper's connector, small LLM": {"llm": (1024, 4, 8, 2816), "connector": {}, "encoder": 1024},
+    "mini recipe, prepend": {
+        "llm": (144, 4, 4, 384),
+        "connector": {"name": "prepend", "dim": 144, "num_heads": 4, "ffn_mult": 2, "subsampling": 2},
+        "encoder": 144,
+    },
+    "SALM's connector, small LLM": {"llm": (1024, 4, 8, 2816), "connector": {"name": "prepend"}, "encoder": 1024},
 }
 
 
-def build(llm: tuple[int, int, int, int], connector: dict, encoder: int) -> BestowModel:
+def build(llm: tuple[int, int, int, int], connector: dict[str, Any], encoder: int) -> BestowModel:
     """A model of the given shape, its LLM read back from disk as always."""
     width, layers, heads, inner = llm
     config = LlamaConfig(
@@ -46,9 +53,9 @@ def build(llm: tuple[int, int, int, int], connector: dict, encoder: int) -> Best
     with tempfile.TemporaryDirectory() as folder:
         LlamaForCausalLM(config).save_pretrained(folder)
         loaded = CausalLM(folder)
-    return BestowModel(
-        nn.Identity(), CrossAttentionConnector(width, encoder, **connector), loaded, nn.Identity()
-    ).eval()
+    options = {"name": "cross_attention", **connector}
+    made = CONNECTORS[options.pop("name")](width, encoder, **options)
+    return BestowModel(nn.Identity(), made, loaded, nn.Identity()).eval()
 
 
 @torch.inference_mode()
