@@ -51,7 +51,7 @@ def test_unknown_precisions_are_named():
 def test_connectors_in_smaller_weights_write_nearly_the_same(name, precision):
     """... in both of their states: speech projected once, and speech absorbed for sessions."""
     torch.manual_seed(0)
-    options = {"dim": 32, "num_heads": 4} if name == "cross_attention" else {"hidden": 16, "num_heads": 4}
+    options = {"hidden": 16, "num_heads": 4} if name == "recurrent" else {"dim": 32, "num_heads": 4}
     connector = CONNECTORS[name](24, 6, **options).eval()
     small = copy.deepcopy(connector)
     quantize(small, precision)
@@ -63,6 +63,8 @@ def test_connectors_in_smaller_weights_write_nearly_the_same(name, precision):
     size = full.abs().max()
     off = (small(text, mask, visible, small.start(speech)).embeddings - full).abs().max() / size
     assert 0 < off < {"bf16": 0.01, "int8": 0.03}[precision]
+    if connector.hears_all:
+        return  # it has no sessions
     seated, seats = small.seated(), Seats()
     seat = seats.take()
     seated.hear(seat, speech.frames[0])

@@ -9,7 +9,7 @@ from espnet_bestow.connectors.seated import AbsorbedSpeech, SeatedFrames
 from espnet_bestow.ops import staircase_weights
 from espnet_bestow.seats import Placement, Seats
 from tests.llm_fixtures import write_llm
-from tests.test_model import CONNECTOR_CONFIGURATIONS, RULES, batch, build, teacher_forced
+from tests.test_model import RULES, STAIRCASE, batch, build, teacher_forced
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def consume(model, state, seats, ids, visible):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("configuration", CONNECTOR_CONFIGURATIONS)
+@pytest.mark.parametrize("configuration", STAIRCASE)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_seats_at_different_positions_equal_the_full_pass(llm_paths, family, configuration):
     model = build(llm_paths[family], configuration)
