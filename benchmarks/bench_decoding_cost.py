@@ -32,7 +32,7 @@ SHAPES = {
     "paper's connector, small LLM": {"llm": (1024, 4, 8, 2816), "connector": {}, "encoder": 1024},
     "mini recipe, prepend": {
         "llm": (144, 4, 4, 384),
-        "connector": {"name": "prepend", "dim": 144, "num_heads": 4, "ffn_mult": 2, "subsampling": 2},
+        "connector": {"name": "prepend", "dim": 144, "num_layers": 0, "subsampling": 1},
         "encoder": 144,
     },
     "SALM's connector, small LLM": {"llm": (1024, 4, 8, 2816), "connector": {"name": "prepend"}, "encoder": 1024},

@@ -259,11 +259,23 @@ class Speech2Text:
         for row, samples in zip(waveform, speech, strict=True):
             row[: len(samples)] = torch.from_numpy(samples)
         heard = self.model.encode(waveform, lengths)
-        stepper = Stepper(self.model, heard, prompts)
-        room = self.template.max_tokens
-        longest = max(len(p) for p in prompts) + self.model.connector.positions(int(heard.lengths.max()))
-        limit = self.options.max_tokens if room is None else max(min(self.options.max_tokens, room - longest), 1)
-        return self.options.search()(stepper, self.template.end, limit)
+        limit = self._longest_answer(heard.lengths.tolist(), prompts)
+        return self.options.search()(Stepper(self.model, heard, prompts), self.template.end, limit)
+
+    def _longest_answer(self, frames: Sequence[int], prompts: Sequence[Sequence[int]]) -> int:
+        """Tokens that fit the LLM's context behind each prompt, and behind the speech where that takes positions."""
+        room, most = self.template.max_tokens, self.options.max_tokens
+        if room is None:
+            return most
+        for row, (count, ids) in enumerate(zip(frames, prompts, strict=True)):
+            before = self.model.connector.positions(count)
+            if before + len(ids) >= room:  # a prompt alone leaves room: see PromptTemplate.encode_prompt
+                raise ValueError(
+                    f"row {row} of the batch: speech of {before} positions and a prompt of {len(ids)} tokens leave no "
+                    f"room for an answer in the LLM's context of {room}"
+                )
+            most = min(most, room - before - len(ids))
+        return most
 
     def answers(self, speech: Sequence[np.ndarray], prompts: Sequence[Sequence[int]]) -> list[Result]:
         """The best answer to each of B prompts about arrays (S,); long ones piece by piece (``options.longest``)."""

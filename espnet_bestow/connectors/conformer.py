@@ -1,4 +1,7 @@
-"""Conformer layers without positions of their own: frames of an encoder know where they are."""
+"""Conformer layers behind an encoder, whose frames know where they are: without positions of their own.
+
+transformers' and ESPnet's have positions, and batch norms in which utterances depend on each other.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

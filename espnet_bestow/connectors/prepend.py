@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from espnet_bestow.connectors.attention import initialize
 from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, SeatedState, Speech
 from espnet_bestow.connectors.conformer import ConformerLayer
+from espnet_bestow.encoders.lengths import valid_frames
 
 _STRIDE = 2
 
@@ -88,11 +89,11 @@ class PrependConnector(Connector):
     def start(self, speech: Speech) -> PrependState:
         """Makes of speech (B, F, D_enc) what the LLM reads, once per utterance."""
         x, lengths = self.speech_in(speech.frames), speech.lengths
-        valid = _valid(lengths, x)
+        valid = valid_frames(lengths, x.shape[1])
         for conv in self.subsampling:
             x = F.relu(conv((x * valid[..., None]).transpose(1, 2))).transpose(1, 2)
             lengths = -(-lengths // _STRIDE)
-            valid = _valid(lengths, x)
+            valid = valid_frames(lengths, x.shape[1])
         heard = valid | (torch.arange(x.shape[1], device=x.device) == 0)  # nothing to hear is no NaN
         for layer in self.layers:
             x = layer(x, heard)
@@ -103,8 +104,3 @@ class PrependConnector(Connector):
         assert isinstance(state, PrependState)
         prefix, real = state.take(len(text))
         return LLMInput(torch.cat([prefix.to(text.dtype), text], 1), torch.cat([real, mask], 1))
-
-
-def _valid(lengths: Tensor, x: Tensor) -> Tensor:
-    """(B, F) bool: which frames of x (B, F, D) there are."""
-    return torch.arange(x.shape[1], device=x.device) < lengths[:, None]

@@ -158,7 +158,7 @@ def laid_out(layers: Sequence[nn.Module | Tensor | None]) -> list[Tensor]:
     """Weights and biases of layers, one after the other, as calls of one token want them; tensors stay as they are.
 
     The linear layers of a small model lie in panels, a copy of their weights as they are now, with which a dozen rows
-    take half to three quarters of the time.
+    take three quarters of the time (benchmarks/bench_few_rows.py).
     """
     linears = [each.weight for each in layers if isinstance(each, nn.Linear)]
     small = sum(weight.numel() * weight.element_size() for weight in linears) <= SMALL

@@ -276,8 +276,8 @@ class Session:
             before = unit.before if unit.tokens.start else " " if self._spoke else ""
             self._spoke = True
             span = self._attended(segment, frames, seen)
-            rest = {"tokens": ids, "visible": visible, "before": before, "segment": self.segments_done}
-            self._words.append({"text": unit.text, "seen": seen, "span": span, **rest})
+            word = {"text": unit.text, "seen": seen, "span": span, "tokens": ids, "visible": visible}
+            self._words.append(word | {"before": before, "segment": self.segments_done})
 
     def _attended(self, segment: Segment, frames: Sequence[int | None], seen: float) -> tuple[float, float]:
         """The seconds of audio between the first and the last of these frames."""

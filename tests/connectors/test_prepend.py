@@ -1,15 +1,20 @@
 """What is peculiar to speech in front of the text; the properties of all connectors are in test_model.py."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from espnet_bestow.connectors import PrependConnector, Speech
+from espnet_bestow.encoders.features import Features
 from espnet_bestow.espnet_model import ESPnetBestowModel
+from espnet_bestow.inference import DecodingOptions, Speech2Text
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.model import BestowModel
+from espnet_bestow.prompt import build_template
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
 from tests.llm_fixtures import write_llm
+from tests.test_espnet_model import D_ENC, WINDOW, FrameEncoder
 
 
 def connector(**options) -> PrependConnector:
@@ -95,6 +100,21 @@ def test_more_than_the_llm_can_take_is_an_error(tmp_path):
         else:
             with pytest.raises(ValueError, match=r"row 1 .* 121 positions and text of 8 exceed"):
                 model.teacher_forced(speech, ids, *everything)
+
+
+def test_speech_takes_room_from_the_answer(tmp_path):
+    path = str(write_llm(tmp_path))
+    llm = CausalLM(path)
+    prepend = PrependConnector(llm.width, D_ENC, dim=8, num_heads=2, num_layers=0, subsampling=2)
+    model = ESPnetBestowModel(Features(), FrameEncoder(), prepend, llm, OfflinePolicy())
+    template = build_template("plain", path)
+    s2t = Speech2Text(model, template, "translate", DecodingOptions(max_tokens=1000))
+    prompt = template.encode_prompt("translate")
+    room = template.max_tokens - len(prompt)
+    assert s2t._longest_answer([0, 11], [prompt] * 2) == room - 6
+    assert s2t._longest_answer([2 * room - 2, 0], [prompt] * 2) == 1
+    with pytest.raises(ValueError, match=rf"row 1 .* speech of {room} positions and a prompt of {len(prompt)} tokens"):
+        s2t.search([np.zeros(WINDOW), np.zeros(2 * room * WINDOW)], [prompt] * 2)
 
 
 def test_all_of_it_learns():
