@@ -28,7 +28,7 @@ from espnet_bestow.streaming.policies import Policy, build_policy
 from espnet_bestow.streaming.pool import Pool
 from espnet_bestow.streaming.remembered import RememberingListener
 from espnet_bestow.streaming.session import Session, SessionOptions
-from espnet_bestow.streaming.subsampled import Subsampled
+from espnet_bestow.streaming.subsampled import Begun
 
 Audio = str | Path | np.ndarray | Tensor
 
@@ -213,7 +213,7 @@ class Speech2Text:
             return RecomputedListener(encode, self.sample_rate, hop, right_context, shortest)
         if quick is None or features.preencoder is not None or needs_the_whole(features):
             return RememberingListener(LogMel(features.frontend), encode_log_mel, hop, right_context, shortest)
-        front = Subsampled(StreamFeatures(features), quick.stages, quick.width)
+        front = Begun(StreamFeatures(features), quick)
         return RememberingListener(front, quick.encode, hop, right_context, shortest)
 
     def pool(self, listener: Listener | None = None) -> Pool:

@@ -3,11 +3,13 @@
 // staircase_forward.cpp.
 
 #include "bestow/cpu.h"
+#include "bestow/products.h"
 #include "bestow/simd.h"
 
 namespace bestow::BESTOW_ISA {
 namespace {
 
+inline int64_t vectors(int64_t n) { return (n + kLanes - 1) / kLanes; }
 inline Vec load_some(const float* p, int64_t n) { return n >= kLanes ? load(p) : load_first(p, n); }
 inline void store_some(float* p, Vec x, int64_t n) { n >= kLanes ? store(p, x) : store_first(p, x, n); }
 
@@ -31,41 +33,6 @@ void turn_keys(const float* keys, int64_t frame, int64_t frames, int64_t d, int6
   }
 }
 
-// One query's scores with N vectors of keys: content . keys + place . places, both column by column. Of the last
-// vector only `last` columns of places are read.
-template <int N>
-void score_keys(const float* content, const float* keys, int64_t pitch, const float* place, const float* places,
-                int64_t row, int64_t d, int64_t last, float* scores) {
-  Vec by_content[N], by_place[N];
-  for (int v = 0; v < N; ++v) by_content[v] = by_place[v] = zero();
-  for (int64_t e = 0; e < d; ++e) {
-    const Vec c = splat(content[e]), p = splat(place[e]);
-    for (int v = 0; v < N; ++v) {
-      const float* at = places + e * row + v * kLanes;
-      by_content[v] = fma(c, load(keys + e * pitch + v * kLanes), by_content[v]);
-      by_place[v] = fma(p, v + 1 < N ? load(at) : load_some(at, last), by_place[v]);
-    }
-  }
-  for (int v = 0; v < N; ++v) store(scores + v * kLanes, add(by_content[v], by_place[v]));
-}
-
-// The same with all keys, up to N vectors of them at a time.
-template <int N = 4>
-void score_all(const float* content, const float* keys, int64_t pitch, const float* place, const float* places,
-               int64_t row, int64_t d, int64_t seen, float* scores) {
-  int64_t j = 0;
-  for (; j + N * kLanes <= seen; j += N * kLanes)
-    score_keys<N>(content, keys + j, pitch, place, places + j, row, d, kLanes, scores + j);
-  if constexpr (N > 1) {
-    // What is left is one step too, if with fewer vectors.
-    const int64_t left = seen - j, begun = left - (N - 1) * kLanes;
-    if (begun > 0) return score_keys<N>(content, keys + j, pitch, place, places + j, row, d, begun, scores + j);
-    if (left > 0) score_all<N - 1>(content, keys + j, pitch, place, places + j, row, d, left, scores + j);
-  } else if (j < seen) {
-    score_keys<1>(content, keys + j, pitch, place, places + j, row, d, seen - j, scores + j);
-  }
-}
-
 // Up to so many queries read values together: as many sums as an adder works on at a time.
 constexpr int kQueriesTogether = 8;
 
@@ -85,16 +52,16 @@ void read_values(int64_t rows, const float* weights, int64_t pitch, const float*
   for (int r = 0; r < R; ++r) store_some(out + r * row, sums[r], n);
 }
 
-// Scores (frames) become weights that add up to 1, with zeros behind them until a vector is full.
-void soften(int64_t frames, float* scores) {
-  Vec most = splat(-__builtin_inff());
+// Scores by content (frames), to which those by place are added, become weights that add up to 1, with zeros behind
+// them until a vector is full.
+void soften(int64_t frames, const float* by_place, float* scores) {
+  Vec high = splat(-__builtin_inff());
   for (int64_t j = 0; j < frames; j += kLanes) {
-    const int64_t n = frames - j;
-    const Vec x = keep(load(scores + j), splat(-__builtin_inff()), n);
-    most = max(x, most);
+    const Vec x = keep(add(load(scores + j), load(by_place + j)), splat(-__builtin_inff()), frames - j);
+    high = max(x, high);
     store(scores + j, x);
   }
-  const Vec top = splat(greatest(most));
+  const Vec top = splat(greatest(high));
   Vec total = zero();
   for (int64_t j = 0; j < frames; j += kLanes) {
     const Vec weight = keep(exp_negative(sub(load(scores + j), top)), zero(), frames - j);
@@ -103,6 +70,27 @@ void soften(int64_t frames, float* scores) {
   }
   const Vec share = splat(1.0f / sum(total));
   for (int64_t j = 0; j < frames; j += kLanes) store(scores + j, mul(load(scores + j), share));
+}
+
+// The weights (rows, pitch) with which queries i ... i + rows - 1 of a window look at what they see: keys turned
+// (d, pitch).
+void weigh(const ChunkAttention& p, const ChunkWindow& window, int64_t h, int64_t i, int64_t rows, const float* turned,
+           float* scratch, float* weights) {
+  const int64_t d = p.head, pitch = p.pitch(), wide = pitch + 16;
+  float *content = scratch, *place = content + rows * d, *by_place = place + rows * d;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* q = p.queries + (window.row + i + r) * p.query_row + h * d;
+    for (int64_t e = 0; e < d; ++e) {
+      content[r * d + e] = (q[e] + p.bias_content[h * d + e]) * p.scale;
+      place[r * d + e] = q[e] + p.bias_place[h * d + e];
+    }
+  }
+  const int64_t seen = window.seen, columns = seen + rows - 1;
+  multiply<Plain, false>(rows, {content, d, 1, turned, pitch, kLanes, weights, pitch, d, vectors(seen)});
+  // The last query is the farthest from the first key; each before it finds its keys one column farther on.
+  const float* first = p.relative + h * d * p.places + p.size - (window.first + i + rows);
+  multiply<Plain, false>(rows, {place, d, 1, first, p.places, kLanes, by_place, wide, d, vectors(columns)});
+  for (int64_t r = 0; r < rows; ++r) soften(seen, by_place + r * wide + rows - 1 - r, weights + r * pitch);
 }
 
 }  // namespace
@@ -166,24 +154,15 @@ void convolve(const Taps& p, int64_t begin, int64_t end) {
 
 void chunk_attention(const ChunkAttention& p, int64_t begin, int64_t end, float* scratch) {
   const int64_t d = p.head, D = p.heads * d, pitch = p.pitch();
-  float *content = scratch, *place = content + d, *turned = place + d, *weights = turned + d * pitch;
+  float *turned = scratch, *weights = turned + d * pitch, *rest = weights + p.chunk * pitch;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t h = unit % p.heads;
     const ChunkWindow& window = p.windows[unit / p.heads];
     const int64_t seen = window.seen, chunk = window.chunk;
     const float *keys = window.data + h * d, *values = keys + D;
     turn_keys(keys, 2 * D, seen, d, pitch, turned);
-    for (int64_t i = 0; i < chunk; ++i) {
-      const float* q = p.queries + (window.row + i) * p.query_row + h * d;
-      for (int64_t e = 0; e < d; ++e) {
-        content[e] = (q[e] + p.bias_content[h * d + e]) * p.scale;
-        place[e] = q[e] + p.bias_place[h * d + e];
-      }
-      const float* first = p.relative + h * d * p.places + p.size - 1 - (window.first + i);
-      float* scores = weights + i * pitch;
-      score_all(content, turned, pitch, place, first, p.places, d, seen, scores);
-      soften(seen, scores);
-    }
+    for (int64_t i = 0; i < chunk; i += kTileRows)
+      weigh(p, window, h, i, least(kTileRows, chunk - i), turned, rest, weights + i * pitch);
     for (int64_t i = 0; i < chunk; i += kQueriesTogether) {
       for (int64_t e = 0; e < d; e += kLanes)
         read_values(chunk - i, weights + i * pitch, pitch, values + e, 2 * D, seen, d - e,

@@ -120,7 +120,7 @@ void one_chunk(const bestow::Kernels& isa) {
     windows.push_back({rows, chunk, memories.back().data(), below(frames - chunk + 1), 1 + below(frames)});
     rows += chunk;
   }
-  const int64_t places = 2 * size - 1;  // wherever in its window a chunk stands
+  const int64_t places = 2 * size - 1 + bestow::kSparePlaces;  // wherever in its window a chunk stands
   const std::vector<float> qkv(rows * 3 * width, 0.5f), ones(width, 1.0f), relative(places * width, 0.125f);
   std::vector<float> out(rows * width);
   bestow::ChunkAttention p{heads, head, most, size, places};

@@ -37,16 +37,29 @@ struct FeedForward {
   }
 };
 
-struct Attention {
+// What a block does to each frame alone, until frames look at each other.
+struct Beginning {
+  FeedForward first;
   Norm norm;
   Panels qkv;
+
+  Beginning(Weights& from, int64_t width, double eps)
+      : first(from, width, eps), norm(from, width, eps), qkv(from, width, 3 * width) {}
+
+  // x (rows, D) goes through the feed-forward; its queries, keys and values (rows, 3 D).
+  void operator()(float* x, int64_t rows, float* normed, float* heads, Room& room) const {
+    first.add(x, rows, normed, room);
+    norm(x, rows, normed);
+    qkv(normed, rows, heads);
+  }
+};
+
+struct Attention {
   const float *bias_content, *bias_place, *relative;
   Panels joined;
 
-  Attention(Weights& from, int64_t width, int64_t places, double eps)
-      : norm(from, width, eps),
-        qkv(from, width, 3 * width),
-        bias_content(from.vector(width)),
+  Attention(Weights& from, int64_t width, int64_t places)
+      : bias_content(from.vector(width)),
         bias_place(from.vector(width)),
         relative(from.vector(places * width)),
         joined(from, width, width) {}
@@ -72,15 +85,15 @@ struct Convolution {
 // layer, taps and their bias, norm, the second pointwise layer; norm and feed-forward; norm. Biases follow their
 // weights; an empty tensor stands for none.
 struct Block {
-  FeedForward first;
+  Beginning beginning;
   Attention attention;
   Convolution convolution;
   FeedForward second;
   Norm last;
 
   Block(Weights& from, int64_t width, int64_t places, int64_t kernel, double eps)
-      : first(from, width, eps),
-        attention(from, width, places, eps),
+      : beginning(from, width, eps),
+        attention(from, width, places),
         convolution(from, width, kernel, eps),
         second(from, width, eps),
         last(from, width, eps) {}
@@ -124,31 +137,40 @@ class Chunks {
       homes_.push_back(streams[b].window != nullptr ? streams[b].window : keys + parts_[b].row * 2 * width);
   }
 
-  void pass(const Block& block, int64_t number, float scale, float* y) {
-    block.first.add(y, rows_, normed_, inner_);
-    attend(block.attention, number, scale, y);
+  // Where the queries, keys and values of frames belong that have begun the first block already.
+  float* begun() { return wide_; }
+
+  void begin(const Block& block, float* y) { block.beginning(y, rows_, normed_, wide_, inner_); }
+
+  // What follows the beginning of a block.
+  void finish(const Block& block, int64_t number, float scale, float* y) {
+    const int64_t width = sizes_.width;
+    keep_keys(number, wide_ + width, 3 * width);
+    look(block.attention, number, scale, 3 * width, y);
     go_on(block, number, y);
   }
 
   // From the last block only the frames that are wanted come out, one stream's behind the other's: of the others it
   // needs keys and values alone.
-  void pass_last(const Block& block, int64_t number, float scale, float* y) {
-    if (std::all_of(streams_.begin(), streams_.end(), [](const Stream& s) { return s.wanted == s.chunk; }))
-      return pass(block, number, scale, y);
+  void begin_and_finish_wanted(const Block& block, int64_t number, float scale, float* y) {
     const int64_t width = sizes_.width;
-    block.first.add(y, rows_, normed_, inner_);
-    block.attention.norm(y, rows_, normed_);
-    block.attention.qkv.part(width, 2 * width)(normed_, rows_, wide_);
+    if (everything_wanted()) return begin(block, y), finish(block, number, scale, y);
+    block.beginning.first.add(y, rows_, normed_, inner_);
+    block.beginning.norm(y, rows_, normed_);
+    block.beginning.qkv.part(width, 2 * width)(normed_, rows_, wide_);
     keep_keys(number, wide_, 2 * width);
-    rows_ = 0;
-    for (size_t b = 0; b < streams_.size(); ++b) {
-      const Part from = parts_[b], to = parts_[b] = {rows_, streams_[b].wanted};
-      for (float* x : {y, normed_})
-        std::memmove(x + to.row * width, x + from.row * width, to.count * width * sizeof(float));
-      rows_ += to.count;
-    }
-    block.attention.qkv.part(0, width)(normed_, rows_, wide_);
+    drop_unwanted(y, normed_, width);
+    block.beginning.qkv.part(0, width)(normed_, rows_, wide_);
     look(block.attention, number, scale, width, y);
+    go_on(block, number, y);
+  }
+
+  // The same where the last block is the first one, and begun.
+  void finish_wanted(const Block& block, int64_t number, float scale, float* y) {
+    const int64_t row = 3 * sizes_.width;
+    keep_keys(number, wide_ + sizes_.width, row);
+    drop_unwanted(y, wide_, row);
+    look(block.attention, number, scale, row, y);
     go_on(block, number, y);
   }
 
@@ -157,12 +179,20 @@ class Chunks {
     int64_t row, count;
   };
 
-  void attend(const Attention& layer, int64_t number, float scale, float* y) {
+  bool everything_wanted() const {
+    return std::all_of(streams_.begin(), streams_.end(), [](const Stream& s) { return s.wanted == s.chunk; });
+  }
+
+  // Only rows that are wanted go on, of y (rows, D) and of x (rows, `row`).
+  void drop_unwanted(float* y, float* x, int64_t row) {
     const int64_t width = sizes_.width;
-    layer.norm(y, rows_, normed_);
-    layer.qkv(normed_, rows_, wide_);
-    keep_keys(number, wide_ + width, 3 * width);
-    look(layer, number, scale, 3 * width, y);
+    rows_ = 0;
+    for (size_t b = 0; b < streams_.size(); ++b) {
+      const Part from = parts_[b], to = parts_[b] = {rows_, streams_[b].wanted};
+      std::memmove(y + to.row * width, y + from.row * width, to.count * width * sizeof(float));
+      std::memmove(x + to.row * row, x + from.row * row, to.count * row * sizeof(float));
+      rows_ += to.count;
+    }
   }
 
   // What follows the attention.
@@ -270,10 +300,12 @@ float* of_stream(const Tensor& x, int64_t blocks, int64_t width, const char* wha
 }
 
 // x (R, D) of streams, one after the other, takes all of them through the blocks; relative positions are those of
-// windows of `sizes.window` frames. Returns the wanted frames of each, one stream's behind the other's.
+// windows of `sizes.window` frames. Of frames that have begun the first block, x (R, 4 D) has the queries, keys and
+// values, too. Returns the wanted frames of each, one stream's behind the other's.
 Tensor through_all_blocks(const Tensor& x, const std::vector<Stream>& streams, const Sizes& sizes,
                           const std::vector<Tensor>& weights, int64_t blocks, double eps, double scale) {
-  const int64_t width = sizes.width;
+  const int64_t width = sizes.width, x_row = x.size(1);
+  const bool begun = x_row > width;
   std::vector<Block> layers;
   Weights from(weights);
   for (int64_t block = 0; block < blocks; ++block)
@@ -290,14 +322,27 @@ Tensor through_all_blocks(const Tensor& x, const std::vector<Stream>& streams, c
     int64_t rows = 0;
     for (int64_t b : members) group.push_back(streams[b]), rows += streams[b].chunk;
     float *y = rooms.rows.of(rows * width), *end = y;
-    for (const Stream& stream : group) {
-      const float* own = floats(x) + stream.row * width;
-      end = std::copy(own, own + stream.chunk * width, end);
-    }
     Chunks chunks(group, sizes, rooms);
-    for (int64_t block = 0; block + 1 < blocks; ++block)
-      chunks.pass(layers[block], block, static_cast<float>(scale), y);
-    chunks.pass_last(layers[blocks - 1], blocks - 1, static_cast<float>(scale), y);
+    float* heads = chunks.begun();
+    for (const Stream& stream : group) {
+      for (int64_t i = 0; i < stream.chunk; ++i) {
+        const float* own = floats(x) + (stream.row + i) * x_row;
+        end = std::copy(own, own + width, end);
+        if (begun) heads = std::copy(own + width, own + x_row, heads);
+      }
+    }
+    const float factor = static_cast<float>(scale);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const bool last = block + 1 == blocks, done = begun && block == 0;
+      if (last && done) {
+        chunks.finish_wanted(layers[block], block, factor, y);
+      } else if (last) {
+        chunks.begin_and_finish_wanted(layers[block], block, factor, y);
+      } else {
+        if (!done) chunks.begin(layers[block], y);
+        chunks.finish(layers[block], block, factor, y);
+      }
+    }
     const float* from = y;
     for (int64_t b : members) {
       const int64_t size = streams[b].wanted * width;
@@ -320,10 +365,11 @@ Tensor through_all_blocks(const Tensor& x, const std::vector<Stream>& streams, c
   return out;
 }
 
-Tensor rows_of_streams(const Tensor& x, int64_t heads) {
-  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && x.scalar_type() == ScalarType::Float && x.numel() > 0 && heads > 0 &&
-                      x.size(1) % heads == 0,
-                  "conformer: x must be float32 (R, D) of ", heads, " heads");
+// x (R, D), or (R, D * parts).
+Tensor rows_of_streams(const Tensor& x, int64_t heads, int64_t parts = 1) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && x.scalar_type() == ScalarType::Float && heads > 0 && x.size(1) > 0 &&
+                      x.size(1) % (heads * parts) == 0,
+                  "conformer: x must be float32 (R, ", parts, " D) of ", heads, " heads");
   return torch::stable::contiguous(x);
 }
 
@@ -359,22 +405,62 @@ Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std
     sizes.chunk = std::max(sizes.chunk, stream.chunk);
     streams.push_back(stream);
   }
-  STD_TORCH_CHECK(streams.back().row + streams.back().chunk == rows && places >= size + sizes.chunk - 1,
+  STD_TORCH_CHECK(streams.back().row + streams.back().chunk == rows && places >= size + sizes.chunk - 1 + kSparePlaces,
                   "conformer_chunk: ", rows, " rows, ", places, " places");
   return through_all_blocks(x, streams, sizes, weights, blocks, eps, scale);
 }
 
+// What the first block does to each frame alone: x (R, D) -> behind its feed-forward, with queries, keys and values,
+// (R, 4 D). Of each of B streams `counts` (B) rows, one stream after the other, go `together` at a time: a frame is
+// rounded alike whatever it is asked for with.
+Tensor conformer_begin(Tensor x, Tensor counts, std::vector<Tensor> weights, int64_t together, double eps) {
+  x = rows_of_streams(x, 1);
+  const int64_t rows = x.size(0), width = x.size(1), streams = counts.numel();
+  const int64_t* count = numbers<int64_t>(counts, ScalarType::Long, streams, "conformer_begin: counts");
+  STD_TORCH_CHECK(together > 0, "conformer_begin: ", together, " together");
+  std::vector<int64_t> firsts;
+  int64_t row = 0;
+  for (int64_t b = 0; b < streams; ++b) {
+    STD_TORCH_CHECK(0 <= count[b] && row + count[b] <= rows, "conformer_begin: ", count[b], " of ", rows, " rows");
+    for (int64_t i = 0; i < count[b]; i += together) firsts.push_back(row + i);
+    row += count[b];
+  }
+  STD_TORCH_CHECK(row == rows, "conformer_begin: ", row, " of ", rows, " rows");
+  firsts.push_back(rows);
+  Weights from(weights);
+  const Beginning beginning(from, width, eps);
+  STD_TORCH_CHECK(from.done(), "conformer: weights are left over");
+  Tensor out = torch::stable::new_empty(x, {rows, 4 * width});
+  const int64_t few = std::max<int64_t>(kFewestRows / together, 1);
+  torch::stable::parallel_for(0, firsts.size() - 1, few, [&](int64_t begin, int64_t end) {
+    static thread_local Rooms rooms;
+    float *y = rooms.rows.of(together * width), *heads = rooms.wide.of(together * 3 * width);
+    float* normed = rooms.normed.of(together * width);
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t first = firsts[group], some = firsts[group + 1] - first;
+      std::memcpy(y, floats(x) + first * width, some * width * sizeof(float));
+      beginning(y, some, normed, heads, rooms.inner);
+      float* to = static_cast<float*>(out.data_ptr()) + first * 4 * width;
+      for (int64_t i = 0; i < some; ++i, to += 4 * width) {
+        std::memcpy(to, y + i * width, width * sizeof(float));
+        std::memcpy(to + width, heads + i * 3 * width, 3 * width * sizeof(float));
+      }
+    }
+  });
+  return out;
+}
+
 // Whole recordings, `lengths` (B) rows of x each, one after the other: each is a chunk without a past that attends to
-// all of itself. Of each the first `wanted` (B) frames come out.
+// all of itself. Their frames have begun the first block. Of each the first `wanted` (B) frames come out.
 Tensor conformer_whole(Tensor x, Tensor lengths, Tensor wanted, std::vector<Tensor> weights, int64_t blocks,
                        int64_t kernel, int64_t heads, int64_t size, double eps, double scale) {
-  x = rows_of_streams(x, heads);
-  const int64_t rows = x.size(0), width = x.size(1), batch = lengths.numel();
+  x = rows_of_streams(x, heads, 4);
+  const int64_t rows = x.size(0), width = x.size(1) / 4, batch = lengths.numel();
   const int64_t* length = numbers<int64_t>(lengths, ScalarType::Long, batch, "conformer_whole: lengths");
   const int64_t* first = numbers<int64_t>(wanted, ScalarType::Long, batch, "conformer_whole: wanted");
   STD_TORCH_CHECK(blocks > 0 && kernel > 0 && batch > 0, "conformer_whole: ", batch, " recordings, ", blocks,
                   " blocks, kernels of ", kernel);
-  Sizes sizes{width, heads, 0, size, 2 * size - 1, kernel - 1};
+  Sizes sizes{width, heads, 0, size, 2 * size - 1 + kSparePlaces, kernel - 1};
   std::vector<Stream> streams;
   int64_t row = 0;
   for (int64_t b = 0; b < batch; row += length[b++]) {
@@ -397,7 +483,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
   m.def(
       "conformer_chunk(Tensor x, Tensor chunks, Tensor[] weights, Tensor(a!)[] windows, Tensor seen, Tensor[] past, "
       "Tensor(b!)[] after, int heads, int size, int places, float eps, float scale) -> Tensor");
-  // x (R, D), of which lengths (B) belong to each of B recordings -> the first `wanted` (B) of each, (R', D)
+  // x (R, D), of which counts (B) belong to each of B streams -> (R, 4 D)
+  m.def("conformer_begin(Tensor x, Tensor counts, Tensor[] weights, int together, float eps) -> Tensor");
+  // x (R, 4 D), of which lengths (B) belong to each of B recordings -> the first `wanted` (B) of each, (R', D)
   m.def(
       "conformer_whole(Tensor x, Tensor lengths, Tensor wanted, Tensor[] weights, int blocks, int kernel, int heads, "
       "int size, float eps, float scale) -> Tensor");
@@ -405,5 +493,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
   m.impl("conformer_chunk", TORCH_BOX(&conformer_chunk));
+  m.impl("conformer_begin", TORCH_BOX(&conformer_begin));
   m.impl("conformer_whole", TORCH_BOX(&conformer_whole));
 }

@@ -11,6 +11,9 @@ from espnet_bestow.encoders.depthwise import convolve_frames
 from espnet_bestow.encoders.few_rows import FewRowsLinear
 from espnet_bestow.ops import or_empty, weight_and_bias
 
+SPARE = 15
+"""Columns of zeros behind the keys of distances, of which the native call reads whole vectors."""
+
 
 class ChunkBlock:
     """One conformer block with its weights laid out for a chunk of few frames.
@@ -20,6 +23,9 @@ class ChunkBlock:
         distances: (P, D) embedded distances, the largest first.
         left, chunk: frames of the past and of a chunk when it is called; what :meth:`weights` gives knows neither.
     """
+
+    BEGINNING = 10
+    """So many of the weights concern each frame alone, until frames look at each other."""
 
     def __init__(self, block: Any, distances: Tensor, left: int, chunk: int):
         attention = block.self_attn
@@ -65,9 +71,9 @@ class ChunkBlock:
         return block.norm_out(x), past
 
     def of_distances(self, distances: Tensor) -> Tensor:
-        """Keys (H, d, P) of embedded distances (P, D), already divided by sqrt(d)."""
+        """Keys (H, d, P + SPARE) of embedded distances (P, D), already divided by sqrt(d)."""
         relative = self.block.self_attn.relative_k_proj(distances[None])[0].unflatten(-1, (self.heads, -1))
-        return (relative * self.scaling).permute(1, 2, 0).contiguous()
+        return F.pad((relative * self.scaling).permute(1, 2, 0), (0, SPARE))
 
     def weights(self) -> list[Tensor] | None:
         """As the native call wants them, from the first norm to the last; None where it does not take them."""
@@ -100,7 +106,7 @@ class ChunkBlock:
         keys, values = window.unflatten(2, (2, H, -1)).permute(2, 0, 3, 1, 4)  # (B, H, W, d) each
         query = qkv[..., :D]
         by_place = (query + self.bias_v).reshape(B * c, H, -1).transpose(0, 1)  # (H, B c, d)
-        scores = torch.bmm(by_place, self.relative)  # (H, B c, W + c - 1)
+        scores = torch.bmm(by_place, self.relative)  # (H, B c, W + c - 1 + SPARE)
         # Query i finds its distance to key j in column c - 1 - i + j: a view with rows one shorter.
         P = scores.shape[-1]
         bias = scores.as_strided((B, H, c, W), (c * P, B * c * P, P - 1, 1), c - 1)

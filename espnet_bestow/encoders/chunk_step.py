@@ -134,7 +134,7 @@ class ChunkStep:
         after = [torch.empty_like(each) for each in past]
         y = native.conformer_chunk(
             x.flatten(0, 1), torch.tensor([self.chunk] * len(x)), self._weights, windows, torch.tensor(seen), past,
-            after, block.heads, size, size + self.chunk - 1, block.block.norm_out.eps, block.scaling,
+            after, block.heads, size, block.relative.shape[2], block.block.norm_out.eps, block.scaling,
         )  # fmt: skip
         return y.view(x.shape), after
 

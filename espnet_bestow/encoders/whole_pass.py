@@ -16,6 +16,9 @@ from espnet_bestow.ops import native
 _FRAMES = 64
 """Relative positions are known for so many at first; the tables grow with the recordings."""
 
+_TOGETHER = 64
+"""Frames that begin together, where nobody asks for the same ones in other company."""
+
 
 class WholePass:
     """Encodes recordings as :class:`StreamingFastConformerEncoder` does.
@@ -28,26 +31,46 @@ class WholePass:
     def __init__(self, encoder: Any, stages: Stages | NativeStages):
         self.encoder = encoder
         self.stages = stages
-        self.width = encoder.config.hidden_size
+        self.begun_width = 4 * encoder.config.hidden_size
+        """Of a frame with its query, key and value."""
         with torch.inference_mode():
             # For their weights alone: the native call knows the lengths.
             self.blocks = [ChunkBlock(block, self._distances(1), 0, 1) for block in encoder.layers]
             laid_out = [block.weights() for block in self.blocks]
         self._weights = [weight for weights in laid_out if weights is not None for weight in weights]
+        self._beginning = self._weights[: ChunkBlock.BEGINNING]
         self.fits = native is not None and None not in laid_out
         self._size = 0  # frames for which relative positions are known
 
     @torch.inference_mode()
     def __call__(self, feats: Tensor, lengths: Tensor) -> list[Tensor]:
         """Features (B, T, 80), true lengths (B,) -> the frames of each recording, (F_i, D)."""
-        return self.encode(subsample(self.stages, feats, lengths), subsampled(lengths))
+        counts = subsampled(lengths)
+        return self.encode(self.begin(subsample(self.stages, feats, lengths), counts), counts)
 
     @torch.inference_mode()
-    def encode(self, x: Tensor, counts: Tensor, wanted: Tensor | None = None) -> list[Tensor]:
-        """Encodes what is sub-sampled already.
+    def begin(self, x: Tensor, counts: Tensor, together: int = _TOGETHER) -> Tensor:
+        """What sub-sampled frames become until they look at others.
 
         Args:
             x: (R, D) frames of recordings, one after the other.
+            counts: (B,) how many of each.
+            together: frames of a recording that are computed together. From a multiple of it on, a frame is the same to
+                the last bit whatever comes before and after these.
+
+        Returns:
+            (R, 4 D).
+        """
+        assert native is not None
+        eps = self.blocks[0].block.norm_out.eps
+        return native.conformer_begin(x * self.encoder.input_scale, counts, self._beginning, together, eps)
+
+    @torch.inference_mode()
+    def encode(self, x: Tensor, counts: Tensor, wanted: Tensor | None = None) -> list[Tensor]:
+        """Encodes what has begun.
+
+        Args:
+            x: (R, 4 D) frames of recordings, one after the other.
             counts: (B,) how many of each.
             wanted: (B,) how many of each are asked for, at least 1; default: all. The others end before the last block.
 
@@ -59,7 +82,7 @@ class WholePass:
         wanted = counts if wanted is None else wanted
         block = self.blocks[0]
         out = native.conformer_whole(
-            x * self.encoder.input_scale, counts, wanted, self._weights, len(self.blocks), block.kernel, block.heads,
+            x, counts, wanted, self._weights, len(self.blocks), block.kernel, block.heads,
             self._size, block.block.norm_out.eps, block.scaling,
         )  # fmt: skip
         return list(out.split(wanted.tolist()))

@@ -211,8 +211,22 @@ def conformer_chunk(  # noqa: PLR0913 (the op's arguments)
     )
 
 
+def conformer_begin(
+    x: Tensor,  # (R, D) frames of B streams, one stream after the other
+    counts: Tensor,  # (B,) int64, frames of each
+    weights: list[Tensor],
+    together: int,  # frames of a stream that are computed together, which decides how sums are rounded
+    eps: float,
+) -> Tensor:  # (R, 4 D)
+    """What the first block of a conformer does to each frame alone, without gradient.
+
+    That is the frame behind the first feed-forward, and its query, key and value; of the weights it needs those.
+    """
+    return torch.ops.bestow.conformer_begin(x, counts, weights, together, eps)
+
+
 def conformer_whole(  # noqa: PLR0913 (the op's arguments)
-    x: Tensor,  # (R, D) B recordings, one after the other
+    x: Tensor,  # (R, 4 D) B recordings, one after the other, that have begun
     lengths: Tensor,  # (B,) int64, frames of each
     wanted: Tensor,  # (B,) int64, how many of these come out, at least 1
     weights: list[Tensor],
@@ -244,7 +258,12 @@ def _ctc_best_path_fake(logp: Tensor, *_: object) -> Tensor:
 
 @register_fake("bestow::conformer_whole")
 def _conformer_whole_fake(x: Tensor, *_: object) -> Tensor:
-    return x.new_empty(torch.library.get_ctx().new_dynamic_size(), x.shape[1])
+    return x.new_empty(torch.library.get_ctx().new_dynamic_size(), x.shape[1] // 4)
+
+
+@register_fake("bestow::conformer_begin")
+def _conformer_begin_fake(x: Tensor, *_: object) -> Tensor:
+    return x.new_empty(len(x), 4 * x.shape[1])
 
 
 @register_fake("bestow::conformer_chunk")

@@ -12,6 +12,7 @@ from torch import Tensor
 from espnet_bestow.encoders.causal_subsampling import NativeStages, Piece, Stages, subsampled
 from espnet_bestow.encoders.chunk_step import FACTOR, LEAD
 from espnet_bestow.encoders.running_mvn import RunningMVN
+from espnet_bestow.encoders.whole_pass import WholePass
 from espnet_bestow.ops import native
 from espnet_bestow.streaming.features import NativeTransform, Span, StreamFeatures
 
@@ -72,6 +73,28 @@ class Subsampled:
             frames = padded.unbind()
         # Views, for nobody knows which of them are kept.
         return frames, [SubsampledPast(*each) for each in zip(features, stages, strict=True)]
+
+
+class Begun(Subsampled):
+    """Sub-sampled frames that have begun the encoder's first block, as far as each goes alone.
+
+    Args:
+        features: what is sub-sampled.
+        encoder: that goes on with them.
+    """
+
+    def __init__(self, features: StreamFeatures, encoder: WholePass):
+        super().__init__(features, encoder.stages, encoder.begun_width)
+        self.begin = encoder.begin
+
+    @torch.inference_mode()
+    def __call__(self, spans: Sequence[Span]) -> tuple[Sequence[Tensor], list[SubsampledPast]]:
+        """See base class."""
+        frames, pasts = super().__call__(spans)
+        if not frames:
+            return frames, pasts
+        counts = [len(each) for each in frames]
+        return self.begin(torch.cat(list(frames)), torch.tensor(counts), BLOCK).split(counts), pasts
 
 
 class FromAudio(NamedTuple):

@@ -72,7 +72,8 @@ for width in (32, 48):
 @pytest.mark.parametrize("counts", [[30, 12, 9, 100, 1], [40], [13] * 20])
 def test_frames_that_nobody_wants_change_nothing(counts):
     quick = whole().whole_pass()
-    x, lengths = torch.randn(sum(counts), 32), torch.tensor(counts)
+    lengths = torch.tensor(counts)
+    x = quick.begin(torch.randn(sum(counts), 32), lengths)
     everything = quick.encode(x, lengths)
     for wanted in ([8, 12, 9, 77, 1], [1] * 5, [30, 1, 9, 1, 1]):
         asked = torch.tensor((wanted * 4)[: len(counts)]).minimum(lengths)
@@ -82,24 +83,63 @@ def test_frames_that_nobody_wants_change_nothing(counts):
 
 
 @needs_kernels
+@pytest.mark.parametrize("counts", [[], [0], [1], [5, 0, 8], [70, 9], [200]])
+def test_a_frame_begins_the_same_whoever_is_beside_it(counts):
+    quick = whole(48).whole_pass()
+    x, lengths = torch.randn(sum(counts), 48), torch.tensor(counts, dtype=torch.int64)
+    found = quick.begin(x, lengths, together=4)
+    assert found.shape == (sum(counts), quick.begun_width)
+    alone = [part for row in x.split(counts) for part in row.split(4) if len(part)]
+    alone = [quick.begin(part, torch.tensor([len(part)]), together=4) for part in alone]
+    assert torch.equal(found, torch.cat([found[:0], *alone]))
+    torch.testing.assert_close(found, quick.begin(x, lengths), rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+def test_one_block_is_first_and_last():
+    encoder = StreamingFastConformerEncoder(
+        16, output_size=32, num_blocks=1, attention_heads=4, linear_units=48, subsampling="conv1d", contexts=["whole"]
+    ).eval()
+    assert largest_difference(encoder, [100, 1, 64, 333]) < 1e-5
+    quick, lengths = encoder.whole_pass(), torch.tensor([30, 7])
+    x = quick.begin(torch.randn(37, 32), lengths)
+    asked = quick.encode(x, lengths, torch.tensor([4, 7]))
+    for most, some, every in zip((4, 7), asked, quick.encode(x, lengths), strict=True):
+        torch.testing.assert_close(some, every[:most], rtol=0, atol=1e-6)
+
+
+@needs_kernels
 def test_wrong_arguments_are_errors():
     quick = whole().whole_pass()
     quick._know(9)
     block = quick.blocks[0]
     right = {
-        "x": torch.randn(12, 32), "lengths": torch.tensor([9, 3]), "wanted": torch.tensor([2, 3]),
+        "x": torch.randn(12, 128), "lengths": torch.tensor([9, 3]), "wanted": torch.tensor([2, 3]),
         "weights": quick._weights, "blocks": len(quick.blocks), "kernel": block.kernel, "heads": block.heads,
         "size": quick._size, "eps": 1e-5, "scale": 1.0,
     }  # fmt: skip
     assert ops.native.conformer_whole(**right).shape == (5, 32)
     for wrong in (
-        {"x": torch.randn(13, 32)}, {"x": torch.randn(11, 32)}, {"x": torch.randn(12, 32).double()},
+        {"x": torch.randn(13, 128)}, {"x": torch.randn(11, 128)}, {"x": torch.randn(12, 128).double()},
+        {"x": torch.randn(12, 32)},
         {"lengths": torch.tensor([9, 4])}, {"lengths": torch.tensor([12, 0])}, {"lengths": torch.tensor([9, 3]).int()},
         {"wanted": torch.tensor([10, 3])}, {"wanted": torch.tensor([0, 3])}, {"wanted": torch.tensor([2])},
         {"weights": quick._weights[1:]}, {"blocks": 1}, {"blocks": 0}, {"kernel": 0}, {"heads": 5}, {"size": 8},
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match=r"conformer|a step"):
             ops.native.conformer_whole(**(right | wrong))
+    begun = {
+        "x": torch.randn(12, 32), "counts": torch.tensor([9, 3]), "weights": quick._beginning, "together": 4,
+        "eps": 1e-5,
+    }  # fmt: skip
+    for wrong in (
+        {"x": torch.randn(13, 32)}, {"x": torch.randn(12, 32).double()}, {"x": torch.randn(12, 48)}, {"together": 0},
+        {"counts": torch.tensor([9, 4])}, {"counts": torch.tensor([13, -1])}, {"counts": torch.tensor([9, 3]).int()},
+        {"weights": quick._weights}, {"weights": quick._beginning[1:]},
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match=r"conformer|a step"):
+            ops.native.conformer_begin(**(begun | wrong))
+    torch.library.opcheck(torch.ops.bestow.conformer_begin.default, tuple(begun.values()), test_utils="test_schema")
     torch.library.opcheck(torch.ops.bestow.conformer_whole.default, tuple(right.values()), test_utils="test_schema")
 
 

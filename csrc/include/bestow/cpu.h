@@ -100,9 +100,13 @@ struct ChunkWindow {
   int64_t seen;
 };
 
+// Whole vectors are read of the columns of a table of relative positions: so many stand behind the last.
+constexpr int64_t kSparePlaces = 15;
+
 // Frames of chunks attend to their windows, by content and by relative position. A unit is one head of one stream.
 struct ChunkAttention {
-  int64_t heads, head, chunk, size, places;  // H, d; no chunk has more frames, no window; columns of `relative`
+  int64_t heads, head, chunk, size, places;  // H, d; no chunk has more frames, no window; columns of `relative`,
+                                             // kSparePlaces of them beyond all distances
   const float* queries;                      // (rows, H d), `query_row` apart
   int64_t query_row;
   const ChunkWindow* windows;              // (streams)
@@ -111,7 +115,9 @@ struct ChunkAttention {
   float scale;            // of scores by content
   float* out;             // (rows, H d)
   int64_t pitch() const { return (size + 15) / 16 * 16; }  // whole vectors of any instruction set
-  size_t scratch() const { return (2 * head + (head + chunk) * pitch()) * sizeof(float); }  // bytes
+  size_t scratch() const {                                 // bytes; eight queries are weighed together at most
+    return ((head + chunk) * pitch() + 8 * (2 * head + pitch() + 16)) * sizeof(float);
+  }
 };
 
 // Log-mel frames of audio: log(max(filters |FFT(window samples)|^2, floor)).
