@@ -35,6 +35,12 @@ SHAPES = {
         "connector": {"name": "prepend", "dim": 144, "num_layers": 0, "subsampling": 1},
         "encoder": 144,
     },
+    "mini recipe, per layer": {
+        "llm": (144, 4, 4, 384),
+        "connector": {"name": "per_layer", "num_heads": 4},
+        "encoder": 144,
+    },
+    "per layer, small LLM": {"llm": (1024, 4, 8, 2816), "connector": {"name": "per_layer"}, "encoder": 1024},
     "SALM's connector, small LLM": {"llm": (1024, 4, 8, 2816), "connector": {"name": "prepend"}, "encoder": 1024},
 }
 
@@ -54,7 +60,10 @@ def build(llm: tuple[int, int, int, int], connector: dict[str, Any], encoder: in
         LlamaForCausalLM(config).save_pretrained(folder)
         loaded = CausalLM(folder)
     options = {"name": "cross_attention", **connector}
-    made = CONNECTORS[options.pop("name")](width, encoder, **options)
+    name = options.pop("name")
+    if name == "per_layer":
+        options["text_layers"] = layers
+    made = CONNECTORS[name](width, encoder, **options)
     return BestowModel(nn.Identity(), made, loaded, nn.Identity()).eval()
 
 

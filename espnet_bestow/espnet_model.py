@@ -1,7 +1,6 @@
 """The ESPnet face of the model: loss, stats and weight."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +9,8 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from espnet_bestow.alignment import alignment_losses, ctc_spans
-from espnet_bestow.connectors import Connector, ConnectorState, CrossAttentionConnector, Speech
-from espnet_bestow.connectors.attention import WatchedSpeech
-from espnet_bestow.connectors.cross_attention import CrossAttentionState
+from espnet_bestow.connectors import Connector, ConnectorState, Speech
+from espnet_bestow.connectors.attention import AttendingState, WatchedSpeech
 from espnet_bestow.encoders.chain import final
 from espnet_bestow.encoders.chunks import chunks_of
 from espnet_bestow.encoders.features import Features
@@ -67,11 +65,11 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         super().__init__(encoder, connector, llm, features)  # type: ignore[arg-type]
         if not 0.0 <= ctc_weight <= 1.0:
             raise ValueError(f"model_conf: ctc_weight={ctc_weight} must be between 0 and 1")
-        if alignment_weight > 0.0 and not (ctc_weight > 0.0 and isinstance(connector, CrossAttentionConnector | None)):
+        if alignment_weight > 0.0 and not (ctc_weight > 0.0 and (connector is None or connector.attends)):
             raise ValueError(
                 f"model_conf: alignment_weight={alignment_weight} needs ctc_weight > 0, which finds the words, and "
-                f"connector: cross_attention, whose attention it teaches; got ctc_weight={ctc_weight}, "
-                f"{type(connector).__name__}"
+                "connector: cross_attention or per_layer, whose attention it teaches; got "
+                f"ctc_weight={ctc_weight}, {type(connector).__name__}"
             )
         if connector is not None and connector.hears_all and not isinstance(policy, OfflinePolicy):
             raise ValueError(
@@ -142,7 +140,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             # A bound that is known without looking at tensors: no waiting for the GPU, nor for frames nobody sees.
             policy = InChunks(self.policy, chunks_of(self.encoder, self.features))
             state = ModelState(self.connector.start(encoded.before(policy.reach(text.shape[1]))), None)
-            watched = state.connector.watch() if self._aligns(state.connector) else None
+            watched = self._watch(state.connector)
             rule = policy.rule(len(text), text.device)
             losses, correct = self._answer_losses(
                 state, rule, encoded.lengths, prompt, prompt_lengths, text, text_lengths
@@ -168,8 +166,9 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             theirs = teacher.to(speech.device).encode(speech, lengths)
         return frame_distance(encoded, theirs)
 
-    def _aligns(self, state: ConnectorState) -> TypeGuard[CrossAttentionState]:
-        return self.alignment_weight > 0.0 and isinstance(state, CrossAttentionState)
+    def _watch(self, state: ConnectorState) -> WatchedSpeech | None:
+        """Where its attention will be remembered, if it is to be taught."""
+        return state.watch() if self.alignment_weight > 0.0 and isinstance(state, AttendingState) else None
 
     def _alignment_loss(
         self,

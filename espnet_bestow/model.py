@@ -132,7 +132,7 @@ class BestowModel(nn.Module):
 
     def think(self, text: LLMInput, state: ModelState | SeatedModelState, keep: Tensor | int = 0) -> Tensor:
         """The LLM's part of a step; ``keep`` counts positions of ``text``. Returns logits (B, kept, V)."""
-        return self.llm(text.embeddings, text.mask, state.llm, keep)
+        return self.llm(text.embeddings, text.mask, state.llm, keep, text.readers)
 
     def teacher_forced(
         self, speech: Speech, ids: Tensor, mask: Tensor, visible: Tensor, keep: Tensor | int = 0

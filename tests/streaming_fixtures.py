@@ -43,12 +43,16 @@ class _AsIs(nn.Module):
         return waveform, lengths
 
 
-def loud_model(llm: Path, connector: str = "cross_attention") -> BestowModel:
+def loud_model(llm: Path, connector: str = "cross_attention", seed: int = 3) -> BestowModel:
     """Sharp attention to speech whose content outweighs the text."""
-    torch.manual_seed(3)
-    options = {"dim": 16, "num_heads": 2} if connector == "cross_attention" else {"hidden": 16, "num_heads": 2}
-    lm = CausalLM(str(llm))
-    model = BestowModel(_Windows(8), CONNECTORS[connector](lm.width, 8, **options), lm, _AsIs()).eval()
+    torch.manual_seed(seed)
+    encoder, lm = _Windows(8), CausalLM(str(llm))
+    options = {
+        "cross_attention": {"dim": 16},
+        "recurrent": {"hidden": 16},
+        "per_layer": {"text_layers": lm.depth, "gate": 1.0},
+    }[connector]
+    model = BestowModel(encoder, CONNECTORS[connector](lm.width, 8, num_heads=2, **options), lm, _AsIs()).eval()
     for name, parameter in model.connector.named_parameters():
         if "cross_attention" in name and parameter.dim() > 1:
             parameter.data *= 4.0

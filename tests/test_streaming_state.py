@@ -68,7 +68,7 @@ def test_seats_at_different_positions_equal_the_full_pass(llm_paths, family, con
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("configuration", ["two blocks", "recurrent"])
+@pytest.mark.parametrize("configuration", ["two blocks", "recurrent", "per layer"])
 def test_taking_tokens_back_is_never_having_read_them(llm_paths, configuration):
     model = build(llm_paths["llama"], configuration)
     speech, prompts, _ = batch()

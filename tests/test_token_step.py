@@ -15,9 +15,11 @@ from espnet_bestow.seats import Seats
 from tests.llm.test_llama_step import FAMILIES
 from tests.llm.test_llama_step import build as build_llm
 from tests.llm_fixtures import write_llm
-from tests.test_model import STAIRCASE, batch, build
+from tests.test_model import CONNECTOR_CONFIGURATIONS, batch, build
 
 pytestmark = pytest.mark.skipif(ops.native is None, reason="the compiled ops were not built")
+
+WITH_A_TOKEN_STEP = [name for name, (kind, _) in CONNECTOR_CONFIGURATIONS.items() if kind == "cross_attention"]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def counted(function, calls):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("configuration", [name for name in STAIRCASE if name != "recurrent"])
+@pytest.mark.parametrize("configuration", WITH_A_TOKEN_STEP)
 def test_a_connectors_token_is_that_of_its_layers(llm_path, configuration, monkeypatch):
     model = build(llm_path, configuration)
     speech, _, _ = batch()

@@ -1,7 +1,7 @@
 """The two attentions of a BESTOW block, each with its cache."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +80,15 @@ class WatchedSpeech(KeysValues):
     def weights(self) -> Tensor:
         """Attention of every position of the last call, (B, H, U, F), with its gradient."""
         return staircase_weights(self.query, self.keys, self.visible)
+
+
+@runtime_checkable
+class AttendingState(Protocol):
+    """What a connector that ``attends`` remembers."""
+
+    def watch(self) -> WatchedSpeech:
+        """From now on one of its attentions remembers how speech is attended to."""
+        ...
 
 
 class MultiHeadProjections(nn.Module):

@@ -1,8 +1,8 @@
 """The one question every connector answers: given text embeddings and speech, what does the LLM get as input?"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class LLMInput:
 
     embeddings: Tensor  # (B, N, D_llm)
     mask: Tensor  # (B, N) bool, true at real positions
+    readers: Mapping[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    """What hidden states (B, N, D_llm) go through before the layers of these numbers, to read the speech."""
 
 
 class ConnectorState(Protocol):
@@ -84,11 +86,18 @@ class Connector(nn.Module, ABC):
     A full teacher-forced pass is one call with a fresh state; step-by-step decoding is many calls with the same
     state. There is no second code path, which is why both give the same numbers.
 
-    Constructors take ``text_dim`` (D_llm) and ``speech_dim`` (D_enc) first, then their own options.
+    Constructors take ``text_dim`` (D_llm) and ``speech_dim`` (D_enc) first, then ``text_layers`` where they want to
+    know how many layers the LLM has, then their own options.
     """
 
     hears_all = False
     """Whether every text position sees all of the speech, whatever is visible: only offline models have such a one."""
+
+    reads_in_llm = False
+    """Whether the LLM's layers read the speech, so that where a token looks is known only when the LLM has run."""
+
+    attends = False
+    """Whether its states have ``watch()``: attention to speech that training can teach (:mod:`..alignment`)."""
 
     def positions(self, frames: int) -> int:
         """How many of the LLM's positions speech of so many frames takes, before the text."""

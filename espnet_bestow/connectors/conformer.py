@@ -3,10 +3,16 @@
 transformers' and ESPnet's have positions, and batch norms in which utterances depend on each other.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet_bestow.connectors.attention import MultiHeadProjections
+
+
+def some_frame(valid: Tensor) -> Tensor:
+    """valid (B, F) with at least the first frame of every row: nothing to hear is no NaN."""
+    return valid | (torch.arange(valid.shape[1], device=valid.device) == 0)
 
 
 class FeedForward(nn.Sequential):

@@ -114,6 +114,8 @@ class CrossAttentionConnector(Connector):
         zero_init: start as the plain text LLM, by zeroing the last Linear.
     """
 
+    attends = True
+
     def __init__(  # noqa: PLR0913 (the keys of connector_conf)
         self,
         text_dim: int,

@@ -1,9 +1,11 @@
-"""SALM, which the paper compares with ("Prepend"): speech becomes the beginning of what the LLM reads.
+"""Speech becomes the beginning of what the LLM reads ("Prepend"): the family of SALM, which the paper compares with.
 
 The LLM's own attention then goes over speech and text, so its input is longer by the frames and its cache holds them.
-All of the speech has to be there before the first token: it cannot stream.
+All of the speech has to be there before the first token: it cannot stream. BLSP and SLM (:mod:`.blsp`, :mod:`.slm`)
+differ in what stands between encoder and LLM alone.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from espnet_bestow.connectors.attention import initialize
 from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, SeatedState, Speech
-from espnet_bestow.connectors.conformer import ConformerLayer
+from espnet_bestow.connectors.conformer import ConformerLayer, some_frame
 from espnet_bestow.encoders.lengths import valid_frames
 
 _STRIDE = 2
@@ -42,7 +44,27 @@ class PrependState:
         return prefix, mask
 
 
-class PrependConnector(Connector):
+class Prepending(Connector):
+    """Base of those whose speech stands before the text."""
+
+    hears_all = True
+
+    @abstractmethod
+    def adapt(self, speech: Speech) -> tuple[Tensor, Tensor]:
+        """Speech (B, F, D_enc) -> what the LLM reads, (B, F', D_llm), and which of it is real, (B, F')."""
+
+    def start(self, speech: Speech) -> PrependState:
+        """Makes of the speech what the LLM reads, once per utterance."""
+        return PrependState(*self.adapt(speech))
+
+    def forward(self, text: Tensor, mask: Tensor, visible: Tensor, state: ConnectorState | SeatedState) -> LLMInput:
+        """text (B, U, D_llm), mask (B, U) -> (B, F' + U, D_llm) on the first call, then the text as it is."""
+        assert isinstance(state, PrependState)
+        prefix, real = state.take(len(text))
+        return LLMInput(torch.cat([prefix.to(text.dtype), text], 1), torch.cat([real, mask], 1))
+
+
+class PrependConnector(Prepending):
     """``connector: prepend``. The defaults are SALM's: 4-fold sub-sampling and two conformer layers.
 
     Args:
@@ -56,8 +78,6 @@ class PrependConnector(Connector):
         subsampling: encoder frames that become one position of the LLM, a power of two.
         dropout: dropout rate.
     """
-
-    hears_all = True
 
     def __init__(  # noqa: PLR0913 (the keys of connector_conf)
         self,
@@ -86,21 +106,15 @@ class PrependConnector(Connector):
         """See base class."""
         return -(-frames // _STRIDE ** len(self.subsampling))
 
-    def start(self, speech: Speech) -> PrependState:
-        """Makes of speech (B, F, D_enc) what the LLM reads, once per utterance."""
+    def adapt(self, speech: Speech) -> tuple[Tensor, Tensor]:
+        """See base class."""
         x, lengths = self.speech_in(speech.frames), speech.lengths
         valid = valid_frames(lengths, x.shape[1])
         for conv in self.subsampling:
             x = F.relu(conv((x * valid[..., None]).transpose(1, 2))).transpose(1, 2)
             lengths = -(-lengths // _STRIDE)
             valid = valid_frames(lengths, x.shape[1])
-        heard = valid | (torch.arange(x.shape[1], device=x.device) == 0)  # nothing to hear is no NaN
+        heard = some_frame(valid)
         for layer in self.layers:
             x = layer(x, heard)
-        return PrependState(self.out(x), valid)
-
-    def forward(self, text: Tensor, mask: Tensor, visible: Tensor, state: ConnectorState | SeatedState) -> LLMInput:
-        """text (B, U, D_llm), mask (B, U) -> (B, F' + U, D_llm) on the first call, then the text as it is."""
-        assert isinstance(state, PrependState)
-        prefix, real = state.take(len(text))
-        return LLMInput(torch.cat([prefix.to(text.dtype), text], 1), torch.cat([real, mask], 1))
+        return self.out(x), valid

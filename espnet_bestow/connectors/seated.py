@@ -78,13 +78,14 @@ class AbsorbedSpeech:
 
     Args:
         attention: whose key and value projections.
-        inputs: the linear layers between encoder and ``attention``, in order.
+        inputs: the linear layers between encoder and ``attention``, in order; there may be none.
         frames: what is heard.
     """
 
     def __init__(self, attention: CrossAttention, inputs: Sequence[nn.Linear], frames: SeatedFrames):
-        weight, bias = inputs[0].weight, inputs[0].bias
-        for linear in inputs[1:]:
+        weight = torch.eye(frames.width).to(attention.key.weight)
+        bias = weight.new_zeros(frames.width)
+        for linear in inputs:
             weight, bias = linear.weight @ weight, linear(bias)
         heads = (attention.num_heads, -1)
         self.key = (attention.key.weight @ weight).unflatten(0, heads).mT.contiguous().detach()  # (H, D_enc, D)
@@ -225,6 +226,26 @@ class SeatedCrossAttentionState(_Seated):
 
     def keep(self, block: int, grown: object) -> None:
         """Seats keep what was written to them."""
+
+
+class SeatedSpeechState(_Seated):
+    """Of a connector that keeps nothing of the text.
+
+    Args:
+        frames: what is heard.
+        speech: each layer's view of it.
+    """
+
+    def __init__(self, frames: SeatedFrames, speech: Sequence[AbsorbedSpeech]):
+        super().__init__(frames, speech)
+        self.speech = speech
+
+    def sit(self, at: Placement) -> None:
+        """See SeatedState."""
+        self.frames.sit(at)
+
+    def share(self, seat: int, others: Sequence[int], slots: int) -> None:
+        """See SeatedState."""
 
 
 class SeatedRecurrentState(_Seated):

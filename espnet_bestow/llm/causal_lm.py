@@ -3,8 +3,10 @@
 Three classes, chosen by name in the YAML (``llm: full | frozen | lora``; the third lives in :mod:`.lora`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from espnet_bestow.llm.llama_step import llama_step, suits
+from espnet_bestow.llm.llama_step import Reader, llama_step, suits
 from espnet_bestow.llm.llama_token import LlamaToken
 from espnet_bestow.llm.seated import SeatedLLMState
 from espnet_bestow.llm.tokenizer import not_found
@@ -40,6 +42,9 @@ class LLMState:
         """New positions, mask (B, U): which of all N they may see, (B, U, N), None for all; their numbers (B, U)."""
         self.mask = torch.cat([self.mask, mask], 1)
         return causal_mask(self.mask, new=mask.shape[1]), _positions(self.mask)[:, -mask.shape[1] :]
+
+
+_NONE: Mapping[int, Reader] = MappingProxyType({})
 
 
 def _positions(mask: Tensor) -> Tensor:
@@ -103,6 +108,11 @@ class CausalLM(nn.Module):
         return self._table.num_embeddings
 
     @property
+    def depth(self) -> int:
+        """How many layers it has."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
     def context(self) -> int | None:
         """Positions that it can take; None where its configuration does not say."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -120,7 +130,12 @@ class CausalLM(nn.Module):
         return SeatedLLMState(self.model.config, LlamaToken(self.model) if LlamaToken.fits(self.model) else None)
 
     def forward(
-        self, embeddings: Tensor, mask: Tensor, state: LLMState | SeatedLLMState | None = None, keep: Tensor | int = 0
+        self,
+        embeddings: Tensor,
+        mask: Tensor,
+        state: LLMState | SeatedLLMState | None = None,
+        keep: Tensor | int = 0,
+        readers: Mapping[int, Reader] = _NONE,
     ) -> Tensor:
         """Runs N new positions.
 
@@ -130,6 +145,7 @@ class CausalLM(nn.Module):
             state: advanced by the call; None for a full pass without cache.
             keep: logits of the last ``keep`` positions, or of the positions in a 1-D tensor; 0 keeps all. (With a
                 real vocabulary the logits are by far the largest tensor of a step.)
+            readers: what hidden states go through before the layers of these numbers.
 
         Returns:
             logits (B, kept, V) in float32.
@@ -137,15 +153,39 @@ class CausalLM(nn.Module):
         x = embeddings.to(self.model.dtype)
         if state is None:
             options = {"attention_mask": mask.long(), "position_ids": _positions(mask), "use_cache": False}
-            return self.model(inputs_embeds=x, logits_to_keep=keep, **options).logits.float()
-        if isinstance(state, SeatedLLMState) and (logits := state.one_token(x)) is not None:
+            return self._run(x, keep, readers, options)
+        if not readers and isinstance(state, SeatedLLMState) and (logits := state.one_token(x)) is not None:
             return logits
         allowed, positions = state.enter(mask)
         if self._short_step:
-            return llama_step(self.model, x, allowed, positions, state.cache, keep).float()
+            return llama_step(self.model, x, allowed, positions, state.cache, keep, readers).float()
         options = {"attention_mask": _added(allowed, x.dtype), "position_ids": positions}
         options |= {"past_key_values": state.cache, "use_cache": True}
-        return self.model(inputs_embeds=x, logits_to_keep=keep, **options).logits.float()
+        return self._run(x, keep, readers, options)
+
+    def _run(self, x: Tensor, keep: Tensor | int, readers: Mapping[int, Reader], options: dict[str, Any]) -> Tensor:
+        """transformers' own forward pass."""
+        with self._reading(readers):
+            return self.model(inputs_embeds=x, logits_to_keep=keep, **options).logits.float()
+
+    @contextmanager
+    def _reading(self, readers: Mapping[int, Reader]) -> Iterator[None]:
+        """Meanwhile the layers of these numbers get hidden states that have gone through their reader."""
+        if not readers:
+            yield
+            return
+        lists = (each for each in self.model.modules() if isinstance(each, nn.ModuleList) and len(each) == self.depth)
+        layers = next(lists)  # the outermost list of so many is that of the layers
+
+        def hook(reader: Reader) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+            return lambda _, args: (reader(args[0]), *args[1:])
+
+        handles = [layers[number].register_forward_pre_hook(hook(reader)) for number, reader in readers.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def merged(self) -> PreTrainedModel:
         """The LLM as plain transformers weights, adapters folded in."""

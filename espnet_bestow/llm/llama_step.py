@@ -5,6 +5,7 @@ surrounds the arithmetic (masks made anew, keyword arguments, captured outputs) 
 arithmetic of a small model. Layers are called as the modules they are, so adapters and rounded weights take part.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from espnet_bestow.ops import linear
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """RMSNorm before each part, rotary positions, grouped keys and values, a gated feed-forward."""
 
+Reader = Callable[[Tensor], Tensor]
+"""What hidden states (B, U, D) go through before a layer."""
+
 
 def suits(model: PreTrainedModel) -> bool:
     """Whether this pass computes what the model's own does: one of the families, without a sliding window."""
@@ -30,7 +34,13 @@ def suits(model: PreTrainedModel) -> bool:
 
 
 def llama_step(
-    model: Any, x: Tensor, allowed: Tensor | None, positions: Tensor, cache: Cache, keep: Tensor | int
+    model: Any,
+    x: Tensor,
+    allowed: Tensor | None,
+    positions: Tensor,
+    cache: Cache,
+    keep: Tensor | int,
+    readers: Mapping[int, Reader],
 ) -> Tensor:
     """Runs U new positions.
 
@@ -41,6 +51,7 @@ def llama_step(
         positions: (B, U) number of each in its row.
         cache: grows by the new positions.
         keep: which positions' logits, as in transformers.
+        readers: what x goes through before the layers of these numbers.
 
     Returns:
         logits (B, kept, V).
@@ -49,6 +60,8 @@ def llama_step(
     turn = _signed(*inner.rotary_emb(x, positions))
     mask = None if allowed is None else allowed[:, None]  # (B, 1, U, N)
     for number, layer in enumerate(inner.layers):
+        if number in readers:
+            x = readers[number](x)
         x = x + _attention(layer.self_attn, _norm(layer.input_layernorm, x), turn, mask, cache, number)
         mlp = layer.mlp
         y = _norm(layer.post_attention_layernorm, x)

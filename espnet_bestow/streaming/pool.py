@@ -209,6 +209,8 @@ class Pool:
         segments = [segment for _, segment in turns]
         shown = [segment.shown for segment in segments]
         text = self._read(segments, [segment.pending for segment in segments], shown)
+        within = self.model.connector.reads_in_llm
+        best = self._best(text) if within else []  # (B,)
         attention = self.state.connector.attention(self.block).cpu()  # (B, F)
         # Frames that are not shown weigh exactly 0.
         frames = attention.argmax(1).tolist() if attention.shape[1] else []
@@ -220,13 +222,20 @@ class Pool:
                 self._wait(session, segment)
         if not accepted:
             return
-        if len(accepted) < len(turns):
-            index = torch.tensor(accepted, device=self.device)
-            text = LLMInput(text.embeddings[index], text.mask[index])
-            self.state.llm.select(accepted)
-        best = self.model.think(text, self.state, keep=1)[:, -1].argmax(-1).tolist()  # (B',)
+        if within:
+            best = [best[row] for row in accepted]
+        else:
+            if len(accepted) < len(turns):
+                index = torch.tensor(accepted, device=self.device)
+                text = LLMInput(text.embeddings[index], text.mask[index])
+                self.state.llm.select(accepted)
+            best = self._best(text)
         for row, token in zip(accepted, best, strict=True):
             self._take(*turns[row], token, frames[row] if shown[row] else None)
+
+    def _best(self, text: LLMInput) -> list[int]:
+        """The token that the LLM prefers next, for each row."""
+        return self.model.think(text, self.state, keep=1)[:, -1].argmax(-1).tolist()
 
     def _accepts(self, policy: Policy, segment: Segment, attention: Tensor, row: int) -> bool:
         """Whether the next token, the one of this row of the attention (B, F), may be written."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from espnet_bestow.connectors import PrependConnector, Speech
+from espnet_bestow.connectors import BLSPConnector, PrependConnector, SLMConnector, Speech
 from espnet_bestow.encoders.features import Features
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.inference import DecodingOptions, Speech2Text
@@ -29,32 +29,56 @@ def read(prepend, speech, text):
     return prepend(text, mask, visible, prepend.start(speech))
 
 
+def blsp(**options) -> BLSPConnector:
+    torch.manual_seed(0)
+    return BLSPConnector(12, 6, **{"num_layers": 2, "bottleneck": 8, **options}).eval()
+
+
+def slm(**options) -> SLMConnector:
+    torch.manual_seed(0)
+    return SLMConnector(12, 6, **{"num_heads": 2, **options}).eval()
+
+
+FAMILY = {"prepend": connector, "blsp": blsp, "slm": slm}
+family = pytest.mark.parametrize("build", FAMILY.values(), ids=FAMILY)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize(("subsampling", "expected"), [(1, [11, 7]), (2, [6, 4]), (4, [3, 2]), (8, [2, 1])])
-def test_speech_stands_before_the_text(subsampling, expected):
+@pytest.mark.parametrize(
+    ("prepend", "expected"),
+    [
+        *[(connector(subsampling=n), found) for n, found in ((1, [11, 7]), (2, [6, 4]), (4, [3, 2]), (8, [2, 1]))],
+        *[(blsp(num_layers=n), found) for n, found in ((1, [6, 4]), (2, [3, 2]), (3, [2, 1]))],
+        *[(slm(one_of=n), found) for n, found in ((1, [11, 7]), (3, [4, 3]), (4, [3, 2]), (20, [1, 1]))],
+    ],
+)
+def test_speech_stands_before_the_text(prepend, expected):
     speech = Speech(torch.randn(2, 11, 6), torch.tensor([11, 7]))
     text = torch.randn(2, 5, 12)
-    found = read(connector(subsampling=subsampling), speech, text)
+    found = read(prepend, speech, text)
+    assert prepend.positions(11) == expected[0]
     assert found.embeddings.shape == (2, expected[0] + 5, 12)
     assert found.mask[:, : expected[0]].sum(1).tolist() == expected and found.mask[:, -5:].all()
     assert torch.equal(found.embeddings[:, -5:], text)
 
 
+@family
 @torch.no_grad()
-def test_it_is_read_once():
-    prepend = connector()
+def test_it_is_read_once(build):
+    prepend = build()
     speech = Speech(torch.randn(2, 11, 6), torch.tensor([11, 7]))
     state = prepend.start(speech)
     first, second = torch.randn(2, 3, 12), torch.randn(2, 1, 12)
     visible, mask = torch.full((2, 3), 7, dtype=torch.int32), torch.ones(2, 3, dtype=torch.bool)
-    assert prepend(first, mask, visible, state).embeddings.shape[1] == 6
+    assert prepend(first, mask, visible, state).embeddings.shape[1] == prepend.positions(11) + 3
     again = prepend(second, mask[:, :1], visible[:, :1], state)
     assert torch.equal(again.embeddings, second) and again.mask.shape == (2, 1)
 
 
+@family
 @torch.no_grad()
-def test_frames_behind_an_utterance_change_nothing():
-    prepend = connector()
+def test_frames_behind_an_utterance_change_nothing(build):
+    prepend = build()
     frames, lengths = torch.randn(2, 11, 6), torch.tensor([11, 6])
     changed = frames.clone()
     changed[1, 6:] = 1e3
@@ -64,9 +88,10 @@ def test_frames_behind_an_utterance_change_nothing():
     torch.testing.assert_close(a.prefix[1][a.mask[1]], alone.prefix[0], rtol=1e-5, atol=1e-6)
 
 
+@family
 @torch.no_grad()
-def test_several_texts_may_be_about_one_utterance():
-    prepend = connector()
+def test_several_texts_may_be_about_one_utterance(build):
+    prepend = build()
     speech = Speech(torch.randn(2, 11, 6), torch.tensor([11, 7]))
     text = torch.randn(6, 4, 12)
     mask, visible = torch.ones(6, 4, dtype=torch.bool), torch.full((6, 4), 7, dtype=torch.int32)
@@ -78,9 +103,10 @@ def test_several_texts_may_be_about_one_utterance():
     assert torch.equal(chosen.mask[0], shared.mask[3]) and torch.equal(chosen.mask[2], shared.mask[0])
 
 
+@family
 @torch.no_grad()
-def test_an_utterance_without_frames_is_no_nan():
-    state = connector().start(Speech(torch.randn(2, 5, 6), torch.tensor([5, 0])))
+def test_an_utterance_without_frames_is_no_nan(build):
+    state = build().start(Speech(torch.randn(2, 5, 6), torch.tensor([5, 0])))
     assert state.prefix.isfinite().all() and not state.mask[1].any()
 
 
@@ -117,13 +143,40 @@ def test_speech_takes_room_from_the_answer(tmp_path):
         s2t.search([np.zeros(WINDOW), np.zeros(2 * room * WINDOW)], [prompt] * 2)
 
 
-def test_all_of_it_learns():
-    prepend = connector(dropout=0.0).train()
+@family
+def test_all_of_it_learns(build):
+    prepend = build().train()
     found = read(prepend, Speech(torch.randn(2, 11, 6), torch.tensor([11, 7])), torch.randn(2, 5, 12))
-    found.embeddings.square().sum().backward()
+    (found.embeddings * torch.randn_like(found.embeddings)).sum().backward()  # a norm's own square sum is constant
     assert all(each.grad is not None for each in prepend.parameters())
     idle = [name for name, each in prepend.named_parameters() if not each.grad.abs().max() > 1e-6]
     assert all(name.endswith("key.bias") for name in idle)  # it moves all scores of a query alike
+
+
+@torch.no_grad()
+def test_blsp_is_what_it_says():
+    """Whisper's 30 s are 188 positions; the parts, in order."""
+    assert BLSPConnector(64, 16, bottleneck=8).positions(1500) == 188
+    adapter = blsp(num_layers=1)
+    frames = torch.randn(1, 5, 6)
+    outer = torch.nn.functional.conv1d(
+        frames.transpose(1, 2), adapter.convolutions[0].weight, adapter.convolutions[0].bias, stride=2, padding=2
+    )
+    x = (outer[:, :12] * outer[:, 12:].sigmoid()).transpose(1, 2)
+    x = x + torch.nn.functional.gelu(x @ adapter.narrow.weight.T) @ adapter.wide.weight.T
+    expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(adapter.start(Speech(frames, torch.tensor([5]))).prefix, expected)
+
+
+def test_slm_keeps_one_of_so_many_frames():
+    speech = Speech(torch.randn(2, 11, 6), torch.tensor([11, 6]))
+    calm = slm()
+    assert calm._kept(speech).tolist() == [[2, 6, 10], [2, 5, 5]]  # the third of the second is no frame of it
+    calm.train()
+    drawn = torch.stack([calm._kept(speech) for _ in range(200)])
+    assert [sorted(set(drawn[:, 0, n].tolist())) for n in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert sorted(set(drawn[:, 1, 1].tolist())) == [4, 5]
+    assert not (drawn[:, 0, 0] == drawn[:, 1, 0]).all()  # each row for itself
 
 
 def test_what_it_cannot_do_is_named():
@@ -131,6 +184,10 @@ def test_what_it_cannot_do_is_named():
         connector(subsampling=3)
     with pytest.raises(ValueError, match="kernel_size=4 must be odd"):
         connector(kernel_size=4)
+    with pytest.raises(ValueError, match="num_layers=0 must be >= 1 and kernel_size=5 odd"):
+        blsp(num_layers=0)
+    with pytest.raises(ValueError, match="one_of=0 must be >= 1"):
+        slm(one_of=0)
     with pytest.raises(ValueError, match="PrependConnector cannot stream"):
         connector().seated()
     parts = {"features": nn.Identity(), "encoder": nn.Identity(), "connector": connector(), "llm": None}
