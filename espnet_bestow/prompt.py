@@ -22,6 +22,11 @@ class PromptError(ValueError):
     """An instruction or answer that cannot be given to the LLM; names the utterance and the value."""
 
 
+def asked_in_text(prompt: str, transcript: str) -> str:
+    """An instruction about a transcript instead of speech."""
+    return f"{prompt} {transcript}".strip()
+
+
 @dataclass(frozen=True)
 class Example:
     """Token ids of one example."""

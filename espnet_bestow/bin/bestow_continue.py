@@ -11,11 +11,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from espnet_bestow.bin.arguments import add_text_options, fail_with_one_line, positive_int, read_data_dir
-from espnet_bestow.datadir import REJECTED, DataDir, Problem, count_problems, write_rejected
+from espnet_bestow.bin.arguments import (
+    add_text_options,
+    fail_with_one_line,
+    positive_int,
+    read_data_dir,
+    true_or_false,
+)
+from espnet_bestow.datadir import (
+    REJECTED,
+    AudioSource,
+    DataDir,
+    Problem,
+    count_problems,
+    write_rejected,
+)
 from espnet_bestow.llm.causal_lm import load_causal_lm
 from espnet_bestow.llm.continuation import Continuer
-from espnet_bestow.prompt import TEMPLATES, PromptError, build_template
+from espnet_bestow.prompt import TEMPLATES, asked_in_text, build_template
 
 PROMPT = "Continue the following text in a coherent and engaging style with less than 40 words."
 SUFFIX = "-continued"
@@ -23,25 +36,25 @@ SUFFIX = "-continued"
 
 
 def continue_data_dir(args: argparse.Namespace) -> None:
-    """Writes the directory, and ``rejected.tsv`` with every recording that it leaves out."""
+    """Writes the directory, and ``rejected.tsv`` with every row that it leaves out."""
     data = read_data_dir(args)
-    if "src_text" not in data.tables:
-        raise ValueError(f"{data.path / args.src_text_file}: missing file: it holds the transcripts")
-    said = _transcripts(data)
+    if data.segments:
+        raise ValueError(f"{data.path}: cut the segments into utterances first (stage 3)")
+    said, rows = data.table("src_text"), _of_tasks(data, args.tasks)
+    if args.own_prompts:
+        asked = {uid: data.table("prompt")[uid] for uid in rows}
+    else:
+        asked = _one_of_each(data, rows, args.prompt)
     template = build_template(args.template, args.llm)
+    longest = args.max_prompt_tokens
+    if template.max_tokens is not None:
+        longest = min(longest, template.max_tokens - args.max_tokens)
     prompts, problems = {}, []
-    for uid, words in said.items():
-        try:
-            ids = template.encode_prompt(f"{args.prompt} {words}", uid)
-        except PromptError as error:
-            problems.append(Problem(uid, args.src_text_file, "prompt too long", str(error)))
-            continue
-        room = None if template.max_tokens is None else template.max_tokens - args.max_tokens
-        longest = args.max_prompt_tokens if room is None else min(args.max_prompt_tokens, room)
+    for uid, prompt in asked.items():
+        ids = template.encode_prompt(asked_in_text(prompt, said[uid]), uid)
         if len(ids) > longest:
-            problems.append(
-                Problem(uid, args.src_text_file, "prompt too long", f"{len(ids)} tokens, at most {longest}")
-            )
+            value = f"{len(ids)} tokens, at most {longest}"
+            problems.append(Problem(uid, args.src_text_file, "prompt too long", value))
         else:
             prompts[uid] = ids
     model = load_causal_lm(args.llm, args.dtype).to(args.device)
@@ -49,36 +62,39 @@ def continue_data_dir(args: argparse.Namespace) -> None:
     each = tqdm(going_on(prompts), total=len(prompts), desc="continue", unit="row")
     written = {uid: " ".join(template.decode(ids).split()) for uid, ids in each}
     problems += [Problem(uid, args.llm, "empty continuation", said[uid]) for uid in prompts if not written[uid]]
-    tables = _tables(data, {uid: written[uid] for uid in sorted(prompts) if written[uid]}, args.prompt)
+    kept = {uid: written[uid] for uid in prompts if written[uid]}
+    tables = _tables(data, kept, asked, keep_tasks=args.own_prompts)
     DataDir(args.output_dir, tables).write(args.output_dir)
     write_rejected(args.output_dir / REJECTED, problems)
     left_out = f"; left out: {count_problems(problems)}, see {args.output_dir / REJECTED}" if problems else ""
-    print(f"{args.output_dir}: {len(tables['text'])} of {len(said)} recordings{left_out}", file=sys.stderr)
+    print(f"{args.output_dir}: {len(kept)} of {len(asked)} rows{left_out}", file=sys.stderr)
 
 
-def _transcripts(data: DataDir) -> dict[str, str]:
-    """What was said in each recording, by the first of its rows that has it."""
-    first: dict[object, str] = {}
+def _of_tasks(data: DataDir, tasks: Sequence[str] | None) -> list[str]:
+    """All rows of some tasks (None: of all) with audio and a transcript."""
+    said, sources = data.table("src_text"), data.sources()
+    task = {} if tasks is None else data.table("utt2task")
+    return [uid for uid in sorted(said) if said[uid] and uid in sources and (tasks is None or task.get(uid) in tasks)]
+
+
+def _one_of_each(data: DataDir, rows: Sequence[str], prompt: str) -> dict[str, str]:
+    """``prompt`` for the first of these rows about each recording."""
     sources = data.sources()
-    for uid, words in sorted(data.tables["src_text"].items()):
-        if words and uid in sources:
-            first.setdefault(sources[uid], uid)
-    return {uid: data.tables["src_text"][uid] for uid in first.values()}
+    first: dict[AudioSource, str] = {}
+    for uid in rows:
+        first.setdefault(sources[uid], uid)
+    return dict.fromkeys(first.values(), prompt)
 
 
-def _tables(data: DataDir, written: dict[str, str], prompt: str) -> dict[str, dict[str, str]]:
+def _tables(
+    data: DataDir, written: dict[str, str], asked: dict[str, str], keep_tasks: bool
+) -> dict[str, dict[str, str]]:
     """Those of the new directory, whose rows have ids of their own."""
-    kept = {
-        name: {uid + SUFFIX: data.tables[name][uid] for uid in written if uid in data.tables[name]}
-        for name in ("wav.scp", "utt2spk", "src_text", "utt2num_samples")
-        if name in data.tables
-    }
-    new = {
-        "text": written,
-        "prompt": dict.fromkeys(written, prompt),
-        "utt2task": dict.fromkeys(written, "continuation"),
-    }
-    return kept | {name: {uid + SUFFIX: value for uid, value in rows.items()} for name, rows in new.items()}
+    names = ["wav.scp", "utt2spk", "src_text", "utt2num_samples", *(["utt2task"] if keep_tasks else [])]
+    tables = {name: data.tables[name] for name in names if name in data.tables}
+    tables |= {"text": written, "prompt": asked}
+    tables.setdefault("utt2task", dict.fromkeys(written, "continuation"))
+    return {name: {uid + SUFFIX: rows[uid] for uid in written if uid in rows} for name, rows in tables.items()}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -92,6 +108,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--llm", required=True, help="Directory or hub id of the LLM that will be trained with")
     parser.add_argument("--template", choices=sorted(TEMPLATES), default="chat", help="That of the training")
     parser.add_argument("--prompt", default=PROMPT, help="What the LLM is asked; the transcript follows it")
+    parser.add_argument(
+        "--own_prompts",
+        type=true_or_false,
+        default=False,
+        help="Ask what each row asks, not one thing about each recording",
+    )
+    parser.add_argument("--tasks", nargs="+", help="Only rows of these tasks, e.g. ast_en-de; default: all")
     parser.add_argument("--max_tokens", type=positive_int, default=64, help="Longest continuation")
     parser.add_argument("--max_prompt_tokens", type=positive_int, default=192, help="Longer prompts are left out")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="Prompts at once")

@@ -1,14 +1,35 @@
-"""Train a text LLM: ``python -m espnet_bestow.bin.text_llm_train --config train_llm.yaml ...``."""
+"""Train a text LLM: ``python -m espnet_bestow.bin.text_llm_train --config train_llm.yaml ...``.
+
+With ``--train_tasks`` and ``--valid_tasks`` it learns the tasks of data directories as well, from transcripts in the
+place of speech: an LLM that can be asked, which BLSP and SLM begin with.
+"""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_bestow.bin.arguments import fail_with_one_line, true_or_false
+from espnet_bestow.datadir import DataDir
 from espnet_bestow.llm.text_config import read_config
 from espnet_bestow.llm.text_lines import read_lines
 from espnet_bestow.llm.text_training import TextData, TextTraining
 from espnet_bestow.llm.tokenizer import load_tokenizer
+from espnet_bestow.prompt import TEMPLATES, PromptTemplate, asked_in_text
+
+
+def text_tasks(path: str | None, template: PromptTemplate) -> list[list[int]]:
+    """What a data directory's rows ask about their transcripts, and the answers, as token ids."""
+    if path is None:
+        return []
+    data = DataDir.read(path)
+    prompts, answers, found = data.table("prompt"), data.table("text"), []
+    for uid, words in sorted(data.table("src_text").items()):
+        if uid in prompts and uid in answers:
+            example = template.encode(asked_in_text(prompts[uid], words), answers[uid], uid)
+            found.append([*example.prompt, *example.answer])
+    if not found:
+        raise ValueError(f"{path}: no row has prompt, src_text and text")
+    return found
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -21,6 +42,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", required=True, help="Directory or hub id")
     parser.add_argument("--train_text", type=Path, required=True, help="UTF-8, one example per line")
     parser.add_argument("--valid_text", type=Path, required=True, help="UTF-8, one example per line")
+    parser.add_argument("--train_tasks", help="Data directory whose tasks are learned from its transcripts, src_text")
+    parser.add_argument("--valid_tasks", help="The same for validation")
+    parser.add_argument("--template", choices=sorted(TEMPLATES), default="plain", help="Of these")
     parser.add_argument("--output_dir", type=Path, required=True, help="Directory to write")
     parser.add_argument(
         "--resume",
@@ -37,8 +61,11 @@ def main(cmd: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = get_parser().parse_args(cmd)
     with fail_with_one_line():
-        data = TextData(read_lines([args.train_text]), read_lines([args.valid_text]))
         config, tokenizer = read_config(args.config), load_tokenizer(args.tokenizer)
+        template = TEMPLATES[args.template](tokenizer, config.model.get("max_position_embeddings"))
+        train, valid = (read_lines([path]) for path in (args.train_text, args.valid_text))
+        tasks = (text_tasks(path, template) for path in (args.train_tasks, args.valid_tasks))
+        data = TextData(train, valid, *tasks)
         training = TextTraining(config, tokenizer, data, args.output_dir, args.seed, args.device)
         training.run(args.resume)
 

@@ -85,6 +85,12 @@ class DataDir:
             if recording in recordings
         }
 
+    def table(self, name: str) -> dict[str, str]:
+        """A table that must be there."""
+        if name not in self.tables:
+            raise DataDirError(f"{self.path / name}: missing file (stage 3 completes what can be)")
+        return self.tables[name]
+
     def id_problems(self) -> list[Problem]:
         """One problem for every (row, table) where a table lacks a row that another has."""
         tables = self._row_tables()

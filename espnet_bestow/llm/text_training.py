@@ -32,10 +32,12 @@ class ResumeError(ValueError):
 
 @dataclass(frozen=True)
 class TextData:
-    """Lines to learn from and lines to measure on."""
+    """Lines to learn from and lines to measure on; and, as token ids, examples of tasks."""
 
     train: Sequence[str]
     valid: Sequence[str]
+    train_tasks: Sequence[Sequence[int]] = ()
+    valid_tasks: Sequence[Sequence[int]] = ()
 
 
 @dataclass
@@ -112,8 +114,8 @@ class TextTraining:
         self.model = new_model(config.model, tokenizer)
         nn.Module.to(self.model, device)  # transformers' own is typed for one argument less
         context = getattr(self.model.config, "max_position_embeddings", None)
-        self.train_rows = encode_lines(tokenizer, data.train, context)
-        self.valid_rows = encode_lines(tokenizer, data.valid, context)
+        self.train_rows = [*encode_lines(tokenizer, data.train, context), *map(torch.tensor, data.train_tasks)]
+        self.valid_rows = [*encode_lines(tokenizer, data.valid, context), *map(torch.tensor, data.valid_tasks)]
         self.optimizer = make_optimizer(self.model, config)
         self.step = 0
         self.history: list[dict[str, Any]] = []

@@ -62,7 +62,22 @@ def test_rows_are_what_the_llm_goes_on_with(folder, tmp_path, llm, batch_size, c
         assert data.tables["utt2task"][new] == "continuation" and data.tables["utt2spk"][new] == "s"
         assert data.tables["wav.scp"][new].endswith(f"{uid}.wav")
     assert len(set(data.tables["text"].values())) > 1
-    assert "3 of 3 recordings" in capsys.readouterr().err
+    assert "3 of 3 rows" in capsys.readouterr().err
+
+
+def test_rows_may_ask_what_they_ask(folder, tmp_path, llm):
+    write_files(
+        folder,
+        utt2task="s-a asr_en\ns-a2 ast_en-de\ns-b ast_de-en\ns-c sqa\n",
+        prompt="s-a transcribe\ns-a2 translate to german\ns-b translate to english\ns-c what\n",
+    )
+    options = "--own_prompts", "true", "--tasks", "ast_en-de", "ast_de-en", "--max_tokens", "8"
+    tables = run(folder, tmp_path / "out", llm, *options).tables
+    assert tables["utt2task"] == {"s-a2" + SUFFIX: "ast_en-de", "s-b" + SUFFIX: "ast_de-en"}
+    assert tables["prompt"]["s-b" + SUFFIX] == "translate to english"
+    decode = build_template("plain", llm).decode
+    said = decode(greedy(llm, f"translate to german {SAID['s-a']}", 8))
+    assert tables["text"]["s-a2" + SUFFIX] == " ".join(said.split())
 
 
 def test_what_is_left_out_is_counted_and_named(folder, tmp_path, llm, capsys):
@@ -70,7 +85,7 @@ def test_what_is_left_out_is_counted_and_named(folder, tmp_path, llm, capsys):
     rejected = read_rejected(tmp_path / "out" / "rejected.tsv")
     assert [each.uid for each in rejected] == ["s-c"] and "at most 12" in rejected[0].value
     assert data.uids() == ["s-a" + SUFFIX, "s-b" + SUFFIX]
-    assert "2 of 3 recordings; left out: 1 prompt too long" in capsys.readouterr().err
+    assert "2 of 3 rows; left out: 1 prompt too long" in capsys.readouterr().err
 
 
 def test_the_end_token_ends_a_continuation(llm):
@@ -86,7 +101,7 @@ def test_the_end_token_ends_a_continuation(llm):
 
 def test_bad_input_is_one_line(folder, tmp_path, llm):
     (folder / "src_text").unlink()
-    with pytest.raises(SystemExit, match=r"error: .*src_text: missing file: it holds the transcripts"):
+    with pytest.raises(SystemExit, match=r"error: .*src_text: missing file"):
         run(folder, tmp_path / "out", llm)
     with pytest.raises(SystemExit, match=r"error: llm path='nowhere'"):
         run(write_files(folder, src_text="s-a hello\n"), tmp_path / "out", "nowhere")

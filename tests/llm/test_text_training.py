@@ -13,11 +13,14 @@ import yaml
 
 from espnet_bestow.bin import text_llm_perplexity, text_llm_train
 from espnet_bestow.llm.causal_lm import CausalLM, load_causal_lm
+from espnet_bestow.llm.continuation import Continuer
 from espnet_bestow.llm.perplexity import perplexity
 from espnet_bestow.llm.text_config import TextTrainingConfig
 from espnet_bestow.llm.text_lines import bucketed_batches, encode_lines, endless_batches
 from espnet_bestow.llm.text_training import learning_rate
 from espnet_bestow.llm.tokenizer import load_tokenizer
+from espnet_bestow.prompt import asked_in_text, build_template
+from tests.datadir.helpers import write_files
 from tests.llm_fixtures import SENTENCES, write_tokenizer
 from tests.tiny_training import environment
 
@@ -213,3 +216,32 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert learning_rate(config, 99) < 0.001
     constant = TextTrainingConfig(steps=100, lr=1.0, warmup_steps=0, schedule="constant")
     assert learning_rate(constant, 99) == 1.0
+
+
+def test_an_llm_learns_tasks_from_transcripts(folder, tmp_path):
+    """It answers about text that it was trained to be asked about, as ``bestow_continue`` asks it."""
+    said = {"a": "the small dog sees three red birds", "b": "turn on the light in the kitchen"}
+    data = write_files(
+        tmp_path / "data",
+        wav_scp="".join(f"{uid} {uid}.wav\n" for uid in said),
+        src_text="".join(f"{uid} {words}\n" for uid, words in said.items()),
+        prompt="a translate to german\nb transcribe the english speech\n",
+        text="a der kleine hund\nb turn on the light\n",
+    )
+    out = tmp_path / "llm"
+    options = ["--train_tasks", str(data), "--valid_tasks", str(data)]
+    changes = {"steps": 150, "batch_size": 8, "eval_interval": 150}
+    text_llm_train.main([*arguments(folder, out, **changes), *options])
+    template = build_template("plain", str(out))
+    prompts = {
+        "a": template.encode_prompt(asked_in_text("translate to german", said["a"])),
+        "b": template.encode_prompt(asked_in_text("transcribe the english speech", said["b"])),
+    }
+    found = dict(Continuer(load_causal_lm(str(out)), template.end)(prompts))
+    assert {uid: template.decode(ids) for uid, ids in found.items()} == {
+        "a": "der kleine hund",
+        "b": "turn on the light",
+    }
+    write_files(data, prompt="c nothing\n")
+    with pytest.raises(SystemExit, match="no row has prompt, src_text and text"):
+        text_llm_train.main([*arguments(folder, tmp_path / "other"), *options])
