@@ -23,8 +23,8 @@ class PromptError(ValueError):
 
 
 def asked_in_text(prompt: str, transcript: str) -> str:
-    """An instruction about a transcript instead of speech."""
-    return f"{prompt} {transcript}".strip()
+    """An instruction about a transcript, which stands where speech stands: before it."""
+    return f"{transcript}\n{prompt}".strip()
 
 
 @dataclass(frozen=True)

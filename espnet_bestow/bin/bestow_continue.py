@@ -30,7 +30,7 @@ from espnet_bestow.llm.causal_lm import load_causal_lm
 from espnet_bestow.llm.continuation import Continuer
 from espnet_bestow.prompt import TEMPLATES, asked_in_text, build_template
 
-PROMPT = "Continue the following text in a coherent and engaging style with less than 40 words."
+PROMPT = "Continue the text above in a coherent and engaging style with less than 40 words."
 SUFFIX = "-continued"
 """Behind the ids of rows, so that they can stand beside those that they are made of."""
 
@@ -107,7 +107,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", type=Path, required=True, help="Directory to write")
     parser.add_argument("--llm", required=True, help="Directory or hub id of the LLM that will be trained with")
     parser.add_argument("--template", choices=sorted(TEMPLATES), default="chat", help="That of the training")
-    parser.add_argument("--prompt", default=PROMPT, help="What the LLM is asked; the transcript follows it")
+    parser.add_argument("--prompt", default=PROMPT, help="What the LLM is asked; the transcript stands before it")
     parser.add_argument(
         "--own_prompts",
         type=true_or_false,

@@ -175,7 +175,9 @@ class CausalLM(nn.Module):
             yield
             return
         lists = (each for each in self.model.modules() if isinstance(each, nn.ModuleList) and len(each) == self.depth)
-        layers = next(lists)  # the outermost list of so many is that of the layers
+        layers = next(lists, None)  # the outermost list of so many is that of the layers
+        if layers is None:
+            raise ValueError(f"{type(self.model).__name__} has no list of its {self.depth} layers to read speech in")
 
         def hook(reader: Reader) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
             return lambda _, args: (reader(args[0]), *args[1:])

@@ -57,7 +57,7 @@ def test_rows_are_what_the_llm_goes_on_with(folder, tmp_path, llm, batch_size, c
     decode = build_template("plain", llm).decode
     for uid, words in SAID.items():
         new = uid + SUFFIX
-        assert data.tables["text"][new] == " ".join(decode(greedy(llm, f"go on {words}", 12)).split())
+        assert data.tables["text"][new] == " ".join(decode(greedy(llm, f"{words}\ngo on", 12)).split())
         assert data.tables["src_text"][new] == words and data.tables["prompt"][new] == "go on"
         assert data.tables["utt2task"][new] == "continuation" and data.tables["utt2spk"][new] == "s"
         assert data.tables["wav.scp"][new].endswith(f"{uid}.wav")
@@ -76,7 +76,7 @@ def test_rows_may_ask_what_they_ask(folder, tmp_path, llm):
     assert tables["utt2task"] == {"s-a2" + SUFFIX: "ast_en-de", "s-b" + SUFFIX: "ast_de-en"}
     assert tables["prompt"]["s-b" + SUFFIX] == "translate to english"
     decode = build_template("plain", llm).decode
-    said = decode(greedy(llm, f"translate to german {SAID['s-a']}", 8))
+    said = decode(greedy(llm, f"{SAID['s-a']}\ntranslate to german", 8))
     assert tables["text"]["s-a2" + SUFFIX] == " ".join(said.split())
 
 
