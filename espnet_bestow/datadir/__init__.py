@@ -12,6 +12,7 @@ from espnet_bestow.datadir.directory import (
     write_rejected,
     write_table,
 )
+from espnet_bestow.datadir.rows import Row, write_rows
 from espnet_bestow.datadir.source import AudioSource, read_source
 from espnet_bestow.datadir.task_prompts import TaskError, default_prompt
 from espnet_bestow.datadir.workers import map_in_processes
@@ -23,6 +24,7 @@ __all__ = [
     "DataDir",
     "DataDirError",
     "Problem",
+    "Row",
     "TaskError",
     "count_problems",
     "default_prompt",
@@ -31,5 +33,6 @@ __all__ = [
     "read_source",
     "read_table",
     "write_rejected",
+    "write_rows",
     "write_table",
 ]
