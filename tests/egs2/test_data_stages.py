@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from espnet_bestow.datadir import DataDir, read_rejected
-from tests.egs2.shell import EGS2, run
+from tests.egs2.shell import copy_recipe, run
 
 pytestmark = pytest.mark.recipe
 
@@ -15,13 +15,7 @@ pytestmark = pytest.mark.recipe
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the recipe in which stage 1 is done."""
-    root = tmp_path_factory.mktemp("clone")
-    (root / "espnet_bestow").symlink_to(EGS2.parent / "espnet_bestow")
-    for part in ("TEMPLATE", "mini"):
-        # What an earlier run left in the checkout is no part of the recipe.
-        skip = shutil.ignore_patterns("data", "dump", "exp")
-        shutil.copytree(EGS2 / part, root / "egs2" / part, symlinks=True, ignore=skip)
-    folder = root / "egs2" / "mini" / "bestow1"
+    folder = copy_recipe(tmp_path_factory.mktemp("clone"), "mini")
     options = ["--local_data_opts", "--tier smoke --nj 2 --renderer tone"]
     done = stages(folder, 1, 1, *options)
     assert done.returncode == 0, done.stderr
