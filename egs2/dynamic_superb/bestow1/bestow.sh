@@ -1,0 +1,1 @@
+../../TEMPLATE/bestow1/bestow.sh
