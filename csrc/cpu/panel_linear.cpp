@@ -12,7 +12,9 @@ namespace {
 constexpr int kVecs = kPanel / kLanes;                            // of one panel
 constexpr int kWide = kTileVecs < kVecs ? 1 : kTileVecs / kVecs;  // panels that more than a few rows meet at once
 constexpr int kRows = kTileRows * kTileVecs / (kVecs * kWide);    // rows whose sums then fit into the registers
-constexpr int64_t kAhead = 256;                                   // floats that are asked for ahead of use: 1 KB
+constexpr int kSteady = kRows < kSteadyRows ? kRows : kSteadyRows;
+static_assert(kSteadyRows % kSteady == 0, "whole groups");
+constexpr int64_t kAhead = 256;  // floats that are asked for ahead of use: 1 KB
 
 // R rows of x times P panels. Few rows are summed in S strands, so that additions need not wait for each other.
 template <int R, int P>
@@ -65,7 +67,8 @@ template <int P>
 void all_rows(const PanelLinear& p, int64_t unit) {
   const float* panel = p.panels + unit * kPanel * p.inputs;
   const float* bias = p.bias ? p.bias + unit * kPanel : nullptr;
-  const int64_t groups = (p.rows + kRows - 1) / kRows, size = (p.rows + groups - 1) / groups;
+  const int64_t groups = (p.rows + kRows - 1) / kRows;
+  const int64_t size = p.steady ? kSteady : (p.rows + groups - 1) / groups;
   for (int64_t row = 0; row < p.rows; row += size) {
     const int64_t rows = p.rows - row < size ? p.rows - row : size;
     times_panels<P>(rows, p, p.x + row * p.from_row(), panel, bias, p.out + row * p.outputs + unit * kPanel);
@@ -76,7 +79,7 @@ void all_rows(const PanelLinear& p, int64_t unit) {
 
 void panel_linear(const PanelLinear& p, int64_t begin, int64_t end) {
   // Of few rows memory sets the pace, and one stream is read faster than several.
-  if (p.rows > kRows)
+  if (p.rows > kRows && !p.steady)
     for (; begin + kWide <= end; begin += kWide) all_rows<kWide>(p, begin);
   for (; begin < end; ++begin) all_rows<1>(p, begin);
 }

@@ -80,6 +80,7 @@ void one_problem(const bestow::Kernels& isa) {
 
 void one_panel_linear(const bestow::Kernels& isa) {
   bestow::PanelLinear p{1 + below(30), 1 + below(70), bestow::kPanel * (1 + below(4))};
+  p.steady = p.rows % bestow::kSteadyRows == 0;
   const std::vector<float> x(p.rows * p.inputs, 0.5f), panels(p.inputs * p.outputs, 0.25f), bias(p.outputs, 1.0f);
   std::vector<float> out(p.rows * p.outputs);
   p.x = x.data(), p.panels = panels.data(), p.bias = below(2) ? bias.data() : nullptr, p.out = out.data();

@@ -411,40 +411,26 @@ Tensor conformer_chunk(Tensor x, Tensor chunks, std::vector<Tensor> weights, std
 }
 
 // What the first block does to each frame alone: x (R, D) -> behind its feed-forward, with queries, keys and values,
-// (R, 4 D). Of each of B streams `counts` (B) rows, one stream after the other, go `together` at a time: a frame is
-// rounded alike whatever it is asked for with.
-Tensor conformer_begin(Tensor x, Tensor counts, std::vector<Tensor> weights, int64_t together, double eps) {
+// (R, 4 D). A frame is rounded alike whatever it is asked for with.
+Tensor conformer_begin(Tensor x, std::vector<Tensor> weights, double eps) {
   x = rows_of_streams(x, 1);
-  const int64_t rows = x.size(0), width = x.size(1), streams = counts.numel();
-  const int64_t* count = numbers<int64_t>(counts, ScalarType::Long, streams, "conformer_begin: counts");
-  STD_TORCH_CHECK(together > 0, "conformer_begin: ", together, " together");
-  std::vector<int64_t> firsts;
-  int64_t row = 0;
-  for (int64_t b = 0; b < streams; ++b) {
-    STD_TORCH_CHECK(0 <= count[b] && row + count[b] <= rows, "conformer_begin: ", count[b], " of ", rows, " rows");
-    for (int64_t i = 0; i < count[b]; i += together) firsts.push_back(row + i);
-    row += count[b];
-  }
-  STD_TORCH_CHECK(row == rows, "conformer_begin: ", row, " of ", rows, " rows");
-  firsts.push_back(rows);
+  const int64_t rows = x.size(0), width = x.size(1);
   Weights from(weights);
-  const Beginning beginning(from, width, eps);
+  Beginning beginning(from, width, eps);
   STD_TORCH_CHECK(from.done(), "conformer: weights are left over");
+  for (Panels* each : {&beginning.first.up, &beginning.first.down, &beginning.qkv}) each->steady = true;
   Tensor out = torch::stable::new_empty(x, {rows, 4 * width});
-  const int64_t few = std::max<int64_t>(kFewestRows / together, 1);
-  torch::stable::parallel_for(0, firsts.size() - 1, few, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, rows, kFewestRows, [&](int64_t begin, int64_t end) {
     static thread_local Rooms rooms;
-    float *y = rooms.rows.of(together * width), *heads = rooms.wide.of(together * 3 * width);
-    float* normed = rooms.normed.of(together * width);
-    for (int64_t group = begin; group < end; ++group) {
-      const int64_t first = firsts[group], some = firsts[group + 1] - first;
-      std::memcpy(y, floats(x) + first * width, some * width * sizeof(float));
-      beginning(y, some, normed, heads, rooms.inner);
-      float* to = static_cast<float*>(out.data_ptr()) + first * 4 * width;
-      for (int64_t i = 0; i < some; ++i, to += 4 * width) {
-        std::memcpy(to, y + i * width, width * sizeof(float));
-        std::memcpy(to + width, heads + i * 3 * width, 3 * width * sizeof(float));
-      }
+    for (int64_t some; begin < end; begin += some) {
+      some = std::min(end - begin, kRowsTogether);
+      const int64_t whole = (some + kSteadyRows - 1) / kSteadyRows * kSteadyRows;
+      float *y = rooms.rows.of(whole * width), *heads = rooms.wide.of(whole * 3 * width);
+      std::fill(std::copy_n(floats(x) + begin * width, some * width, y), y + whole * width, 0.0f);
+      beginning(y, whole, rooms.normed.of(whole * width), heads, rooms.inner);
+      float* to = static_cast<float*>(out.data_ptr()) + begin * 4 * width;
+      for (int64_t i = 0; i < some; ++i)
+        to = std::copy_n(heads + i * 3 * width, 3 * width, std::copy_n(y + i * width, width, to));
     }
   });
   return out;
@@ -483,8 +469,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bestow, m) {
   m.def(
       "conformer_chunk(Tensor x, Tensor chunks, Tensor[] weights, Tensor(a!)[] windows, Tensor seen, Tensor[] past, "
       "Tensor(b!)[] after, int heads, int size, int places, float eps, float scale) -> Tensor");
-  // x (R, D), of which counts (B) belong to each of B streams -> (R, 4 D)
-  m.def("conformer_begin(Tensor x, Tensor counts, Tensor[] weights, int together, float eps) -> Tensor");
+  // x (R, D) -> (R, 4 D)
+  m.def("conformer_begin(Tensor x, Tensor[] weights, float eps) -> Tensor");
   // x (R, 4 D), of which lengths (B) belong to each of B recordings -> the first `wanted` (B) of each, (R', D)
   m.def(
       "conformer_whole(Tensor x, Tensor lengths, Tensor wanted, Tensor[] weights, int blocks, int kernel, int heads, "

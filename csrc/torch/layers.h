@@ -84,6 +84,7 @@ struct Panels {
   const float* weight;  // (N / 16, K, 16)
   const float* bias;    // (N) or null
   int64_t inputs, outputs;
+  bool steady = false;  // see PanelLinear
 
   Panels(Weights& from, int64_t inputs_, int64_t outputs_ = 0) {
     const Tensor& w = from.next();
@@ -104,7 +105,7 @@ struct Panels {
 
   // Rows of x may be `row` apart.
   void operator()(const float* x, int64_t rows, float* out, int64_t row = 0) const {
-    multiply(PanelLinear{rows, inputs, outputs, x, weight, bias, out, row});
+    multiply(PanelLinear{rows, inputs, outputs, x, weight, bias, out, row, steady});
   }
 };
 

@@ -16,10 +16,6 @@ from espnet_bestow.ops import native
 _FRAMES = 64
 """Relative positions are known for so many at first; the tables grow with the recordings."""
 
-_TOGETHER = 64
-"""Frames that begin together, where nobody asks for the same ones in other company."""
-
-
 class WholePass:
     """Encodes recordings as :class:`StreamingFastConformerEncoder` does.
 
@@ -45,25 +41,13 @@ class WholePass:
     @torch.inference_mode()
     def __call__(self, feats: Tensor, lengths: Tensor) -> list[Tensor]:
         """Features (B, T, 80), true lengths (B,) -> the frames of each recording, (F_i, D)."""
-        counts = subsampled(lengths)
-        return self.encode(self.begin(subsample(self.stages, feats, lengths), counts), counts)
+        return self.encode(self.begin(subsample(self.stages, feats, lengths)), subsampled(lengths))
 
     @torch.inference_mode()
-    def begin(self, x: Tensor, counts: Tensor, together: int = _TOGETHER) -> Tensor:
-        """What sub-sampled frames become until they look at others.
-
-        Args:
-            x: (R, D) frames of recordings, one after the other.
-            counts: (B,) how many of each.
-            together: frames of a recording that are computed together. From a multiple of it on, a frame is the same to
-                the last bit whatever comes before and after these.
-
-        Returns:
-            (R, 4 D).
-        """
+    def begin(self, x: Tensor) -> Tensor:
+        """What sub-sampled frames (R, D) become until they look at others, (R, 4 D); each the same for ever."""
         assert native is not None
-        eps = self.blocks[0].block.norm_out.eps
-        return native.conformer_begin(x * self.encoder.input_scale, counts, self._beginning, together, eps)
+        return native.conformer_begin(x * self.encoder.input_scale, self._beginning, self.blocks[0].block.norm_out.eps)
 
     @torch.inference_mode()
     def encode(self, x: Tensor, counts: Tensor, wanted: Tensor | None = None) -> list[Tensor]:

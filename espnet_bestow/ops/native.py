@@ -211,18 +211,13 @@ def conformer_chunk(  # noqa: PLR0913 (the op's arguments)
     )
 
 
-def conformer_begin(
-    x: Tensor,  # (R, D) frames of B streams, one stream after the other
-    counts: Tensor,  # (B,) int64, frames of each
-    weights: list[Tensor],
-    together: int,  # frames of a stream that are computed together, which decides how sums are rounded
-    eps: float,
-) -> Tensor:  # (R, 4 D)
-    """What the first block of a conformer does to each frame alone, without gradient.
+def conformer_begin(x: Tensor, weights: list[Tensor], eps: float) -> Tensor:
+    """What the first block of a conformer does to each frame of x (R, D) alone, (R, 4 D), without gradient.
 
-    That is the frame behind the first feed-forward, and its query, key and value; of the weights it needs those.
+    That is the frame behind the first feed-forward, and its query, key and value; of the weights it needs those. A frame
+    is the same to the last bit whatever stands beside it.
     """
-    return torch.ops.bestow.conformer_begin(x, counts, weights, together, eps)
+    return torch.ops.bestow.conformer_begin(x, weights, eps)
 
 
 def conformer_whole(  # noqa: PLR0913 (the op's arguments)

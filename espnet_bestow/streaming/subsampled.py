@@ -93,8 +93,7 @@ class Begun(Subsampled):
         frames, pasts = super().__call__(spans)
         if not frames:
             return frames, pasts
-        counts = [len(each) for each in frames]
-        return self.begin(torch.cat(list(frames)), torch.tensor(counts), BLOCK).split(counts), pasts
+        return self.begin(torch.cat(list(frames))).split([len(each) for each in frames]), pasts
 
 
 class FromAudio(NamedTuple):

@@ -72,8 +72,7 @@ for width in (32, 48):
 @pytest.mark.parametrize("counts", [[30, 12, 9, 100, 1], [40], [13] * 20])
 def test_frames_that_nobody_wants_change_nothing(counts):
     quick = whole().whole_pass()
-    lengths = torch.tensor(counts)
-    x = quick.begin(torch.randn(sum(counts), 32), lengths)
+    x, lengths = quick.begin(torch.randn(sum(counts), 32)), torch.tensor(counts)
     everything = quick.encode(x, lengths)
     for wanted in ([8, 12, 9, 77, 1], [1] * 5, [30, 1, 9, 1, 1]):
         asked = torch.tensor((wanted * 4)[: len(counts)]).minimum(lengths)
@@ -83,16 +82,14 @@ def test_frames_that_nobody_wants_change_nothing(counts):
 
 
 @needs_kernels
-@pytest.mark.parametrize("counts", [[], [0], [1], [5, 0, 8], [70, 9], [200]])
-def test_a_frame_begins_the_same_whoever_is_beside_it(counts):
+@pytest.mark.parametrize("rows", [0, 1, 3, 4, 70, 201])
+def test_a_frame_begins_the_same_whoever_is_beside_it(rows):
     quick = whole(48).whole_pass()
-    x, lengths = torch.randn(sum(counts), 48), torch.tensor(counts, dtype=torch.int64)
-    found = quick.begin(x, lengths, together=4)
-    assert found.shape == (sum(counts), quick.begun_width)
-    alone = [part for row in x.split(counts) for part in row.split(4) if len(part)]
-    alone = [quick.begin(part, torch.tensor([len(part)]), together=4) for part in alone]
-    assert torch.equal(found, torch.cat([found[:0], *alone]))
-    torch.testing.assert_close(found, quick.begin(x, lengths), rtol=1e-5, atol=1e-5)
+    x = torch.randn(rows, 48)
+    found = quick.begin(x)
+    assert found.shape == (rows, quick.begun_width)
+    for size in (1, 3, 9, 64):
+        assert torch.equal(found, torch.cat([found[:0], *(quick.begin(part) for part in x.split(size) if len(part))]))
 
 
 @needs_kernels
@@ -102,7 +99,7 @@ def test_one_block_is_first_and_last():
     ).eval()
     assert largest_difference(encoder, [100, 1, 64, 333]) < 1e-5
     quick, lengths = encoder.whole_pass(), torch.tensor([30, 7])
-    x = quick.begin(torch.randn(37, 32), lengths)
+    x = quick.begin(torch.randn(37, 32))
     asked = quick.encode(x, lengths, torch.tensor([4, 7]))
     for most, some, every in zip((4, 7), asked, quick.encode(x, lengths), strict=True):
         torch.testing.assert_close(some, every[:most], rtol=0, atol=1e-6)
@@ -128,13 +125,9 @@ def test_wrong_arguments_are_errors():
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match=r"conformer|a step"):
             ops.native.conformer_whole(**(right | wrong))
-    begun = {
-        "x": torch.randn(12, 32), "counts": torch.tensor([9, 3]), "weights": quick._beginning, "together": 4,
-        "eps": 1e-5,
-    }  # fmt: skip
+    begun = {"x": torch.randn(12, 32), "weights": quick._beginning, "eps": 1e-5}
     for wrong in (
-        {"x": torch.randn(13, 32)}, {"x": torch.randn(12, 32).double()}, {"x": torch.randn(12, 48)}, {"together": 0},
-        {"counts": torch.tensor([9, 4])}, {"counts": torch.tensor([13, -1])}, {"counts": torch.tensor([9, 3]).int()},
+        {"x": torch.randn(12, 32).double()}, {"x": torch.randn(12, 48)}, {"x": torch.randn(12)},
         {"weights": quick._weights}, {"weights": quick._beginning[1:]},
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match=r"conformer|a step"):

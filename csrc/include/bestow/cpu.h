@@ -48,6 +48,7 @@ struct Softmax : Staircase {
 // out = x W^T + bias in float32, W cut in panels of kPanel outputs.
 constexpr int64_t kPanel = 16;
 
+constexpr int64_t kSteadyRows = 4;
 struct PanelLinear {
   int64_t rows, inputs, outputs;  // M, K, N; N a multiple of kPanel
   const float* x;                 // (M, K)
@@ -55,6 +56,7 @@ struct PanelLinear {
   const float* bias;              // (N,) or null
   float* out;                     // (M, N)
   int64_t x_row = 0;              // stride of rows of x that are not dense; they may overlap
+  bool steady = false;            // every row is rounded alike, whatever its neighbours; M is a multiple of kSteadyRows
   int64_t units() const { return outputs / kPanel; }
   int64_t from_row() const { return x_row > 0 ? x_row : inputs; }
 };
