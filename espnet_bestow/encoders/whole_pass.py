@@ -16,6 +16,7 @@ from espnet_bestow.ops import native
 _FRAMES = 64
 """Relative positions are known for so many at first; the tables grow with the recordings."""
 
+
 class WholePass:
     """Encodes recordings as :class:`StreamingFastConformerEncoder` does.
 

@@ -214,8 +214,8 @@ def conformer_chunk(  # noqa: PLR0913 (the op's arguments)
 def conformer_begin(x: Tensor, weights: list[Tensor], eps: float) -> Tensor:
     """What the first block of a conformer does to each frame of x (R, D) alone, (R, 4 D), without gradient.
 
-    That is the frame behind the first feed-forward, and its query, key and value; of the weights it needs those. A frame
-    is the same to the last bit whatever stands beside it.
+    That is the frame behind the first feed-forward, and its query, key and value; of the weights it needs those. A
+    frame is the same to the last bit whatever stands beside it.
     """
     return torch.ops.bestow.conformer_begin(x, weights, eps)
 
