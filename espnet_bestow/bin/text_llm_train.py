@@ -11,14 +11,14 @@ from pathlib import Path
 from espnet_bestow.bin.arguments import fail_with_one_line, true_or_false
 from espnet_bestow.datadir import DataDir
 from espnet_bestow.llm.text_config import read_config
-from espnet_bestow.llm.text_lines import read_lines
+from espnet_bestow.llm.text_lines import read_lines, unlearned
 from espnet_bestow.llm.text_training import TextData, TextTraining
 from espnet_bestow.llm.tokenizer import load_tokenizer
 from espnet_bestow.prompt import TEMPLATES, PromptTemplate, asked_in_text
 
 
 def text_tasks(path: str | None, template: PromptTemplate) -> list[list[int]]:
-    """What a data directory's rows ask about their transcripts, and the answers, as token ids."""
+    """What a data directory's rows ask about their transcripts, and the answers, as token ids; answers are learned."""
     if path is None:
         return []
     data = DataDir.read(path)
@@ -26,7 +26,7 @@ def text_tasks(path: str | None, template: PromptTemplate) -> list[list[int]]:
     for uid, words in sorted(data.table("src_text").items()):
         if uid in prompts and uid in answers:
             example = template.encode(asked_in_text(prompts[uid], words), answers[uid], uid)
-            found.append([*example.prompt, *example.answer])
+            found.append([*unlearned(example.prompt), *example.answer])
     if not found:
         raise ValueError(f"{path}: no row has prompt, src_text and text")
     return found

@@ -70,6 +70,11 @@ def encode_lines(
     return out
 
 
+def unlearned(ids: Sequence[int]) -> list[int]:
+    """Tokens of a row that are read but not learned: :func:`collate` knows them by being negative."""
+    return [~token for token in ids]
+
+
 def bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
     """One epoch of batches in random order, each of rows of similar length.
 
@@ -98,6 +103,6 @@ def collate(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
     Causal attention keeps padding on the right from reaching real positions, so no mask is needed.
     """
-    ids = pad_sequence([row[:-1] for row in rows], batch_first=True)
+    ids = pad_sequence([torch.where(row < 0, ~row, row)[:-1] for row in rows], batch_first=True)
     labels = pad_sequence([row[1:] for row in rows], batch_first=True, padding_value=IGNORED)
-    return ids, labels
+    return ids, labels.where(labels >= 0, IGNORED)

@@ -32,7 +32,7 @@ class ResumeError(ValueError):
 
 @dataclass(frozen=True)
 class TextData:
-    """Lines to learn from and lines to measure on; and, as token ids, examples of tasks."""
+    """Lines to learn from and lines to measure on; and examples of tasks as token ids, see ``unlearned``."""
 
     train: Sequence[str]
     valid: Sequence[str]

@@ -16,7 +16,14 @@ from espnet_bestow.llm.causal_lm import CausalLM, load_causal_lm
 from espnet_bestow.llm.continuation import Continuer
 from espnet_bestow.llm.perplexity import perplexity
 from espnet_bestow.llm.text_config import TextTrainingConfig
-from espnet_bestow.llm.text_lines import bucketed_batches, encode_lines, endless_batches
+from espnet_bestow.llm.text_lines import (
+    IGNORED,
+    bucketed_batches,
+    collate,
+    encode_lines,
+    endless_batches,
+    unlearned,
+)
 from espnet_bestow.llm.text_training import learning_rate
 from espnet_bestow.llm.tokenizer import load_tokenizer
 from espnet_bestow.prompt import asked_in_text, build_template
@@ -245,3 +252,9 @@ def test_an_llm_learns_tasks_from_transcripts(folder, tmp_path):
     write_files(data, prompt="c nothing\n")
     with pytest.raises(SystemExit, match="no row has prompt, src_text and text"):
         text_llm_train.main([*arguments(folder, tmp_path / "other"), *options])
+
+
+def test_what_is_unlearned_is_read_but_no_label():
+    ids, labels = collate([torch.tensor([*unlearned([7, 0, 8]), 5, 2]), torch.tensor([1, 9, 2])])
+    assert ids.tolist() == [[7, 0, 8, 5], [1, 9, 0, 0]]
+    assert labels.tolist() == [[IGNORED, IGNORED, 5, 2], [9, 2, IGNORED, IGNORED]]
