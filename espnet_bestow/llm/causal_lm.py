@@ -6,7 +6,6 @@ Three classes, chosen by name in the YAML (``llm: full | frozen | lora``; the th
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from espnet_bestow.llm.llama_step import Reader, llama_step, suits
+from espnet_bestow.llm.llama_step import NO_READERS, Reader, llama_step, suits
 from espnet_bestow.llm.llama_token import LlamaToken
 from espnet_bestow.llm.seated import SeatedLLMState
 from espnet_bestow.llm.tokenizer import not_found
@@ -42,9 +41,6 @@ class LLMState:
         """New positions, mask (B, U): which of all N they may see, (B, U, N), None for all; their numbers (B, U)."""
         self.mask = torch.cat([self.mask, mask], 1)
         return causal_mask(self.mask, new=mask.shape[1]), _positions(self.mask)[:, -mask.shape[1] :]
-
-
-_NONE: Mapping[int, Reader] = MappingProxyType({})
 
 
 def _positions(mask: Tensor) -> Tensor:
@@ -135,7 +131,7 @@ class CausalLM(nn.Module):
         mask: Tensor,
         state: LLMState | SeatedLLMState | None = None,
         keep: Tensor | int = 0,
-        readers: Mapping[int, Reader] = _NONE,
+        readers: Mapping[int, Reader] = NO_READERS,
     ) -> Tensor:
         """Runs N new positions.
 

@@ -6,6 +6,7 @@ arithmetic of a small model. Layers are called as the modules they are, so adapt
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3
 
 Reader = Callable[[Tensor], Tensor]
 """What hidden states (B, U, D) go through before a layer."""
+NO_READERS: Mapping[int, Reader] = MappingProxyType({})
 
 
 def suits(model: PreTrainedModel) -> bool:
@@ -40,7 +42,7 @@ def llama_step(
     positions: Tensor,
     cache: Cache,
     keep: Tensor | int,
-    readers: Mapping[int, Reader],
+    readers: Mapping[int, Reader] = NO_READERS,
 ) -> Tensor:
     """Runs U new positions.
 
