@@ -60,10 +60,7 @@ def build(llm: tuple[int, int, int, int], connector: dict[str, Any], encoder: in
         LlamaForCausalLM(config).save_pretrained(folder)
         loaded = CausalLM(folder)
     options = {"name": "cross_attention", **connector}
-    name = options.pop("name")
-    if name == "per_layer":
-        options["text_layers"] = layers
-    made = CONNECTORS[name](width, encoder, **options)
+    made = CONNECTORS[options.pop("name")].beside(width, layers, encoder, **options)
     return BestowModel(nn.Identity(), made, loaded, nn.Identity()).eval()
 
 

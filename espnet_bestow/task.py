@@ -252,7 +252,8 @@ class BestowTask(ASRTask):
         connector = llm = None
         if model_conf.get("ctc_weight", 0.0) < 1.0:
             llm = llm_choices.get_class(args.llm)(**{"path": _llm_path(args), **args.llm_conf})
-            connector = _build_connector(args, llm, size)
+            choice = connector_choices.get_class(args.connector)
+            connector = choice.beside(llm.width, llm.depth, size, **args.connector_conf)
         model_conf["teacher"] = cls.build_model_from_file(*locate(teacher))[0] if teacher else None
         model = ESPnetBestowModel(
             features, encoder, connector, llm, policy, ctc_head, tasks=cls.task_names(args), **model_conf
@@ -328,12 +329,6 @@ def _build_preencoder(args: argparse.Namespace, size: int) -> Any:
     cls = preencoder_choices.get_class(args.preencoder)
     supplied = {"input_size": size} if "input_size" in inspect.signature(cls).parameters else {}
     return cls(**{**supplied, **args.preencoder_conf})
-
-
-def _build_connector(args: argparse.Namespace, llm: CausalLM, size: int) -> Connector:
-    cls = connector_choices.get_class(args.connector)
-    supplied = {"text_layers": llm.depth} if "text_layers" in inspect.signature(cls).parameters else {}
-    return cls(llm.width, size, **supplied, **args.connector_conf)
 
 
 def _check_conf(choice: str, cls: type, conf: dict[str, Any]) -> None:

@@ -50,9 +50,11 @@ def loud_model(llm: Path, connector: str = "cross_attention", seed: int = 3) -> 
     options = {
         "cross_attention": {"dim": 16},
         "recurrent": {"hidden": 16},
-        "per_layer": {"text_layers": lm.depth, "gate": 1.0},
+        "per_layer": {"gate": 1.0},
     }[connector]
-    model = BestowModel(encoder, CONNECTORS[connector](lm.width, 8, num_heads=2, **options), lm, _AsIs()).eval()
+    model = BestowModel(
+        encoder, CONNECTORS[connector].beside(lm.width, lm.depth, 8, num_heads=2, **options), lm, _AsIs()
+    ).eval()
     for name, parameter in model.connector.named_parameters():
         if "cross_attention" in name and parameter.dim() > 1:
             parameter.data *= 4.0

@@ -45,9 +45,7 @@ def build(path, configuration="two blocks"):
     if name == "cross_attention":
         options = {"dim": 16, "num_heads": 4, **options}
     llm = CausalLM(str(path))
-    if name == "per_layer":
-        options = {"text_layers": llm.depth, **options}
-    connector = CONNECTORS[name](llm.width, 6, **options)
+    connector = CONNECTORS[name].beside(llm.width, llm.depth, 6, **options)
     return BestowModel(nn.Identity(), connector, llm, nn.Identity()).eval()
 
 

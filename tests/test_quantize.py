@@ -13,7 +13,7 @@ from espnet_bestow.seats import Seats
 OPTIONS = {
     "blsp": {"bottleneck": 8},
     "cross_attention": {"dim": 32, "num_heads": 4},
-    "per_layer": {"num_heads": 4, "text_layers": 2, "gate": 0.7},
+    "per_layer": {"num_heads": 4, "gate": 0.7},
     "prepend": {"dim": 32, "num_heads": 4},
     "recurrent": {"hidden": 16, "num_heads": 4},
     "slm": {"num_heads": 2},
@@ -59,7 +59,7 @@ def test_unknown_precisions_are_named():
 def test_connectors_in_smaller_weights_write_nearly_the_same(name, precision):
     """... in both of their states: speech projected once, and speech absorbed for sessions."""
     torch.manual_seed(0)
-    connector = CONNECTORS[name](24, 6, **OPTIONS[name]).eval()
+    connector = CONNECTORS[name].beside(24, 2, 6, **OPTIONS[name]).eval()
     small = copy.deepcopy(connector)
     quantize(small, precision)
     assert not any(type(module) is nn.Linear for module in small.modules())

@@ -9,7 +9,7 @@
 namespace bestow::BESTOW_ISA {
 namespace {
 
-inline int64_t vectors(int64_t n) { return (n + kLanes - 1) / kLanes; }
+inline int64_t vectors(int64_t n) { return round_up(n, kLanes) / kLanes; }
 inline Vec load_some(const float* p, int64_t n) { return n >= kLanes ? load(p) : load_first(p, n); }
 inline void store_some(float* p, Vec x, int64_t n) { n >= kLanes ? store(p, x) : store_first(p, x, n); }
 
@@ -76,7 +76,7 @@ void soften(int64_t frames, const float* by_place, float* scores) {
 // (d, pitch).
 void weigh(const ChunkAttention& p, const ChunkWindow& window, int64_t h, int64_t i, int64_t rows, const float* turned,
            float* scratch, float* weights) {
-  const int64_t d = p.head, pitch = p.pitch(), wide = pitch + 16;
+  const int64_t d = p.head, pitch = p.pitch(), wide = pitch + 16;  // see ChunkAttention::scratch
   float *content = scratch, *place = content + rows * d, *by_place = place + rows * d;
   for (int64_t r = 0; r < rows; ++r) {
     const float* q = p.queries + (window.row + i + r) * p.query_row + h * d;

@@ -12,6 +12,7 @@ namespace {
 constexpr int kVecs = kPanel / kLanes;                            // of one panel
 constexpr int kWide = kTileVecs < kVecs ? 1 : kTileVecs / kVecs;  // panels that more than a few rows meet at once
 constexpr int kRows = kTileRows * kTileVecs / (kVecs * kWide);    // rows whose sums then fit into the registers
+// Rows of a group where the group's size, which decides how sums are cut, must be the same for all.
 constexpr int kSteady = kRows < kSteadyRows ? kRows : kSteadyRows;
 static_assert(kSteadyRows % kSteady == 0, "whole groups");
 constexpr int64_t kAhead = 256;  // floats that are asked for ahead of use: 1 KB

@@ -40,7 +40,11 @@ def continue_data_dir(args: argparse.Namespace) -> None:
     data = read_data_dir(args)
     if data.segments:
         raise ValueError(f"{data.path}: cut the segments into utterances first (stage 3)")
-    said, rows = data.table("src_text"), _of_tasks(data, args.tasks)
+    said = data.table("src_text")
+    data.check_ids()
+    every = _of_tasks(data, args.tasks)
+    problems = [Problem(uid, args.src_text_file, "empty src_text", "no words") for uid in every if not said[uid]]
+    rows = [uid for uid in every if said[uid]]
     if args.own_prompts:
         asked = {uid: data.table("prompt")[uid] for uid in rows}
     else:
@@ -49,7 +53,7 @@ def continue_data_dir(args: argparse.Namespace) -> None:
     longest = args.max_prompt_tokens
     if template.max_tokens is not None:
         longest = min(longest, template.max_tokens - args.max_tokens)
-    prompts, problems = {}, []
+    prompts = {}
     for uid, prompt in asked.items():
         ids = template.encode_prompt(asked_in_text(prompt, said[uid]), uid)
         if len(ids) > longest:
@@ -67,14 +71,12 @@ def continue_data_dir(args: argparse.Namespace) -> None:
     DataDir(args.output_dir, tables).write(args.output_dir)
     write_rejected(args.output_dir / REJECTED, problems)
     left_out = f"; left out: {count_problems(problems)}, see {args.output_dir / REJECTED}" if problems else ""
-    print(f"{args.output_dir}: {len(kept)} of {len(asked)} rows{left_out}", file=sys.stderr)
+    print(f"{args.output_dir}: {len(kept)} rows{left_out}", file=sys.stderr)
 
 
 def _of_tasks(data: DataDir, tasks: Sequence[str] | None) -> list[str]:
-    """All rows of some tasks (None: of all) with audio and a transcript."""
-    said, sources = data.table("src_text"), data.sources()
-    task = {} if tasks is None else data.table("utt2task")
-    return [uid for uid in sorted(said) if said[uid] and uid in sources and (tasks is None or task.get(uid) in tasks)]
+    """All rows of some tasks (None: of all)."""
+    return [uid for uid in data.uids() if tasks is None or data.table("utt2task")[uid] in tasks]
 
 
 def _one_of_each(data: DataDir, rows: Sequence[str], prompt: str) -> dict[str, str]:

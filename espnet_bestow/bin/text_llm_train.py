@@ -23,12 +23,13 @@ def text_tasks(path: str | None, template: PromptTemplate) -> list[list[int]]:
         return []
     data = DataDir.read(path)
     prompts, answers, found = data.table("prompt"), data.table("text"), []
-    for uid, words in sorted(data.table("src_text").items()):
-        if uid in prompts and uid in answers:
-            example = template.encode(asked_in_text(prompts[uid], words), answers[uid], uid)
-            found.append([*unlearned(example.prompt), *example.answer])
-    if not found:
-        raise ValueError(f"{path}: no row has prompt, src_text and text")
+    said = data.table("src_text")
+    data.check_ids()
+    for uid, words in sorted(said.items()):
+        if not words:
+            raise ValueError(f"{path}/src_text: row '{uid}' has no words")
+        example = template.encode(asked_in_text(prompts[uid], words), answers[uid], uid)
+        found.append([*unlearned(example.prompt), *example.answer])
     return found
 
 

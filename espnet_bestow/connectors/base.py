@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -86,8 +86,7 @@ class Connector(nn.Module, ABC):
     A full teacher-forced pass is one call with a fresh state; step-by-step decoding is many calls with the same
     state. There is no second code path, which is why both give the same numbers.
 
-    Constructors take ``text_dim`` (D_llm) and ``speech_dim`` (D_enc) first, then ``text_layers`` where they want to
-    know how many layers the LLM has, then their own options.
+    Constructors take ``text_dim`` (D_llm) and ``speech_dim`` (D_enc) first, then their own options.
     """
 
     hears_all = False
@@ -98,6 +97,11 @@ class Connector(nn.Module, ABC):
 
     attends = False
     """Whether its states have ``watch()``: attention to speech that training can teach (:mod:`..alignment`)."""
+
+    @classmethod
+    def beside(cls, text_dim: int, text_layers: int, speech_dim: int, **options: Any) -> "Connector":
+        """One for an LLM of so many layers, which hardly any connector has to know."""
+        return cls(text_dim, speech_dim, **options)
 
     def positions(self, frames: int) -> int:
         """How many of the LLM's positions speech of so many frames takes, before the text."""

@@ -8,6 +8,7 @@ layers are as many and as wide as the LLM's own, and where a token looks is know
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +111,11 @@ class PerLayerConnector(Connector):
         self.layers: Sequence[ReadingLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
         self.speech_dim = speech_dim
         initialize(self)
+
+    @classmethod
+    def beside(cls, text_dim: int, text_layers: int, speech_dim: int, **options: Any) -> "PerLayerConnector":
+        """See base class."""
+        return cls(text_dim, speech_dim, text_layers, **options)
 
     def start(self, speech: Speech) -> PerLayerState:
         """Projects speech (B, F, D_enc) to the keys and values of every layer, once per utterance."""

@@ -91,6 +91,11 @@ class DataDir:
             raise DataDirError(f"{self.path / name}: missing file (stage 3 completes what can be)")
         return self.tables[name]
 
+    def check_ids(self) -> None:
+        """An error that counts the rows which some table lacks, and names the first."""
+        if problems := self.id_problems():
+            raise DataDirError(f"{self.path}: {count_problems(problems)}; the first is {problems[0]}")
+
     def id_problems(self) -> list[Problem]:
         """One problem for every (row, table) where a table lacks a row that another has."""
         tables = self._row_tables()

@@ -62,7 +62,7 @@ def test_rows_are_what_the_llm_goes_on_with(folder, tmp_path, llm, batch_size, c
         assert data.tables["utt2task"][new] == "continuation" and data.tables["utt2spk"][new] == "s"
         assert data.tables["wav.scp"][new].endswith(f"{uid}.wav")
     assert len(set(data.tables["text"].values())) > 1
-    assert "3 of 3 rows" in capsys.readouterr().err
+    assert "out: 3 rows\n" in capsys.readouterr().err
 
 
 def test_rows_may_ask_what_they_ask(folder, tmp_path, llm):
@@ -85,7 +85,15 @@ def test_what_is_left_out_is_counted_and_named(folder, tmp_path, llm, capsys):
     rejected = read_rejected(tmp_path / "out" / "rejected.tsv")
     assert [each.uid for each in rejected] == ["s-c"] and "at most 12" in rejected[0].value
     assert data.uids() == ["s-a" + SUFFIX, "s-b" + SUFFIX]
-    assert "2 of 3 rows; left out: 1 prompt too long" in capsys.readouterr().err
+    assert "out: 2 rows; left out: 1 prompt too long" in capsys.readouterr().err
+
+
+def test_rows_without_words_are_counted(folder, tmp_path, llm, capsys):
+    said = {**SAID, "s-a2": "", "s-b": ""}
+    write_files(folder, src_text="".join(f"{uid} {words}\n" for uid, words in said.items()))
+    data = run(folder, tmp_path / "out", llm, "--max_tokens", "4")
+    assert data.uids() == ["s-a" + SUFFIX, "s-c" + SUFFIX]
+    assert "2 rows; left out: 2 empty src_text" in capsys.readouterr().err
 
 
 def test_the_end_token_ends_a_continuation(llm):
@@ -100,8 +108,11 @@ def test_the_end_token_ends_a_continuation(llm):
 
 
 def test_bad_input_is_one_line(folder, tmp_path, llm):
+    transcripts = (folder / "src_text").read_text()
     (folder / "src_text").unlink()
     with pytest.raises(SystemExit, match=r"error: .*src_text: missing file"):
         run(folder, tmp_path / "out", llm)
     with pytest.raises(SystemExit, match=r"error: llm path='nowhere'"):
-        run(write_files(folder, src_text="s-a hello\n"), tmp_path / "out", "nowhere")
+        run(write_files(folder, src_text=transcripts), tmp_path / "out", "nowhere")
+    with pytest.raises(SystemExit, match=r"error: .*3 id not in src_text; the first is utterance 's-a2'"):
+        run(write_files(folder, src_text="s-a hello\n"), tmp_path / "out", llm)

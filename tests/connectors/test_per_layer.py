@@ -1,7 +1,5 @@
 """What is peculiar to reading in the LLM's layers; the properties of all connectors are in test_model.py."""
 
-import argparse
-
 import pytest
 import torch
 from torch import nn
@@ -12,7 +10,7 @@ from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.llm.causal_lm import CausalLM, FrozenCausalLM
 from espnet_bestow.llm.lora import LoRACausalLM
 from espnet_bestow.model import BestowModel
-from espnet_bestow.task import _build_connector, _check_conf
+from espnet_bestow.task import _check_conf
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
 from tests.llm_fixtures import write_llm
 from tests.test_alignment import speaking
@@ -112,11 +110,10 @@ def test_its_attention_can_be_taught(path, policy):
     assert losses[0] > 0 and losses[-1] < 0.5 * losses[0]
 
 
-def test_the_task_knows_how_many_layers_there_are(path):
+def test_the_llm_says_how_many_layers_there_are(path):
     llm = CausalLM(path)
-    args = argparse.Namespace(connector="per_layer", connector_conf={"num_heads": 2, "every": 2})
-    connector = _build_connector(args, llm, 6)
-    assert isinstance(connector, PerLayerConnector) and list(connector.places) == [0]
+    connector = PerLayerConnector.beside(llm.width, llm.depth, 6, num_heads=2, every=2)
+    assert llm.depth == 2 and list(connector.places) == [0]
     with pytest.raises(ValueError, match=r"connector_conf: unknown key text_layers; PerLayerConnector knows"):
         _check_conf("connector", PerLayerConnector, {"text_layers": 3})
     with pytest.raises(ValueError, match="every=0 must be >= 1"):

@@ -250,7 +250,10 @@ def test_an_llm_learns_tasks_from_transcripts(folder, tmp_path):
         "b": "turn on the light",
     }
     write_files(data, prompt="c nothing\n")
-    with pytest.raises(SystemExit, match="no row has prompt, src_text and text"):
+    with pytest.raises(SystemExit, match=r"id not in prompt.*the first is utterance 'a'"):
+        text_llm_train.main([*arguments(folder, tmp_path / "other"), *options])
+    write_files(data, prompt="a what\nb what\n", src_text="a\nb hello\n")
+    with pytest.raises(SystemExit, match=r"src_text: row 'a' has no words"):
         text_llm_train.main([*arguments(folder, tmp_path / "other"), *options])
 
 
