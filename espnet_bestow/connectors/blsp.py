@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet_bestow.connectors.base import Speech
-from espnet_bestow.connectors.prepend import Prepending
+from espnet_bestow.connectors.prepend import STRIDE, Prepending, halve
 from espnet_bestow.encoders.lengths import valid_frames
-
-_STRIDE = 2
 
 
 class BLSPConnector(Prepending):
@@ -35,7 +33,7 @@ class BLSPConnector(Prepending):
             raise ValueError(f"connector: num_layers={num_layers} must be >= 1 and kernel_size={kernel_size} odd")
         widths = [speech_dim] * num_layers + [text_dim]
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(before, 2 * after, kernel_size, _STRIDE, kernel_size // 2) for before, after in pairwise(widths)
+            nn.Conv1d(before, 2 * after, kernel_size, STRIDE, kernel_size // 2) for before, after in pairwise(widths)
         )
         self.narrow = nn.Linear(text_dim, bottleneck, bias=False)
         self.wide = nn.Linear(bottleneck, text_dim, bias=False)
@@ -43,15 +41,13 @@ class BLSPConnector(Prepending):
 
     def positions(self, frames: int) -> int:
         """See base class."""
-        return -(-frames // _STRIDE ** len(self.convolutions))
+        return -(-frames // STRIDE ** len(self.convolutions))
 
     def adapt(self, speech: Speech) -> tuple[Tensor, Tensor]:
         """See base class."""
         x, lengths = speech.frames, speech.lengths
-        valid = valid_frames(lengths, x.shape[1])
         for convolution in self.convolutions:
-            x = F.glu(convolution((x * valid[..., None]).transpose(1, 2)), 1).transpose(1, 2)
-            lengths = -(-lengths // _STRIDE)
-            valid = valid_frames(lengths, x.shape[1])
+            x, lengths = halve(convolution, x, lengths)
+            x = F.glu(x)
         x = x + self.wide(F.gelu(self.narrow(x)))
-        return self.norm(x), valid
+        return self.norm(x), valid_frames(lengths, x.shape[1])

@@ -17,7 +17,7 @@ from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, S
 from espnet_bestow.connectors.conformer import ConformerLayer, some_frame
 from espnet_bestow.encoders.lengths import valid_frames
 
-_STRIDE = 2
+STRIDE = 2
 
 
 @dataclass
@@ -42,6 +42,12 @@ class PrependState:
             prefix, mask = (x.repeat_interleave(rows // len(x), 0) for x in (prefix, mask))
         self.prefix, self.mask = prefix[:, :0], mask[:, :0]
         return prefix, mask
+
+
+def halve(convolution: nn.Module, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """x (B, F, D) through a convolution of stride 2, which hears silence behind each end: (B, F', D'), lengths (B,)."""
+    heard = x * valid_frames(lengths, x.shape[1])[..., None]
+    return convolution(heard.transpose(1, 2)).transpose(1, 2), -(-lengths // STRIDE)
 
 
 class Prepending(Connector):
@@ -96,7 +102,7 @@ class PrependConnector(Prepending):
             raise ValueError(f"connector: subsampling={subsampling} must be a power of two")
         self.speech_in = nn.Linear(speech_dim, dim)
         strides = range(subsampling.bit_length() - 1)
-        self.subsampling = nn.ModuleList(nn.Conv1d(dim, dim, 3, _STRIDE, padding=1) for _ in strides)
+        self.subsampling = nn.ModuleList(nn.Conv1d(dim, dim, 3, STRIDE, padding=1) for _ in strides)
         layers = [ConformerLayer(dim, num_heads, ffn_mult, kernel_size, dropout) for _ in range(num_layers)]
         self.layers = nn.ModuleList(layers)
         self.out = nn.Linear(dim, text_dim)
@@ -104,16 +110,15 @@ class PrependConnector(Prepending):
 
     def positions(self, frames: int) -> int:
         """See base class."""
-        return -(-frames // _STRIDE ** len(self.subsampling))
+        return -(-frames // STRIDE ** len(self.subsampling))
 
     def adapt(self, speech: Speech) -> tuple[Tensor, Tensor]:
         """See base class."""
         x, lengths = self.speech_in(speech.frames), speech.lengths
+        for convolution in self.subsampling:
+            x, lengths = halve(convolution, x, lengths)
+            x = F.relu(x)
         valid = valid_frames(lengths, x.shape[1])
-        for conv in self.subsampling:
-            x = F.relu(conv((x * valid[..., None]).transpose(1, 2))).transpose(1, 2)
-            lengths = -(-lengths // _STRIDE)
-            valid = valid_frames(lengths, x.shape[1])
         heard = some_frame(valid)
         for layer in self.layers:
             x = layer(x, heard)

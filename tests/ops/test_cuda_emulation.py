@@ -43,8 +43,8 @@ def twin(q, k, v, visible, dtype=torch.float64):
 def assert_as_good_as_torch(ours, theirs, exact, what):
     """The project's rule: an error at most twice that of plain PyTorch at the same precision.
 
-    Of a few sums PyTorch's may come out nearly exact, on one CPU and not on another. Four roundings of the largest number
-    are always allowed: the kernels compute weights again from scores and the logarithm of their sum.
+    Of a few sums PyTorch's may come out nearly exact, on one CPU and not on another. Four roundings of the largest
+    number are always allowed: the kernels compute weights again from scores and the logarithm of their sum.
     """
     floor = 4 * torch.finfo(ours.dtype).eps * exact.abs().max()
     allowed = 2 * (theirs.double() - exact).abs().max() + floor
