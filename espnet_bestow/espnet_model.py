@@ -14,6 +14,7 @@ from espnet_bestow.connectors.attention import AttendingState, WatchedSpeech
 from espnet_bestow.encoders.chain import final
 from espnet_bestow.encoders.chunks import chunks_of
 from espnet_bestow.encoders.features import Features
+from espnet_bestow.errors import rows_named
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.losses import ctc_loss_sum, frame_distance, too_long
 from espnet_bestow.model import BestowModel, ModelState
@@ -114,13 +115,18 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         src_text: Tensor | None = None,
         src_text_lengths: Tensor | None = None,
         task: Tensor | None = None,
+        utt_id: Sequence[str] = (),
         **_: object,
     ) -> tuple[Tensor, Stats, Tensor]:
-        """speech (B, S); text, prompt, src_text (B, U) ids padded with -1; task (B, 1) -> loss, stats, weight."""
+        """speech (B, S); text, prompt, src_text (B, U) ids padded with -1; task (B, 1); B names in errors.
+
+        Returns loss, stats and weight.
+        """
         assert isinstance(self.features, Features)
         first, recording = recordings(speech, speech_lengths)
         heard = self.features.surround(speech[first], speech_lengths[first])
-        each = self.encode(*heard)  # once, however many rows are about it: the encoder is a large part of a step
+        with rows_named([utt_id[row] for row in first.tolist()] if utt_id else ()):
+            each = self.encode(*heard)  # once, however many rows are about it: the encoder is a large part of a step
         encoded = Speech(each.frames[recording], each.lengths[recording])
         tokens = text_lengths.sum().to(encoded.frames.dtype)
         loss = encoded.frames.new_zeros(())
@@ -142,9 +148,10 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             state = ModelState(self.connector.start(encoded.before(policy.reach(text.shape[1]))), None)
             watched = self._watch(state.connector)
             rule = policy.rule(len(text), text.device)
-            losses, correct = self._answer_losses(
-                state, rule, encoded.lengths, prompt, prompt_lengths, text, text_lengths
-            )
+            with rows_named(utt_id):
+                losses, correct = self._answer_losses(
+                    state, rule, encoded.lengths, prompt, prompt_lengths, text, text_lengths
+                )
             answer = self._weighted(losses.sum(1), task).sum() / tokens
             stats["loss_llm"] = answer.detach()
             stats["acc"] = correct.sum() / tokens

@@ -14,10 +14,11 @@ from espnet_bestow.audio import hertz, read_audio, resample
 from espnet_bestow.circles import CIRCLES
 from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
 from espnet_bestow.encoders.chunks import WHOLE, needs_the_whole
+from espnet_bestow.errors import BadRowError, BadUtteranceError, rows_named
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.long_audio import pieces
 from espnet_bestow.model_dir import locate
-from espnet_bestow.preprocess import BadUtteranceError, check_speech
+from espnet_bestow.preprocess import check_speech
 from espnet_bestow.prompt import PromptTemplate
 from espnet_bestow.quantize import Precision, quantize
 from espnet_bestow.streaming.cache_aware import CacheAwareListener
@@ -164,7 +165,7 @@ class Speech2Text:
         """Several utterances at once; a batch gives what its members give alone."""
         speech = [self._samples(audio, sample_rate) for audio in audios]
         ids = [self.template.encode_prompt(p, _name(a)) for a, p in zip(audios, prompts, strict=True)]
-        return self.answers(speech, ids)
+        return self.answers(speech, ids, [_name(audio) for audio in audios])
 
     def listener(self, right_context: int | None = None, context: Sequence[int] | None = None) -> Listener:
         """How the model hears audio that is still arriving, with its encoder's weights as they are now.
@@ -270,22 +271,29 @@ class Speech2Text:
         for row, (count, ids) in enumerate(zip(frames, prompts, strict=True)):
             before = self.model.connector.positions(count)
             if before + len(ids) >= room:  # a prompt alone leaves room: see PromptTemplate.encode_prompt
-                raise ValueError(
-                    f"row {row} of the batch: speech of {before} positions and a prompt of {len(ids)} tokens leave no "
-                    f"room for an answer in the LLM's context of {room}"
+                raise BadRowError(
+                    row,
+                    f"speech of {before} positions and a prompt of {len(ids)} tokens leave no room for an answer in "
+                    f"the LLM's context of {room}",
                 )
             most = min(most, room - before - len(ids))
         return most
 
-    def answers(self, speech: Sequence[np.ndarray], prompts: Sequence[Sequence[int]]) -> list[Result]:
-        """The best answer to each of B prompts about arrays (S,); long ones piece by piece (``options.longest``)."""
+    def answers(
+        self, speech: Sequence[np.ndarray], prompts: Sequence[Sequence[int]], names: Sequence[str]
+    ) -> list[Result]:
+        """The best answer to each of B prompts about arrays (S,); long ones piece by piece (``options.longest``).
+
+        Errors call the utterances by their names.
+        """
         cut = [pieces(samples, self.sample_rate, self.options.longest) for samples in speech]
-        parts = [(part, ids) for row, ids in zip(cut, prompts, strict=True) for part in row]
+        parts = [(part, ids, name) for row, ids, name in zip(cut, prompts, names, strict=True) for part in row]
         size = max(len(speech), _PIECES)
         found: list[Result] = []
         for start in range(0, len(parts), size):
-            audio, instructions = zip(*parts[start : start + size], strict=True)
-            found += [self.result(nbest[0]) for nbest in self.search(audio, instructions)]
+            audio, instructions, called = zip(*parts[start : start + size], strict=True)
+            with rows_named(called):
+                found += [self.result(nbest[0]) for nbest in self.search(audio, instructions)]
         rest = iter(found)
         return [Result.joined(list(islice(rest, len(row)))) for row in cut]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from espnet_bestow.connectors import Connector, ConnectorState, LLMInput, SeatedState, Speech
+from espnet_bestow.errors import BadRowError
 from espnet_bestow.llm.causal_lm import CausalLM, LLMState
 from espnet_bestow.llm.seated import SeatedLLMState
 from espnet_bestow.seats import Placement, Seats
@@ -119,9 +120,10 @@ class BestowModel(nn.Module):
         row = int(used.argmax())
         if room is not None and int(used[row]) > room:
             speech = int(mask[row, :before].sum())
-            raise ValueError(
-                f"row {row} of the batch: speech of {speech} positions and text of {int(used[row]) - speech} exceed "
-                f"the LLM's context of {room}"
+            raise BadRowError(
+                row,
+                f"speech of {speech} positions and text of {int(used[row]) - speech} exceed the LLM's context of "
+                f"{room}",
             )
 
     def read(self, ids: Tensor, mask: Tensor, visible: Tensor, state: ModelState | SeatedModelState) -> LLMInput:

@@ -6,11 +6,8 @@ from typing import Any
 import numpy as np
 from espnet2.train.preprocessor import AbsPreprocessor
 
+from espnet_bestow.errors import BadUtteranceError
 from espnet_bestow.prompt import PromptTemplate
-
-
-class BadUtteranceError(ValueError):
-    """An utterance that cannot be trained on or decoded; names it and the value."""
 
 
 class BestowPreprocessor(AbsPreprocessor):

@@ -16,6 +16,7 @@ from torch import nn
 from espnet_bestow.connectors import CrossAttentionConnector
 from espnet_bestow.encoders.chain import EncoderChain
 from espnet_bestow.encoders.features import SILENCE, Features
+from espnet_bestow.errors import BadRowError, BadUtteranceError
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.losses import ctc_loss_sum, too_long
@@ -269,6 +270,28 @@ def test_sharing_a_recording_keeps_the_gradient(llm):
     (model._answer_losses(state, offline, encode.lengths, *args)[0].sum() / data["text_lengths"].sum()).backward()
     assert model.encoder.rows == 2
     torch.testing.assert_close(shared, model.encoder.linear.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_errors_about_rows_name_the_utterance(llm, monkeypatch):
+    model = build(llm)
+    data = batch([0, 0, 1])  # two recordings
+
+    def refuse_the_last(waveform, lengths):
+        raise BadRowError(len(lengths) - 1, "too much of it")
+
+    monkeypatch.setattr(model, "encode", refuse_the_last)
+    with pytest.raises(BadUtteranceError, match="^utterance 'c': too much of it"):
+        model(**data, utt_id=["a", "b", "c"])
+    with pytest.raises(BadRowError, match="^row 1 of the batch: too much of it"):
+        model(**data)
+    monkeypatch.undo()
+
+    def refuse_the_second(*_):
+        raise BadRowError(1, "too long")
+
+    monkeypatch.setattr(model, "step", refuse_the_second)
+    with pytest.raises(BadUtteranceError, match="^utterance 'b': too long"):
+        model(**data, utt_id=["a", "b", "c"])
 
 
 def features():

@@ -5,7 +5,8 @@ import argparse
 import numpy as np
 import pytest
 
-from espnet_bestow.preprocess import BadUtteranceError, BestowPreprocessor, check_speech
+from espnet_bestow.errors import BadUtteranceError
+from espnet_bestow.preprocess import BestowPreprocessor, check_speech
 from espnet_bestow.prompt import PromptError, build_template
 from espnet_bestow.task import _transcript_encoder
 from tests.llm_fixtures import write_llm

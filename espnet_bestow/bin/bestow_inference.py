@@ -22,9 +22,10 @@ from espnet_bestow.audio import AudioError
 from espnet_bestow.bin.arguments import longest_seconds
 from espnet_bestow.circles import CIRCLES
 from espnet_bestow.datadir.source import AudioSource, read_source
+from espnet_bestow.errors import BadUtteranceError
 from espnet_bestow.inference import DecodingOptions, Speech2Text, check_length
 from espnet_bestow.model_dir import ModelDirError
-from espnet_bestow.preprocess import BadUtteranceError, BestowPreprocessor
+from espnet_bestow.preprocess import BestowPreprocessor
 from espnet_bestow.prompt import PromptError
 
 
@@ -171,7 +172,7 @@ def inference(args: argparse.Namespace) -> None:
             prompts = [
                 row[:n].tolist() for row, n in zip(batch["prompt"], batch["prompt_lengths"].tolist(), strict=True)
             ]
-            for key, result in zip(keys, s2t.answers(speech, prompts), strict=True):
+            for key, result in zip(keys, s2t.answers(speech, prompts, keys), strict=True):
                 out["text"][key] = result.text
                 out["token"][key] = " ".join(result.tokens)
                 out["score"][key] = f"{result.score:.6f}"

@@ -19,6 +19,7 @@ from espnet_bestow.encoders.checkpoint import (
     settle_config,
 )
 from espnet_bestow.encoders.lengths import check_lengths, valid_frames
+from espnet_bestow.errors import BadRowError
 
 TINY = {
     "d_model": 384,
@@ -127,10 +128,10 @@ class HFWhisperEncoder(AbsEncoder):
         row = int(ilens.argmax())
         frames = int(ilens[row])
         if frames > self.max_frames:
-            raise ValueError(
-                f"{self.name} takes at most {self.max_frames / FRAMES_PER_SECOND:.2f} s "
-                f"({self.max_frames} frames); row {row} of the batch has "
-                f"{frames / FRAMES_PER_SECOND:.2f} s ({frames} frames)"
+            raise BadRowError(
+                row,
+                f"{frames / FRAMES_PER_SECOND:.2f} s ({frames} frames) of audio; {self.name} takes at most "
+                f"{self.max_frames / FRAMES_PER_SECOND:.2f} s ({self.max_frames} frames)",
             )
 
 

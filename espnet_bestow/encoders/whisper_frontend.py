@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from transformers import WhisperFeatureExtractor
 
 from espnet_bestow.encoders.lengths import valid_frames
+from espnet_bestow.errors import BadRowError
 
 WINDOW_FRAMES = 3000
 
@@ -42,9 +43,8 @@ class WhisperLogMelFrontend(AbsFrontend):
         half = self.n_fft // 2
         if int(input_lengths.min()) <= half:
             row = int(input_lengths.argmin())
-            raise ValueError(
-                f"whisper_log_mel: row {row} of the batch has {int(input_lengths[row])} samples, "
-                f"fewer than half a window ({half + 1})"
+            raise BadRowError(
+                row, f"{int(input_lengths[row])} samples, for whisper_log_mel fewer than half a window ({half + 1})"
             )
         input = input.masked_fill(~valid_frames(input_lengths, input.shape[1]), 0.0)
         # Zeros instead of a reflection behind the end: the audio is followed by silence, whether

@@ -7,6 +7,7 @@ from torch import nn
 
 from espnet_bestow.connectors import BLSPConnector, PrependConnector, SLMConnector, Speech
 from espnet_bestow.encoders.features import Features
+from espnet_bestow.errors import BadUtteranceError
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.inference import DecodingOptions, Speech2Text
 from espnet_bestow.llm.causal_lm import CausalLM
@@ -141,6 +142,8 @@ def test_speech_takes_room_from_the_answer(tmp_path):
     assert s2t._longest_answer([2 * room - 2, 0], [prompt] * 2) == 1
     with pytest.raises(ValueError, match=rf"row 1 .* speech of {room} positions and a prompt of {len(prompt)} tokens"):
         s2t.search([np.zeros(WINDOW), np.zeros(2 * room * WINDOW)], [prompt] * 2)
+    with pytest.raises(BadUtteranceError, match=rf"^utterance 'long': speech of {room} positions"):
+        s2t.answers([np.zeros(WINDOW), np.zeros(2 * room * WINDOW)], [prompt] * 2, ["short", "long"])
 
 
 @family

@@ -185,7 +185,7 @@ def test_bad_context_in_evaluation():
 
 
 def test_row_without_frames():
-    with pytest.raises(ValueError, match="row 1 of the batch has 0 feature frames"):
+    with pytest.raises(ValueError, match="row 1 of the batch: 0 feature frames"):
         tiny()(torch.randn(2, 16, 80), torch.tensor([16, 0]))
 
 
