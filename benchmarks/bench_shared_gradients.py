@@ -26,21 +26,27 @@ from espnet_bestow.shared_gradients import SharedGradients
 WIDTH = 512
 
 
-def parallel(millions: float) -> DistributedDataParallel:
-    """Square layers, as many as it takes."""
-    torch.manual_seed(0)
-    return DistributedDataParallel(
-        nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(round(millions * 1e6 / WIDTH**2))))
-    )
+class Layers(nn.Module):
+    """Square layers, as many as it takes, and a loss of weight 1."""
+
+    def __init__(self, millions: float):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(round(millions * 1e6 / WIDTH**2))))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (1, WIDTH) -> loss, weight."""
+        return self.layers(x).sum(), torch.ones(1)
 
 
-def steps(model: nn.Module, x: Tensor, count: int) -> float:
-    """Milliseconds per step, of the slowest process."""
+def steps(model: nn.Module, layers: nn.Module, x: Tensor, count: int) -> float:
+    """Milliseconds per step of layers, which are in a model, of the slowest process."""
     dist.barrier()
     began = time.perf_counter()
     for _ in range(count):
-        model.zero_grad()
-        model(x).sum().backward()
+        for parameter in layers.parameters():
+            parameter.grad = None
+        model(x)[0].backward()
     spent = torch.tensor([1e3 * (time.perf_counter() - began) / count])
     dist.all_reduce(spent, dist.ReduceOp.MAX)
     return spent.item()
@@ -60,18 +66,19 @@ def process(rank: int, args: argparse.Namespace, store: str) -> None:
 
 def compare(rank: int, args: argparse.Namespace) -> dict[str, Any]:
     """Both ways in turns."""
-    by_gloo, by_memory = parallel(args.millions), parallel(args.millions)
-    if SharedGradients.join(by_memory) is None:
+    some, others = Layers(args.millions), Layers(args.millions)
+    shared = SharedGradients.join(others)
+    if shared is None:
         raise SystemExit("these processes have no common memory")
-    ways = {"gloo": by_gloo, "common memory": by_memory}
+    ways = {"gloo": (DistributedDataParallel(some), some), "common memory": (shared, others)}
     x = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(rank))
     found: dict[str, list[float]] = {name: [] for name in ways}
-    for model in ways.values():
-        steps(model, x, args.steps)
+    for way in ways.values():
+        steps(*way, x, args.steps)
     for _ in range(args.rounds):
-        for name, model in ways.items():
-            found[name].append(steps(model, x, args.steps))
-    same = all(a.grad.equal(b.grad) for a, b in zip(by_gloo.parameters(), by_memory.parameters(), strict=True))
+        for name, way in ways.items():
+            found[name].append(steps(*way, x, args.steps))
+    same = all(a.grad.equal(b.grad) for a, b in zip(some.parameters(), others.parameters(), strict=True))
     ratio = statistics.median(a / b for a, b in zip(found["gloo"], found["common memory"], strict=True))
     row = {f"{name}, ms": round(statistics.median(each), 2) for name, each in found.items()}
     return row | {"processes": args.processes, "ratio": round(ratio, 2), "same bits": same}

@@ -16,7 +16,7 @@ from espnet_bestow.encoders.chunks import chunks_of
 from espnet_bestow.encoders.features import Features
 from espnet_bestow.errors import rows_named
 from espnet_bestow.llm.causal_lm import CausalLM
-from espnet_bestow.losses import ctc_loss_sum, frame_distance, too_long
+from espnet_bestow.losses import ctc_losses, frame_distance, too_long
 from espnet_bestow.model import BestowModel, ModelState
 from espnet_bestow.rows import is_transcript, join, recordings
 from espnet_bestow.visibility import InChunks, OfflinePolicy, Policy, Rule, answer_index
@@ -123,7 +123,8 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         Returns loss, stats and weight.
         """
         assert isinstance(self.features, Features)
-        first, recording = recordings(speech, speech_lengths)
+        words = () if src_text is None or src_text_lengths is None else (src_text, src_text_lengths)
+        first, recording = recordings(speech, speech_lengths, *words)
         heard = self.features.surround(speech[first], speech_lengths[first])
         with rows_named([utt_id[row] for row in first.tolist()] if utt_id else ()):
             each = self.encode(*heard)  # once, however many rows are about it: the encoder is a large part of a step
@@ -132,11 +133,11 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         loss = encoded.frames.new_zeros(())
         stats: Stats = {}
         if self.ctc_weight > 0.0:
-            if src_text is None or src_text_lengths is None or self.ctc is None:
+            if src_text is None or src_text_lengths is None:
                 raise ValueError(f"ctc_weight={self.ctc_weight} needs the data name src_text (transcripts)")
-            ctc = ctc_loss_sum(self.ctc(encoded.frames), encoded.lengths, src_text, src_text_lengths) / tokens
-            stats["loss_ctc"] = ctc.detach()
-            stats["ctc_too_long"] = too_long(encoded.lengths, src_text, src_text_lengths).sum().to(ctc.dtype)
+            losses, over = self._ctc_losses(each, src_text[first], src_text_lengths[first])
+            ctc = losses[recording].sum() / tokens
+            stats["loss_ctc"], stats["ctc_too_long"] = ctc.detach(), over[recording].sum().to(ctc.dtype)
             loss = loss + self.ctc_weight * ctc
         if self._teacher[0] is not None:
             distance = self._distance_to_teacher(each, *heard)[recording].sum() / tokens
@@ -164,6 +165,12 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
                 loss = loss + self.alignment_weight * align / tokens
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, tokens), loss.device)
+
+    def _ctc_losses(self, speech: Speech, words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Of recordings with words (B, N): the CTC losses, and which have more words than frames, (B,) each."""
+        assert self.ctc is not None
+        losses = ctc_losses(self.ctc(speech.frames), speech.lengths, words, lengths)
+        return losses, too_long(speech.lengths, words, lengths)
 
     def _distance_to_teacher(self, encoded: Speech, speech: Tensor, lengths: Tensor) -> Tensor:
         """The mean squared distance to the teacher's frames, summed over those of each recording, (B,)."""

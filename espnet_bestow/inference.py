@@ -14,6 +14,7 @@ from espnet_bestow.audio import hertz, read_audio, resample
 from espnet_bestow.circles import CIRCLES
 from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
 from espnet_bestow.encoders.chunks import WHOLE, needs_the_whole
+from espnet_bestow.encoders.log_mel import works_frame_by_frame
 from espnet_bestow.errors import BadRowError, BadUtteranceError, rows_named
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.long_audio import pieces
@@ -210,7 +211,7 @@ class Speech2Text:
 
         hop = samples_per_frame(encode, self.sample_rate)
         shortest = round(SHORTEST * self.sample_rate)
-        if not LogMel.suits(features.frontend):
+        if not works_frame_by_frame(features.frontend):
             return RecomputedListener(encode, self.sample_rate, hop, right_context, shortest)
         if quick is None or features.preencoder is not None or needs_the_whole(features):
             return RememberingListener(LogMel(features.frontend), encode_log_mel, hop, right_context, shortest)

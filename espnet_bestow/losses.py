@@ -10,8 +10,8 @@ LENGTHS_DIFFER = 2
 """Frames by which two encoders of the same frame rate may differ at the end of an utterance."""
 
 
-def ctc_loss_sum(logits: Tensor, lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
-    """CTC loss summed over the batch; the last class is blank.
+def ctc_losses(logits: Tensor, lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
+    """CTC losses, (B,); the last class is blank.
 
     A target longer than its frames has no alignment and contributes 0 (see :func:`too_long`).
 
@@ -24,7 +24,7 @@ def ctc_loss_sum(logits: Tensor, lengths: Tensor, target: Tensor, target_lengths
     logp = logits.float().log_softmax(-1).transpose(0, 1)
     blank = logits.shape[-1] - 1
     return F.ctc_loss(
-        logp, target.clamp(min=0), lengths, target_lengths, blank=blank, reduction="sum", zero_infinity=True
+        logp, target.clamp(min=0), lengths, target_lengths, blank=blank, reduction="none", zero_infinity=True
     )
 
 

@@ -4,19 +4,18 @@ import torch
 from torch import Tensor
 
 
-def recordings(speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def recordings(*what: Tensor) -> tuple[Tensor, Tensor]:
     """Which neighbouring rows hold different instructions about one recording?
 
     Batches sorted by length bring such rows together.
 
     Args:
-        speech: (B, S).
-        lengths: (B,).
+        what: of each row (B, ...), is the same of one recording: its samples, how many they are, what was said.
 
     Returns:
         the first row (R,) of each of R recordings, and which recording (B,) each row is about.
     """
-    repeats = (lengths[1:] == lengths[:-1]) & (speech[1:] == speech[:-1]).all(1)
+    repeats = torch.stack([(each[1:] == each[:-1])[:, None].flatten(1).all(1) for each in what]).all(0)
     recording = torch.cat([repeats.new_zeros(1), ~repeats]).cumsum(0)
     return torch.cat([repeats.new_ones(1), ~repeats]).nonzero()[:, 0], recording
 

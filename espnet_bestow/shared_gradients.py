@@ -1,14 +1,14 @@
 """Gradients of training processes on one machine meet in memory instead of travelling through sockets.
 
 On a CPU, processes exchange gradients by gloo, through the loopback network: the operating system copies every number
-several times, on the cores that should compute. Here each process writes its gradients to memory that all of them see,
-waits for a message of one number from the others, and adds up.
+several times, on the cores that should compute, and DistributedDataParallel copies each once more on either side. Here
+each process writes all its gradients to memory that everyone sees at the end of the backward pass, waits for a message
+of one number from the others, and adds up.
 
 A loss is a mean over something, tokens for instance, of which the batches of processes have different numbers: the
-weights of their gradients. These travel during the backward pass, so that a step waits for the others only once.
+weights of their gradients. These lie behind the gradients, so that a step waits for the others only once.
 """
 
-import contextlib
 import mmap
 import os
 import secrets
@@ -18,78 +18,75 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.futures import Future
-from torch.nn.parallel import DistributedDataParallel
+from torch.autograd import Variable
 
 _MOST = 1 << 30
 """Bytes of memory; beyond them a step takes so long that the way of its gradients hardly counts."""
 
 
-class SharedGradients:
-    """How a :class:`DistributedDataParallel` averages gradients; all processes :meth:`join` at the same time.
+class SharedGradients(nn.Module):
+    """A model whose gradients are means over processes, each of which trains a copy; all :meth:`join` at the same time.
+
+    In the place of DistributedDataParallel, for a model that returns (loss, ..., weight). Whoever clips gradients sees
+    one parameter that has them all.
 
     Args:
-        memory: (2, processes, gradients) float32, seen by all processes. Steps take turns with its halves: a process
-            that is late with reading one is waited for in the other, before the first is written again.
+        model: N numbers of it learn.
+        memory: (2, processes, N + 1) float32, seen by all processes. Steps take turns with its halves: a process that
+            is late with reading one is waited for in the other, before the first is written again.
     """
 
-    def __init__(self, memory: Tensor):
-        self.memory = memory
-        self.rank = dist.get_rank()
+    def __init__(self, model: nn.Module, memory: Tensor):
+        super().__init__()
+        self.model = model
+        self._memory = memory
         self._turn = 0
-        self._end = 0  # gradients of the present step that have a place
-        self._share = torch.tensor(1.0 / dist.get_world_size())  # of this process in the mean
-        self._weights: tuple[Tensor, dist.Work] | None = None  # of the present step, (processes,), on their way
+        self._learning = [each for each in model.parameters() if each.requires_grad]
+        self._mean = torch.empty(memory.shape[2] - 1)
+        pieces = self._mean.split([each.numel() for each in self._learning])
+        self._gradients = [piece.view_as(each) for piece, each in zip(pieces, self._learning, strict=True)]
+        self._all = nn.Parameter(torch.zeros(1).expand(len(self._mean)))  # without memory, for its gradient
 
     @classmethod
-    def join(cls, model: DistributedDataParallel) -> "SharedGradients | None":
-        """Takes over the gradients of a model; None, and gloo goes on, where there is no common memory for them."""
-        gradients = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        shape = (2, dist.get_world_size(), gradients)
-        memory = _common_memory(shape) if _suits(model) else None
-        if memory is None:
-            return None
-        shared = cls(memory)
-        model.register_comm_hook(shared, cls.average)
-        return shared
+    def join(cls, model: nn.Module) -> "SharedGradients | None":
+        """None where there is no common memory for the gradients of a model."""
+        size = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        memory = _common_memory((2, dist.get_world_size(), size + 1)) if _suits(model) else None
+        return None if memory is None else cls(model, memory)
 
-    @contextlib.contextmanager
-    def weighing(self, model: DistributedDataParallel) -> Iterator[None]:
-        """Within this context the mean is weighted by what the model returns with its loss: (loss, ..., weight)."""
-        hook = model.register_forward_hook(self._send_weight)
-        equal = self._share
-        try:
-            yield
-        finally:
-            hook.remove()
-            self._share, self._weights = equal, None
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """One, with the gradients of all."""
+        yield self._all
 
-    def _send_weight(self, model: nn.Module, _: Any, output: tuple[Tensor, Any, Tensor]) -> None:
-        weights = torch.zeros(self.memory.shape[1])
-        weights[self.rank] = output[-1].detach()
-        self._weights = weights, dist.all_reduce(weights, async_op=True)
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """What the model returns; the end of the backward pass from its loss is :meth:`average`."""
+        loss, *stats, weight = self.model(*args, **kwargs)
+        if loss.requires_grad:
+            at_its_end = Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
+            loss = loss.clone()  # a view would lose the hook when ESPnet's trainer divides it in place
+            loss.register_hook(lambda _: at_its_end(lambda: self.average(weight)))
+        return loss, *stats, weight
 
-    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        """The hook: called for some gradients at a time, from bucket 0 on, in the same order in all processes."""
-        if bucket.index() == 0:
-            self._turn, self._end = 1 - self._turn, 0
-            if self._weights is not None:
-                weights, sent = self._weights
-                sent.wait()
-                self._share, self._weights = weights[self.rank] / weights.sum(), None
-        gradients = bucket.buffer()
-        begin, self._end = self._end, self._end + len(gradients)
-        every = self.memory[self._turn, :, begin : self._end]  # (processes, n)
-        torch.mul(gradients, self._share, out=every[self.rank])
-        everyone_has_written = dist.all_reduce(torch.zeros(1), async_op=True)
+    @torch.no_grad()
+    def average(self, weight: Tensor) -> None:
+        """Puts the weighted mean of all processes in the place of the gradients; a parameter without has zeros.
 
-        def add(_: Future[Tensor]) -> Tensor:
-            torch.add(every[0], every[1], out=gradients)
-            for further in every[2:]:
-                gradients.add_(further)
-            return gradients
-
-        return everyone_has_written.get_future().then(add)
+        Args:
+            weight: of this process's, one number.
+        """
+        self._turn = 1 - self._turn
+        every, weights = self._memory[self._turn].split([len(self._mean), 1], 1)  # (processes, N), (processes, 1)
+        own = [torch.zeros_like(each) if each.grad is None else each.grad for each in self._learning]
+        torch.cat([each.reshape(-1) for each in own], out=every[dist.get_rank()])
+        weights[dist.get_rank()] = weight.detach()
+        dist.all_reduce(torch.zeros(1))  # everyone has written
+        shares = (weights / weights.sum()).flatten().tolist()
+        torch.mul(every[0], shares[0], out=self._mean)
+        for gradients, share in zip(every[1:], shares[1:], strict=True):
+            self._mean.add_(gradients, alpha=share)
+        for parameter, gradient in zip(self._learning, self._gradients, strict=True):
+            parameter.grad = gradient
+        self._all.grad = self._mean
 
 
 def _suits(model: nn.Module) -> bool:

@@ -32,10 +32,12 @@ class SilenceAround(nn.Module):
         some = torch.rand(batch, device=device) < 0.5
         before, after = ((torch.rand(batch, device=device) * (most + 1)).long() * some for most in self.longest)
         sizes = before + lengths + after
-        place = torch.arange(int(sizes.max()), device=device) - before[:, None]  # (B, S') in the recording
-        inside = (place >= 0) & (place < lengths[:, None])
-        said = waveform.gather(1, place.clamp(0, waveform.shape[1] - 1))
         level = 10.0 ** (torch.empty(batch, device=device).uniform_(QUIETEST, LOUDEST) / 20.0)
-        level = level * (torch.rand(batch, device=device) < 0.5)
-        noise = torch.randn(place.shape, device=device, dtype=waveform.dtype) * level[:, None].to(waveform.dtype)
-        return torch.where(inside, said, noise), sizes
+        level = level * (torch.rand(batch, device=device) < 0.5) * some
+        heard = waveform.new_zeros(batch, int(sizes.max()))
+        rows = zip(waveform, heard, *(each.tolist() for each in (before, lengths, sizes, level)), strict=True)
+        for recording, row, begin, length, size, loud in rows:
+            if loud > 0.0:
+                row[:size].normal_(std=loud)
+            row[begin : begin + length] = recording[:length]
+        return heard, sizes

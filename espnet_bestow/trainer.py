@@ -56,17 +56,16 @@ class BestowTrainer(Trainer):
         ESPnet's trainer would wait before a step, for the end of the epoch, and within it, for loss and statistics.
         """
         if isinstance(model, DistributedDataParallel) and not hasattr(model, "shared_gradients"):
-            model.shared_gradients = SharedGradients.join(model)  # type: ignore[assignment]
+            model.shared_gradients = SharedGradients.join(model.module)  # type: ignore[assignment]
         option, started = kwargs.pop("distributed_option"), time.perf_counter()
         bar = _progress(iterator, f"epoch {reporter.get_epoch()}/{options.max_epoch}", option)
-        train = partial(super().train_one_epoch, model=model, iterator=bar, reporter=reporter, options=options)
+        train = partial(super().train_one_epoch, iterator=bar, reporter=reporter, options=options, **kwargs)
         shared = getattr(model, "shared_gradients", None)
         if shared is not None and as_many_steps_everywhere(iterator):
-            with shared.weighing(model):
-                invalid = train(distributed_option=dataclasses.replace(option, distributed=False), **kwargs)
+            invalid = train(model=shared, distributed_option=dataclasses.replace(option, distributed=False))
             average_epoch(reporter)
         else:
-            invalid = train(distributed_option=option, **kwargs)
+            invalid = train(model=model, distributed_option=option)
         if _is_main(option):
             seconds = round(time.perf_counter() - started, 2)
             _update_history(options.output_dir, reporter, "train", seconds=seconds)

@@ -8,10 +8,10 @@ import yaml
 
 import espnet_bestow
 from espnet_bestow.audio import AudioError
+from espnet_bestow.errors import BadUtteranceError
 from espnet_bestow.inference import DecodingOptions, Result, Speech2Text
 from espnet_bestow.long_audio import pieces
 from espnet_bestow.model_dir import locate
-from espnet_bestow.errors import BadUtteranceError
 from espnet_bestow.prompt import PromptError
 from tests.tiny_training import train
 

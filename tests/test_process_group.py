@@ -2,20 +2,19 @@
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from espnet_bestow.process_group import leave_group
 from espnet_bestow.shared_gradients import SharedGradients
 from tests.processes import gloo_threads, in_processes
+from tests.test_shared_gradients import WithLoss
 
 
 def train() -> None:
     """Two models that only circles know in the end, with gradients on either way."""
-    for share in (False, True):
-        model = DistributedDataParallel(nn.Linear(3, 3))
-        model.shared_gradients = SharedGradients.join(model) if share else None
-        model(torch.ones(1, 3)).sum().backward()
+    for wrap in (DistributedDataParallel, SharedGradients.join):
+        model = wrap(WithLoss())
+        model(torch.ones(1, 5))[0].backward()
         model.known_by = [model]
 
 

@@ -1,5 +1,6 @@
 """What comes before an encoder: ESPnet's frontend, SpecAugment, normalisation and pre-encoder, as one module."""
 
+import torch
 import torch.nn.functional as F
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from espnet2.asr.preencoder.abs_preencoder import AbsPreEncoder
@@ -7,6 +8,7 @@ from espnet2.asr.specaug.abs_specaug import AbsSpecAug
 from espnet2.layers.abs_normalize import AbsNormalize
 from torch import Tensor, nn
 
+from espnet_bestow.encoders.log_mel import NativeLogMel
 from espnet_bestow.silence import SilenceAround
 
 SILENCE = 1024
@@ -33,6 +35,7 @@ class Features(nn.Module):
         self.specaug = specaug
         self.normalize = normalize
         self.preencoder = preencoder
+        self._log_mel: NativeLogMel | None = None
 
     def extract(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) -> (B, T, 80), before augmentation and normalisation.
@@ -42,9 +45,18 @@ class Features(nn.Module):
         """
         if self.frontend is None:
             return waveform, lengths
+        if waveform.dim() == 2 and waveform.dtype == torch.float32 and NativeLogMel.fits(self.frontend):
+            return self._extract_natively(waveform, lengths)
         waveform = F.pad(waveform[:, : int(lengths.max())], (0, SILENCE))
         feats, lengths = self.frontend(waveform, lengths)
         return feats[:, : int(lengths.max())], lengths
+
+    def _extract_natively(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if self._log_mel is None:  # not before: weights may have been loaded since
+            self._log_mel = NativeLogMel(self.frontend)
+        counts = lengths // self._log_mel.hop + 1
+        audio = [row[:size] for row, size in zip(waveform, lengths.tolist(), strict=True)]
+        return self._log_mel(audio, [0] * len(audio), counts.tolist()), counts
 
     def surround(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What a model in training hears of recordings (B, S): them, and silence around them."""

@@ -16,7 +16,16 @@ class StridedConv1d(nn.Conv1d):
         """(B, C, T) -> (B, C', T')."""
         if input.device.type != "cpu":
             return super().forward(input)
-        padding = int(self.padding[0])
-        padded = F.pad(input, (padding, padding)) if padding else input  # padding by nothing copies
-        windows = padded.unfold(2, self.kernel_size[0], self.stride[0])  # (B, C, T', K)
-        return F.linear(windows.transpose(1, 2).flatten(2), self.weight.flatten(1), self.bias).transpose(1, 2)
+        (kernel,), (stride,), padding = self.kernel_size, self.stride, int(self.padding[0])
+        count = (input.shape[2] + 2 * padding - kernel) // stride + 1
+        if count < 1:
+            return super().forward(input)  # says what is wrong
+        # A window is some whole strides and a rest of the next one: frames as they lie, nothing is gathered.
+        strides = count + kernel // stride
+        frames = F.pad(input.mT, (0, 0, padding, strides * stride - input.shape[2] - padding))  # (B, T, C)
+        by_stride = frames.reshape(len(input), strides, stride * self.in_channels)
+        parts = [by_stride[:, at : at + count] for at in range(kernel // stride)]
+        if kernel % stride:
+            parts.append(by_stride[:, kernel // stride :, : kernel % stride * self.in_channels])
+        weight = self.weight.transpose(1, 2).flatten(1)  # a window's numbers are ordered by frame
+        return F.linear(torch.cat(parts, 2), weight, self.bias).mT

@@ -13,11 +13,8 @@ from torch import Tensor, nn
 
 from espnet_bestow.encoders.chunks import needs_the_whole
 from espnet_bestow.encoders.lengths import valid_frames
-from espnet_bestow.ops import native
+from espnet_bestow.encoders.log_mel import NativeLogMel, padded_window, works_frame_by_frame
 from espnet_bestow.streaming.listener import Ear
-
-_FLOOR = 1e-10
-"""ESPnet takes no logarithm of less."""
 
 
 class Span(NamedTuple):
@@ -38,7 +35,7 @@ class LogMel:
     """
 
     def __init__(self, frontend: Any):
-        if not self.suits(frontend):
+        if not works_frame_by_frame(frontend):
             raise ValueError(f"frontend {type(frontend).__name__} cannot stream; frontend: default can, with center")
         stft = frontend.stft
         self.frontend = frontend
@@ -47,17 +44,8 @@ class LogMel:
         self.hop: int = stft.hop_length
         self.n_fft: int = stft.n_fft
         self.reach: int = stft.win_length // 2 if stft.window is not None else stft.n_fft // 2
-        shape = torch.ones if stft.window is None else getattr(torch, f"{stft.window}_window")
-        window = shape(stft.win_length)
-        before = (stft.n_fft - stft.win_length) // 2
-        window = F.pad(window, (before, stft.n_fft - stft.win_length - before))
-        self._window = (window * stft.n_fft**-0.5 if stft.normalized else window).to(self.device)
-        self.transform = NativeTransform(self._window, frontend.logmel) if NativeTransform.fits(frontend) else None
-
-    @staticmethod
-    def suits(frontend: Any) -> bool:
-        """Whether a frontend works frame by frame."""
-        return getattr(getattr(frontend, "stft", None), "center", False)
+        self._window = padded_window(stft).to(self.device)
+        self.native = NativeLogMel(frontend) if NativeLogMel.fits(frontend) else None
 
     @property
     def device(self) -> torch.device:
@@ -96,8 +84,8 @@ class LogMel:
 
         Rows mean nothing behind their frames.
         """
-        if self.transform is not None:
-            return self.transform(audio, first, last, self.hop)
+        if self.native is not None:
+            return self.native(audio, first, last)
         pieces = [self._under(*each) for each in zip(audio, first, last, strict=True)]
         counts = [max(end - begin, 0) for begin, end in zip(first, last, strict=True)]
         if not any(counts):
@@ -122,40 +110,6 @@ class LogMel:
         # A recording's first windows see its beginning mirrored.
         piece = F.pad(piece, (0, max(end, 1 - begin) - len(piece)))
         return torch.cat([piece[1 : 1 - begin].flip(0), piece[:end]])
-
-
-class NativeTransform:
-    """Windows, their Fourier transforms, the mel filters and the logarithm in one native call.
-
-    Args:
-        window: (N,).
-        logmel: ESPnet's.
-    """
-
-    def __init__(self, window: Tensor, logmel: Any):
-        size = len(window)
-        angles = torch.arange(size, dtype=torch.float64) * (2 * torch.pi / size)
-        self.window, self.turns = window, torch.stack([angles.cos(), angles.sin()]).float()
-        filters = logmel.melmat.T  # (M, N / 2 + 1), each not 0 for a few neighbours only
-        reached = [row.nonzero().flatten().tolist() or [0, -1] for row in filters]
-        bounds = [(found[0], found[-1] + 1) for found in reached]
-        self.spans = torch.tensor([(first, end - first) for first, end in bounds])
-        self.filters = torch.cat([row[first:end] for row, (first, end) in zip(filters, bounds, strict=True)])
-        self.constants = self.window, self.turns, self.spans, self.filters, _FLOOR
-
-    @staticmethod
-    def fits(frontend: Any) -> bool:
-        """Whether there is a kernel for this frontend: on a CPU, with windows of a power of two and a natural log."""
-        size, melmat = frontend.stft.n_fft, frontend.logmel.melmat
-        at_home = melmat.device.type == "cpu" and melmat.dtype == torch.float32
-        power_of_two = size >= 32 and size & (size - 1) == 0
-        return native is not None and at_home and power_of_two and frontend.logmel.log_base is None
-
-    def __call__(self, audio: Sequence[Tensor], first: Sequence[int], last: Sequence[int], hop: int) -> Tensor:
-        """See :meth:`LogMel.padded`."""
-        assert native is not None
-        bounds = torch.tensor([first, [max(each) for each in zip(first, last, strict=True)]]).T.contiguous()
-        return native.log_mel(list(audio), bounds, hop, *self.constants)
 
 
 class StreamFeatures(LogMel):

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from espnet_bestow.encoders.causal_subsampling import NativeStages, Piece, Stages, subsampled
 from espnet_bestow.encoders.chunk_step import FACTOR, LEAD
+from espnet_bestow.encoders.log_mel import NativeLogMel
 from espnet_bestow.encoders.running_mvn import RunningMVN
 from espnet_bestow.encoders.whole_pass import WholePass
 from espnet_bestow.ops import native
-from espnet_bestow.streaming.features import NativeTransform, Span, StreamFeatures
+from espnet_bestow.streaming.features import Span, StreamFeatures
 
 BLOCK = 4
 """Frames that are computed at a time, so that each is rounded alike whatever it is asked for with."""
@@ -99,18 +100,17 @@ class Begun(Subsampled):
 class FromAudio(NamedTuple):
     """Features and sub-sampling in one native call: what lies between audio and frames is not written down."""
 
-    transform: NativeTransform
-    hop: int
+    log_mel: NativeLogMel
     normalize: RunningMVN
     stages: NativeStages
 
     @classmethod
     def of(cls, features: StreamFeatures, stages: Stages | NativeStages) -> "FromAudio | None":
         """Where there are kernels for all three."""
-        transform, normalize = features.transform, features.normalize
-        if transform is None or not isinstance(normalize, RunningMVN) or not isinstance(stages, NativeStages):
+        log_mel, normalize = features.native, features.normalize
+        if log_mel is None or not isinstance(normalize, RunningMVN) or not isinstance(stages, NativeStages):
             return None
-        return cls(transform, features.hop, normalize, stages)
+        return cls(log_mel, normalize, stages)
 
     def __call__(
         self, spans: Sequence[Span], pieces: Sequence[Piece], past: Tensor
@@ -126,10 +126,11 @@ class FromAudio(NamedTuple):
             for span, piece in zip(spans, pieces, strict=True)
         ]
         moments = torch.stack([span.past for span in spans])
+        constants = *self.log_mel.constants, *self.normalize.constants(moments.shape[2]), *self.stages.constants
+        audio = [span.ear.samples(0, span.end) for span in spans]
         frames, *after = native.subsampled_audio(
-            [span.ear.samples(0, span.end) for span in spans], torch.tensor(bounds), moments, past, BLOCK, self.hop,
-            *self.transform.constants, *self.normalize.constants(moments.shape[2]), *self.stages.constants,
-        )  # fmt: skip
+            audio, torch.tensor(bounds), moments, past, BLOCK, self.log_mel.hop, *constants
+        )
         return frames.split([piece.frames for piece in pieces]), *after
 
 

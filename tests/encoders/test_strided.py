@@ -9,10 +9,11 @@ from espnet_bestow.encoders.strided import StridedConv1d
 
 @pytest.mark.parametrize("padding", [0, 2])
 @pytest.mark.parametrize("frames", [5, 16, 17])
-def test_values_and_gradients_are_those_of_conv1d(padding, frames):
+@pytest.mark.parametrize(("kernel", "stride"), [(5, 2), (3, 2), (4, 2), (5, 1), (2, 3), (5, 3)])
+def test_values_and_gradients_are_those_of_conv1d(padding, frames, kernel, stride):
     torch.manual_seed(0)
-    plain = nn.Conv1d(3, 4, 5, stride=2, padding=padding, dtype=torch.double)
-    quick = StridedConv1d(3, 4, 5, stride=2, padding=padding, dtype=torch.double)
+    plain = nn.Conv1d(3, 4, kernel, stride=stride, padding=padding, dtype=torch.double)
+    quick = StridedConv1d(3, 4, kernel, stride=stride, padding=padding, dtype=torch.double)
     quick.load_state_dict(plain.state_dict())
     x = torch.randn(2, 3, frames, dtype=torch.double)
     inputs = x.clone().requires_grad_(), x.clone().requires_grad_()

@@ -6,8 +6,9 @@ from espnet2.asr.frontend.default import DefaultFrontend
 
 from espnet_bestow import ops
 from espnet_bestow.encoders import RunningMVN
+from espnet_bestow.encoders.log_mel import NativeLogMel
 from espnet_bestow.encoders.running_mvn import SMALLEST_VARIANCE
-from espnet_bestow.streaming.features import LogMel, NativeTransform
+from espnet_bestow.streaming.features import LogMel
 from tests.ops.instruction_sets import ISAS, run_with
 
 pytestmark = pytest.mark.skipif(ops.native is None, reason="the compiled ops were not built")
@@ -46,7 +47,7 @@ def largest_errors(size: int, win: int, hop: int, bins: int) -> list[tuple[str, 
     """Of ours and of PyTorch's frames, signal by signal."""
     front = frontend(size, win, hop, bins)
     logmel = LogMel(front)
-    assert logmel.transform is not None
+    assert logmel.native is not None
     samples = 41 * hop + size
     found = []
     for name, audio in signals(samples).items():
@@ -94,7 +95,7 @@ def test_rows_of_all_lengths_are_what_they_are_alone():
 @pytest.mark.parametrize("samples", [0, 1, 2, 30, 200, 256, 257, 4000])
 def test_edges_are_mirrored_and_silent_as_without_a_kernel(samples):
     native, plain = (LogMel(frontend(*SIZES[2])) for _ in range(2))
-    plain.transform = None
+    plain.native = None
     audio = [torch.randn(samples)]
     for first, last in ((0, 1), (0, 30), (1, 27), (25, 26), (3, 3), (3, 2)):
         one, other = (each.padded(audio, [first], [last]) for each in (native, plain))
@@ -102,11 +103,11 @@ def test_edges_are_mirrored_and_silent_as_without_a_kernel(samples):
 
 
 def test_what_has_no_kernel_runs_on_pytorch():
-    assert NativeTransform.fits(frontend(*SIZES[2]))
-    assert not NativeTransform.fits(frontend(480, 400, 160, 20))
+    assert NativeLogMel.fits(frontend(*SIZES[2]))
+    assert not NativeLogMel.fits(frontend(480, 400, 160, 20))
     odd = frontend(*SIZES[2])
     odd.logmel.log_base = 10.0
-    assert not NativeTransform.fits(odd)
+    assert not NativeLogMel.fits(odd)
     audio = 0.1 * torch.randn(4000)
     expected, _ = odd(audio[None], torch.tensor([4000]))
     torch.testing.assert_close(LogMel(odd).padded([audio], [0], [20])[0], expected[0, :20], rtol=0, atol=1e-5)
@@ -145,19 +146,19 @@ def test_running_mvn(bins):
 
 
 def test_wrong_arguments_are_errors():
-    transform = LogMel(frontend(*SIZES[2])).transform
+    window, turns, spans, filters, floor = NativeLogMel(frontend(*SIZES[2])).constants
     right = {
-        "audio": [torch.zeros(672)], "bounds": torch.tensor([[0, 2]]), "hop": 160, "window": transform.window,
-        "turns": transform.turns, "spans": transform.spans, "filters": transform.filters, "floor": 1e-10,
+        "audio": [torch.zeros(672)], "bounds": torch.tensor([[0, 2]]), "hop": 160, "window": window, "turns": turns,
+        "spans": spans, "filters": filters, "floor": floor,
     }  # fmt: skip
     assert ops.native.log_mel(**right).shape == (1, 2, 80)
-    far = transform.spans.clone()
+    far = spans.clone()
     far[-1] += 30
     for wrong in (
         {"bounds": torch.tensor([[2, 1]])}, {"bounds": torch.tensor([[-1, 2]])}, {"bounds": torch.tensor([2])},
         {"bounds": torch.tensor([[0, 2]], dtype=torch.int32)}, {"hop": 0}, {"spans": far},
         {"audio": [torch.zeros(672).double()]}, {"window": torch.zeros(480)}, {"window": torch.zeros(16)},
-        {"turns": transform.turns[:, 1:]}, {"filters": transform.filters[1:]}, {"spans": transform.spans[1:]},
+        {"turns": turns[:, 1:]}, {"filters": filters[1:]}, {"spans": spans[1:]},
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match="log_mel"):
             ops.native.log_mel(**(right | wrong))
@@ -173,13 +174,12 @@ def test_wrong_arguments_are_errors():
 
 
 def test_torch_accepts_the_ops():
-    transform = LogMel(frontend(*SIZES[0])).transform
-    constants = transform.window, transform.turns, transform.spans, transform.filters
+    constants = NativeLogMel(frontend(*SIZES[0])).constants
     pieces = [torch.randn(64), torch.randn(32)]
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(
         torch.ops.bestow.log_mel.default,
-        (pieces, torch.tensor([[0, 3], [2, 3]]), 16, *constants, 1e-10),
+        (pieces, torch.tensor([[0, 3], [2, 3]]), 16, *constants),
         test_utils="test_schema",
     )
     moments = torch.ones(2, 3, 4, dtype=torch.float64)

@@ -8,8 +8,9 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 
 from espnet_bestow.encoders import ConvSubsampling, FastConformerEncoder, RunningMVN, StreamingFastConformerEncoder
 from espnet_bestow.encoders.features import Features
+from espnet_bestow.encoders.log_mel import NativeLogMel
 from espnet_bestow.streaming.cache_aware import CacheAwareListener
-from espnet_bestow.streaming.features import NativeTransform, Span, StreamFeatures
+from espnet_bestow.streaming.features import Span, StreamFeatures
 from espnet_bestow.streaming.listener import Ear
 
 CONTEXTS = [(70, 13), (70, 6), (70, 1), (70, 0)]
@@ -157,7 +158,7 @@ def test_no_audio_has_no_frames():
 def test_features_equal_those_of_the_whole(how, monkeypatch):
     """Raw log-mel, frame by frame: no edge of a piece is in it."""
     if how == "python":
-        monkeypatch.setattr(NativeTransform, "fits", lambda frontend: False)
+        monkeypatch.setattr(NativeLogMel, "fits", lambda frontend: False)
     features = Model().features
     audio = torch.linspace(-1, 1, 5000) ** 3 + 0.01 * torch.randn(5000)
     whole, _ = features(audio[None], torch.tensor([5000]))

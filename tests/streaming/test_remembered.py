@@ -11,6 +11,7 @@ from espnet_bestow.encoders import ConvSubsampling, RunningMVN
 from espnet_bestow.encoders.causal_subsampling import CausalConv1dSubsampling, subsampled
 from espnet_bestow.encoders.features import Features
 from espnet_bestow.encoders.lengths import valid_frames
+from espnet_bestow.encoders.log_mel import works_frame_by_frame
 from espnet_bestow.streaming.features import LogMel, Span, StreamFeatures
 from espnet_bestow.streaming.listener import Ear, RecomputedListener
 from espnet_bestow.streaming.policies import EVERYTHING
@@ -185,8 +186,8 @@ def test_too_little_audio_has_no_frames(listeners):
 
 
 def test_other_frontends_are_told_apart():
-    assert LogMel.suits(frontend())
-    assert not LogMel.suits(torch.nn.Linear(1, 1)) and not LogMel.suits(None)
+    assert works_frame_by_frame(frontend())
+    assert not works_frame_by_frame(torch.nn.Linear(1, 1)) and not works_frame_by_frame(None)
     with pytest.raises(ValueError, match="frontend Linear cannot stream"):
         LogMel(torch.nn.Linear(1, 1))
 
@@ -231,7 +232,7 @@ def test_wrong_arguments_of_the_one_call_are_errors():
     front = subsampled_front()
     past = front.open()
     native = ops.native.subsampled_audio
-    constants = [*front.at_once.transform.constants, *front.at_once.normalize.constants(16), *front.stages.constants]
+    constants = [*front.at_once.log_mel.constants, *front.at_once.normalize.constants(16), *front.stages.constants]
     right = [[torch.randn(16_000)], torch.tensor([[0, 25, 0, 4, -1]]), past.features[None], past.stages[None], 4, 160]
     frames, *after = native(*right, *constants)
     assert frames.shape == (4, 16) and [each.shape for each in after] == [each.shape for each in right[2:4]]
