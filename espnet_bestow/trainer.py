@@ -55,12 +55,10 @@ class BestowTrainer(Trainer):
         Processes whose gradients meet in memory train as if each were alone and wait for the others only there:
         ESPnet's trainer would wait before a step, for the end of the epoch, and within it, for loss and statistics.
         """
-        if isinstance(model, DistributedDataParallel) and not hasattr(model, "shared_gradients"):
-            model.shared_gradients = SharedGradients.join(model.module)  # type: ignore[assignment]
         option, started = kwargs.pop("distributed_option"), time.perf_counter()
         bar = _progress(iterator, f"epoch {reporter.get_epoch()}/{options.max_epoch}", option)
         train = partial(super().train_one_epoch, iterator=bar, reporter=reporter, options=options, **kwargs)
-        shared = getattr(model, "shared_gradients", None)
+        shared = shared_gradients(model)
         if shared is not None and as_many_steps_everywhere(iterator):
             invalid = train(model=shared, distributed_option=dataclasses.replace(option, distributed=False))
             average_epoch(reporter)
@@ -159,6 +157,16 @@ def average_epoch(reporter: SubReporter) -> None:
     means, weight = average_at_once(stats, weights.amax(0))  # (steps,); what a step did not report weighs nothing
     for name, values in means.items():
         reporter.stats[name] = [WeightedAverage(*each) for each in zip(values.tolist(), weight.tolist(), strict=True)]
+
+
+def shared_gradients(model: torch.nn.Module) -> SharedGradients | None:
+    """What takes the place of a model that processes train together, from its first epoch on, if they share memory."""
+    if not isinstance(model, DistributedDataParallel):
+        return None
+    if not hasattr(model, "shared_gradients"):
+        found = SharedGradients.join(model.module)
+        model.shared_gradients = (found,)  # type: ignore[assignment]  # in a tuple: no part of the model
+    return model.shared_gradients[0]  # type: ignore[return-value,index]
 
 
 def as_many_steps_everywhere(iterator: Any) -> bool:

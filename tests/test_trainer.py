@@ -14,9 +14,17 @@ import torch
 from espnet2.torch_utils.recursive_op import recursive_average
 from espnet2.train import trainer as espnet_trainer
 from espnet2.train.reporter import SubReporter, aggregate
+from torch.nn.parallel import DistributedDataParallel
 
-from espnet_bestow.trainer import as_many_steps_everywhere, atomic_saves, average_epoch, averages_at_once
+from espnet_bestow.trainer import (
+    as_many_steps_everywhere,
+    atomic_saves,
+    average_epoch,
+    averages_at_once,
+    shared_gradients,
+)
 from tests.processes import in_processes
+from tests.test_shared_gradients import WithLoss
 from tests.tiny_training import environment, run_module, train
 
 MODULE = "espnet_bestow.bin.bestow_train"
@@ -173,8 +181,25 @@ def test_processes_with_unequal_epochs_wait_for_each_other(two_processes):
     assert two_processes["lengths"] == [[True, False, False]] * 2
 
 
+def joined(rank):
+    """Whether gradients meet in memory, are joined once, and leave the parallel model what it was."""
+    parallel = DistributedDataParallel(WithLoss())
+    before = dict(parallel.named_parameters())
+    shared = shared_gradients(parallel)
+    return (
+        shared is not None,
+        shared_gradients(parallel) is shared,
+        dict(parallel.named_parameters()).keys() == before.keys(),
+    )
+
+
+def test_what_gradients_meet_in_is_no_part_of_the_model(two_processes):
+    assert two_processes["joined"] == [(True, True, True)] * 2
+    assert shared_gradients(WithLoss()) is None  # which trains alone
+
+
 def all_of_them(rank):
-    return {work.__name__: work(rank) for work in (averages, epoch, lengths)}
+    return {work.__name__: work(rank) for work in (averages, epoch, lengths, joined)}
 
 
 @pytest.fixture(scope="module")
