@@ -370,6 +370,13 @@ def test_an_encoder_with_intermediate_outputs_is_read_at_its_end(llm, postencode
     assert torch.equal(outputs[0].lengths, outputs[1].lengths)
 
 
+def test_features_have_a_gradient_where_it_is_asked_for():
+    waveform = torch.randn(1, 2000, requires_grad=True)
+    feats, _ = features().extract(waveform, torch.tensor([2000]))
+    feats.sum().backward()
+    assert waveform.grad.abs().max() > 0.0
+
+
 @pytest.mark.parametrize("kernel", [False, True])
 def test_features_of_a_batch_are_those_of_its_members(kernel, monkeypatch):
     """ESPnet's frontend alone mirrors at the end of the padding."""

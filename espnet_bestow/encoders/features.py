@@ -45,7 +45,8 @@ class Features(nn.Module):
         """
         if self.frontend is None:
             return waveform, lengths
-        if waveform.dim() == 2 and waveform.dtype == torch.float32 and NativeLogMel.fits(self.frontend):
+        plain = waveform.dim() == 2 and waveform.dtype == torch.float32 and not waveform.requires_grad
+        if plain and NativeLogMel.fits(self.frontend):
             return self._extract_natively(waveform, lengths)
         waveform = F.pad(waveform[:, : int(lengths.max())], (0, SILENCE))
         feats, lengths = self.frontend(waveform, lengths)
