@@ -77,12 +77,16 @@ def whole_recordings(rows: Sequence[str], count: int, recording_of: RecordingOf)
 def share(batch: Sequence[str], rank: int, world: int, recording_of: RecordingOf) -> list[str]:
     """The rows of process ``rank``: whole recordings, of about the same cost everywhere, and never none.
 
-    A batch that cannot be dealt like this is cut into equal numbers of neighbouring rows.
+    Rows keep their order. A batch of fewer recordings than processes is cut into equal numbers of neighbouring rows.
     """
     recordings = [list(group) for _, group in groupby(batch, recording_of)]
-    costs = [RECORDING_COST + len(rows) for rows in recordings]
-    middles = np.cumsum(costs) - np.array(costs) / 2
-    owners = (middles * world / sum(costs)).astype(int)
-    if len(set(owners.tolist())) < world:
+    if len(recordings) < world:
         return list(batch[len(batch) * rank // world : len(batch) * (rank + 1) // world])
-    return [row for rows, owner in zip(recordings, owners, strict=True) if owner == rank for row in rows]
+    costs, own = [0.0] * world, set()
+    # Whoever has least takes the largest that is left.
+    for number in sorted(range(len(recordings)), key=lambda number: -len(recordings[number])):
+        owner = costs.index(min(costs))
+        costs[owner] += RECORDING_COST + len(recordings[number])
+        if owner == rank:
+            own.add(number)
+    return [row for number, rows in enumerate(recordings) if number in own for row in rows]
