@@ -48,7 +48,7 @@ class Order:
 
 def audio_path(output_dir: Path, utterance: Utterance) -> Path:
     """Where the audio of `utterance` lies; relative if the output directory is."""
-    return output_dir / "audio" / utterance.split / f"{utterance.id}.flac"
+    return output_dir / "audio" / utterance.split / f"{utterance.id}.wav"
 
 
 def load_renderer(name: str) -> Renderer:

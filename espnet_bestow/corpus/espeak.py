@@ -18,7 +18,7 @@ import soxr
 from espnet_bestow.corpus.rendering import SAMPLE_RATE, Delivery, Speech, timed_words
 
 _VOICE_OF_LANGUAGE = {"en": "en-us", "de": "de"}
-_AUDIO_RETRIEVAL, _POSITION_CHARACTER, _UTF8 = 1, 1, 1
+_SYNCHRONOUS, _POSITION_CHARACTER, _UTF8 = 2, 1, 1
 _RATE, _PITCH, _PITCH_RANGE = 1, 3, 4
 _EVENT_LIST_END, _EVENT_WORD, _EVENT_END = 0, 1, 5
 _TEXT_INDEX_START = 1
@@ -112,16 +112,15 @@ def _synthesise(text: str, delivery: Delivery, seed: int) -> tuple[_Recorder, in
     recorder = _Recorder()
     callback = _Callback(recorder)
     try:
-        native_rate = library.espeak_Initialize(_AUDIO_RETRIEVAL, 0, str(data_path).encode(), 0)
+        # Otherwise a thread of the library speaks, and sleeps 15 ms before it says that it has done so.
+        native_rate = library.espeak_Initialize(_SYNCHRONOUS, 0, str(data_path).encode(), 0)
         if native_rate <= 0:
             raise RuntimeError(f"espeak-ng does not start (status {native_rate})")
         library.espeak_SetSynthCallback(callback)
         _prepare(library, voice, delivery, seed)
         utf8 = text.encode()
         library.espeak_Synth(utf8, len(utf8) + 1, 0, _POSITION_CHARACTER, 0, _UTF8, None, None)
-        library.espeak_Synchronize()
     finally:
-        # Its threads must be gone before its code is.
         library.espeak_Terminate()
         _ctypes.dlclose(library._handle)
     return recorder, native_rate

@@ -55,7 +55,7 @@ def test_data_dirs_are_sound(smoke, split):
         info = soundfile.info(tables["wav.scp"][key])
         assert (info.samplerate, info.channels, info.format, info.subtype) == (
             *(16000, 1),
-            *("FLAC", "PCM_16"),
+            *("WAV", "PCM_16"),
         )
         assert info.frames == int(tables["utt2num_samples"][key])
     spk2utt = {line.split()[0]: line.split()[1:] for line in (smoke / split / "spk2utt").read_text().splitlines()}
@@ -160,7 +160,7 @@ def test_an_interrupted_build_starts_afresh(tmp_path):
     build_corpus(order)
     complete = contents(tmp_path)
     (tmp_path / ".done").rename(tmp_path / ".building")
-    (tmp_path / "audio" / "train" / "stale.flac").write_bytes(b"half")
+    (tmp_path / "audio" / "train" / "stale.wav").write_bytes(b"half")
     (tmp_path / "train" / "text").unlink()
     assert build_corpus(order)
     assert contents(tmp_path) == complete

@@ -40,7 +40,7 @@ def ten_utterances():
 
 
 def record(directory, utterance):
-    path = directory / f"{utterance.id}.flac"
+    path = directory / f"{utterance.id}.wav"
     return record_utterance(utterance, load_renderer("espeak"), path)
 
 
@@ -82,7 +82,7 @@ def test_word_times_point_at_the_speech(tmp_path):
         starts = [word.start for word in recording.words]
         assert starts == sorted(starts)
         assert 8 <= recording.samples / 16000 <= 15
-        samples, rate = soundfile.read(tmp_path / "clean" / f"{utterance.id}.flac")
+        samples, rate = soundfile.read(tmp_path / "clean" / f"{utterance.id}.wav")
         index = 0
         for sentence, pause in zip(utterance.sentences, utterance.pauses, strict=False):
             index += len(sentence.split())
