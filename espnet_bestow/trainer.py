@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from espnet_bestow.shared_gradients import SharedGradients
+from espnet_bestow.shared_training import SharedModel, training_together
 
 Averages = tuple[dict[str, Tensor], Tensor]
 """name -> mean (...), and the sum of the weights (...)."""
@@ -52,18 +52,18 @@ class BestowTrainer(Trainer):
     def train_one_epoch(cls, model: Any, iterator: Any, reporter: SubReporter, options: Any, **kwargs: Any) -> bool:
         """One epoch with a progress bar.
 
-        Processes whose gradients meet in memory train as if each were alone and wait for the others only there:
+        Processes that share memory train as if each were alone and wait for the others only where they learn:
         ESPnet's trainer would wait before a step, for the end of the epoch, and within it, for loss and statistics.
         """
         option, started = kwargs.pop("distributed_option"), time.perf_counter()
         bar = _progress(iterator, f"epoch {reporter.get_epoch()}/{options.max_epoch}", option)
         train = partial(super().train_one_epoch, iterator=bar, reporter=reporter, options=options, **kwargs)
-        shared = shared_gradients(model)
-        if shared is not None and as_many_steps_everywhere(iterator):
-            invalid = train(model=shared, distributed_option=dataclasses.replace(option, distributed=False))
-            average_epoch(reporter)
-        else:
-            invalid = train(model=model, distributed_option=option)
+        with shared_training(model, iterator, kwargs["optimizers"], options.grad_clip_type) as shared:
+            if shared is None:
+                invalid = train(model=model, distributed_option=option)
+            else:
+                invalid = train(model=shared, distributed_option=dataclasses.replace(option, distributed=False))
+                average_epoch(reporter)
         if _is_main(option):
             seconds = round(time.perf_counter() - started, 2)
             _update_history(options.output_dir, reporter, "train", seconds=seconds)
@@ -159,14 +159,14 @@ def average_epoch(reporter: SubReporter) -> None:
         reporter.stats[name] = [WeightedAverage(*each) for each in zip(values.tolist(), weight.tolist(), strict=True)]
 
 
-def shared_gradients(model: torch.nn.Module) -> SharedGradients | None:
-    """What takes the place of a model that processes train together, from its first epoch on, if they share memory."""
-    if not isinstance(model, DistributedDataParallel):
-        return None
-    if not hasattr(model, "shared_gradients"):
-        found = SharedGradients.join(model.module)
-        model.shared_gradients = (found,)  # type: ignore[assignment]  # in a tuple: no part of the model
-    return model.shared_gradients[0]  # type: ignore[return-value,index]
+def shared_training(
+    model: torch.nn.Module, iterator: Any, optimizers: Sequence[torch.optim.Optimizer], norm_type: float
+) -> contextlib.AbstractContextManager[SharedModel | None]:
+    """Training of an epoch in which processes share memory, if this one is of several that can."""
+    together = isinstance(model, DistributedDataParallel) and torch.distributed.get_backend() == "gloo"
+    if together and as_many_steps_everywhere(iterator):
+        return training_together(model.module, optimizers, norm_type)
+    return contextlib.nullcontext()
 
 
 def as_many_steps_everywhere(iterator: Any) -> bool:

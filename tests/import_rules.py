@@ -17,8 +17,8 @@ HOUSE = (
 # Rooms that import nothing else of ours, so that they can be lifted out and used alone.
 ALONE = frozenset(
     {
-        *("collate", "corpus", "errors", "evaluate", "long_audio", "ops", "process_group", "seats"),
-        *("shared_gradients", "visibility"),
+        *("collate", "common_memory", "corpus", "errors", "evaluate", "long_audio", "ops", "process_group", "seats"),
+        "visibility",
     }
 )
 

@@ -5,17 +5,18 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from espnet_bestow.process_group import leave_group
-from espnet_bestow.shared_gradients import SharedGradients
+from espnet_bestow.shared_training import training_together
 from tests.processes import gloo_threads, in_processes
-from tests.test_shared_gradients import WithLoss
+from tests.test_shared_training import WithLoss, sgd
 
 
 def train() -> None:
     """Two models that only circles know in the end, with gradients on either way."""
-    for wrap in (DistributedDataParallel, SharedGradients.join):
-        model = wrap(WithLoss())
-        model(torch.ones(1, 5))[0].backward()
-        model.known_by = [model]
+    parallel, alone = DistributedDataParallel(WithLoss()), WithLoss()
+    with training_together(alone, sgd(alone)) as shared:
+        for model in (parallel, shared):
+            model(torch.ones(1, 5))[0].backward()
+            model.known_by = [model]
 
 
 def threads(rank: int) -> list[int]:

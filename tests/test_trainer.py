@@ -21,10 +21,10 @@ from espnet_bestow.trainer import (
     atomic_saves,
     average_epoch,
     averages_at_once,
-    shared_gradients,
+    shared_training,
 )
 from tests.processes import in_processes
-from tests.test_shared_gradients import WithLoss
+from tests.test_shared_training import WithLoss
 from tests.tiny_training import environment, run_module, train
 
 MODULE = "espnet_bestow.bin.bestow_train"
@@ -181,25 +181,23 @@ def test_processes_with_unequal_epochs_wait_for_each_other(two_processes):
     assert two_processes["lengths"] == [[True, False, False]] * 2
 
 
-def joined(rank):
-    """Whether gradients meet in memory, are joined once, and leave the parallel model what it was."""
-    parallel = DistributedDataParallel(WithLoss())
-    before = dict(parallel.named_parameters())
-    shared = shared_gradients(parallel)
-    return (
-        shared is not None,
-        shared_gradients(parallel) is shared,
-        dict(parallel.named_parameters()).keys() == before.keys(),
-    )
+def shares(rank):
+    """Whether an epoch of equally many steps is shared, one of unequal ones, and one of a model that trains alone."""
+    model = WithLoss()
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1)]
+    found = []
+    for trained, steps in ((DistributedDataParallel(model), 2), (DistributedDataParallel(model), rank), (model, 2)):
+        with shared_training(trained, [1] * steps, optimizers, 2.0) as shared:
+            found.append(shared is not None)
+    return found
 
 
-def test_what_gradients_meet_in_is_no_part_of_the_model(two_processes):
-    assert two_processes["joined"] == [(True, True, True)] * 2
-    assert shared_gradients(WithLoss()) is None  # which trains alone
+def test_epochs_are_shared_where_they_can_be(two_processes):
+    assert two_processes["shares"] == [[True, False, False]] * 2
 
 
 def all_of_them(rank):
-    return {work.__name__: work(rank) for work in (averages, epoch, lengths, joined)}
+    return {work.__name__: work(rank) for work in (averages, epoch, lengths, shares)}
 
 
 @pytest.fixture(scope="module")
