@@ -165,7 +165,7 @@ def shared_training(
     """Training of an epoch in which processes share memory, if this one is of several that can."""
     together = isinstance(model, DistributedDataParallel) and torch.distributed.get_backend() == "gloo"
     if together and as_many_steps_everywhere(iterator):
-        return training_together(model.module, optimizers, norm_type)
+        return training_together(model.module, optimizers, norm_type)  # type: ignore[arg-type]
     return contextlib.nullcontext()
 
 

@@ -46,12 +46,14 @@ if platform.machine() in ("x86_64", "AMD64"):
 # Sources compiled once per instruction set.
 KERNELS = (
     *("staircase_forward", "staircase_backward", "few_queries"),
-    *("panel_linear", "few_rows", "chunk", "log_mel", "running_mvn", "kernels"),
+    *("panel_linear", "few_rows", "chunk", "taps", "log_mel", "running_mvn", "kernels"),
 )
 # Sources that leave the CPU's choice to others or need none.
 PLAIN = ("dispatch", "best_path")
 # Sources that register ops.
-REGISTRATIONS = ("ops", "llama_token", "connector_token", "chunk_step", "subsampling", "features", "ctc_path")
+REGISTRATIONS = (
+    *("ops", "llama_token", "connector_token", "chunk_step", "subsampling", "features", "ctc_path", "depthwise"),
+)
 
 
 @dataclass

@@ -1,6 +1,5 @@
-// What lies between the products of a conformer block, for the few frames of a chunk: norms, gates, the convolution
-// over time, and attention with relative positions. Compiled once per instruction set (BESTOW_ISA), like
-// staircase_forward.cpp.
+// What lies between the products of a conformer block, for the few frames of a chunk: norms, gates, and attention with
+// relative positions. Compiled once per instruction set (BESTOW_ISA), like staircase_forward.cpp.
 
 #include "bestow/cpu.h"
 #include "bestow/products.h"
@@ -10,8 +9,6 @@ namespace bestow::BESTOW_ISA {
 namespace {
 
 inline int64_t vectors(int64_t n) { return round_up(n, kLanes) / kLanes; }
-inline Vec load_some(const float* p, int64_t n) { return n >= kLanes ? load(p) : load_first(p, n); }
-inline void store_some(float* p, Vec x, int64_t n) { n >= kLanes ? store(p, x) : store_first(p, x, n); }
 
 // 1 / (1 + e^-x), without e to a positive power.
 inline Vec sigmoid(Vec x) {
@@ -137,18 +134,6 @@ void gelu(const float* x, int64_t n, float* out) {
     const Vec tail = mul(mul(mul(p, t), exp_negative(mul(mul(value, value), splat(-0.5f)))), splat(0.5f));
     const Vec share = where_below(value, zero(), tail, sub(splat(1.0f), tail));
     store_some(out + i, mul(value, share), n - i);
-  }
-}
-
-void convolve(const Taps& p, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    for (int64_t i = 0; i < p.width; i += kLanes) {
-      const int64_t n = p.width - i;
-      Vec total = p.bias == nullptr ? zero() : load_some(p.bias + i, n);
-      for (int64_t t = 0; t < p.kernel; ++t)
-        total = fma(load_some(p.x + (row + t) * p.width + i, n), load_some(p.taps + t * p.width + i, n), total);
-      store_some(p.out + row * p.width + i, total, n);
-    }
   }
 }
 

@@ -26,8 +26,11 @@ void few_rows(const FewRows& p, int64_t begin, int64_t end, void* workspace);
 void norm(const NormRows& p, int64_t begin, int64_t end);
 void gate(const float* x, const float* by, int64_t n, float* out);
 void gelu(const float* x, int64_t n, float* out);
-void convolve(const Taps& p, int64_t begin, int64_t end);
 void chunk_attention(const ChunkAttention& p, int64_t begin, int64_t end, float* scratch);
+
+// taps.cpp
+void convolve(const Taps& p, int64_t begin, int64_t end);
+void tap_gradients(const TapGradients& p, int64_t begin, int64_t end);
 
 // log_mel.cpp, running_mvn.cpp
 void log_mel(const LogMel& p, const float* samples, int64_t frames, float* out, float* scratch);
@@ -53,6 +56,7 @@ const Kernels kKernels = {BESTOW_NAME(BESTOW_ISA),
                           gate,
                           gelu,
                           convolve,
+                          tap_gradients,
                           chunk_attention,
                           log_mel,
                           running_mvn};

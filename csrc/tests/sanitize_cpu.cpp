@@ -133,6 +133,10 @@ void one_chunk(const bestow::Kernels& isa) {
   isa.gate(out.data(), out.data(), rows * width, out.data());
   const std::vector<float> past((rows + kernel - 1) * width, 0.5f), taps(kernel * width, 0.5f);
   isa.convolve({width, kernel, past.data(), taps.data(), below(2) ? ones.data() : nullptr, out.data()}, 0, rows);
+  const std::vector<float> twice(2 * (rows + kernel - 1) * width, 0.5f), gradient(2 * rows * width, 0.5f);
+  std::vector<float> sums(kernel * width);
+  const bestow::TapGradients owed{2, rows, width, kernel, twice.data(), gradient.data(), sums.data()};
+  isa.tap_gradients(owed, 0, owed.units());
 }
 
 // Log-mel frames whose samples end with the last window, and what a stream makes of them.

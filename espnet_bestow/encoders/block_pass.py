@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from espnet_bestow.encoders.depthwise import convolve_frames
+from espnet_bestow.ops import depthwise
 
 
 def block_pass(block: Any, x: Tensor, distances: Tensor, mask: Tensor, padding: Tensor) -> Tensor:
@@ -53,8 +53,8 @@ def _attend(attention: Any, x: Tensor, distances: Tensor, mask: Tensor) -> Tenso
 
 def _convolve(conv: Any, x: Tensor, padding: Tensor) -> Tensor:
     x = F.glu(_pointwise(conv.pointwise_conv1, x), dim=2).masked_fill(padding, 0.0)
-    depthwise = conv.depthwise_conv
-    x = convolve_frames(F.pad(x, (0, 0, depthwise.left_pad, 0)), depthwise.weight, depthwise.bias)
+    inner = conv.depthwise_conv
+    x = depthwise(F.pad(x, (0, 0, inner.left_pad, 0)), inner.weight, inner.bias)
     return _pointwise(conv.pointwise_conv2, conv.activation(conv.norm(x)))
 
 

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from espnet_bestow.encoders.depthwise import convolve_frames
 from espnet_bestow.encoders.few_rows import FewRowsLinear
-from espnet_bestow.ops import or_empty, weight_and_bias
+from espnet_bestow.ops import depthwise, or_empty, weight_and_bias
 
 SPARE = 15
 """Columns of zeros behind the keys of distances, of which the native call reads whole vectors."""
@@ -125,7 +124,7 @@ class ChunkBlock:
             x = (window.unfold(1, self.kernel, 1).transpose(2, 3) * self.taps).sum(2)
             x = x if self.depthwise.bias is None else x + self.depthwise.bias
         else:
-            x = convolve_frames(window, self.depthwise.weight, self.depthwise.bias)
+            x = depthwise(window, self.depthwise.weight, self.depthwise.bias)
         x = conv.activation(conv.norm(x))
         return self.pointwise2(x), window[:, self.chunk :]
 

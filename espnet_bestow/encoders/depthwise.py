@@ -4,26 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
-def convolve_frames(
-    frames: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: int = 1,
-    padding: int = 0,
-    dilation: int = 1,
-) -> torch.Tensor:
-    """Depthwise convolution of (B, T, C) with weight (C, 1, K): frames are pixels of C channels, all in one row."""
-    pixels = frames.mT[:, :, None].contiguous(memory_format=torch.channels_last)  # (B, C, 1, T)
-    out = F.conv2d(pixels, weight[:, :, None], bias, (1, stride), (0, padding), (1, dilation), frames.shape[2])
-    return out[:, :, 0].mT
+from espnet_bestow.ops import depthwise, reference
 
 
 class ChannelsLastConv1d(nn.Conv1d):
     """A depthwise ``nn.Conv1d`` that computes on a CPU with channels last, as frames lie in memory anyway.
 
-    oneDNN has no quick kernel for one with channels first: forward it takes two to ten times as long
-    (benchmarks/bench_depthwise.py). Weights and results are the same.
+    oneDNN has no quick kernel for one (benchmarks/bench_depthwise.py). Weights and results are the same.
     """
 
     @classmethod
@@ -47,7 +34,9 @@ class ChannelsLastConv1d(nn.Conv1d):
         if input.device.type != "cpu":
             return super().forward(input)
         stride, padding, dilation = self.stride[0], int(self.padding[0]), self.dilation[0]
-        return convolve_frames(input.mT, self.weight, self.bias, stride, padding, dilation).mT
+        if stride == dilation == 1:
+            return depthwise(F.pad(input.mT, (0, 0, padding, padding)), self.weight, self.bias).mT
+        return reference.depthwise(input.mT, self.weight, self.bias, stride, padding, dilation).mT
 
 
 def quicken_depthwise(model: nn.Module) -> None:

@@ -29,6 +29,7 @@ if not _choice:
 __all__ = [
     "Linear",
     "ctc_best_path",
+    "depthwise",
     "few_rows_linear",
     "laid_out",
     "linear",
@@ -117,6 +118,17 @@ def ctc_best_path(
     if native is not None and logp.device.type == "cpu":
         return native.ctc_best_path(logp, lengths, target, target_lengths)
     return reference.ctc_best_path(logp, lengths, target, target_lengths)
+
+
+def depthwise(
+    frames: Tensor,  # (B, T, C)
+    weight: Tensor,  # (C, 1, K)
+    bias: Tensor | None = None,  # (C,)
+) -> Tensor:  # (B, T - K + 1, C)
+    """A convolution over time, channel by channel, of frames as they lie."""
+    if native is not None and native.takes_frames(frames, weight):
+        return native.depthwise(frames, weight, bias)
+    return reference.depthwise(frames, weight, bias)
 
 
 FEW_ROWS = 128

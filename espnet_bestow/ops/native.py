@@ -6,7 +6,9 @@ Importing this module raises ImportError where they were not built.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.library import register_fake
 
 from espnet_bestow.ops import _C  # type: ignore[attr-defined]
@@ -244,6 +246,51 @@ def ctc_best_path(
 ) -> Tensor:  # (B, F) int64
     """See :func:`espnet_bestow.ops.ctc_best_path`."""
     return torch.ops.bestow.ctc_best_path(logp, lengths, target, target_lengths)
+
+
+def takes_frames(frames: Tensor, weight: Tensor) -> bool:
+    """Is there a kernel for a convolution of such frames?"""
+    plain = frames.device.type == "cpu" and frames.dtype == weight.dtype == torch.float32
+    return plain and frames.shape[1] >= weight.shape[2] and not torch.is_autocast_enabled("cpu")
+
+
+def depthwise(frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See :func:`espnet_bestow.ops.depthwise`."""
+    return _Depthwise.apply(frames, weight, bias)
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+        """(B, T - K + 1, C)."""
+        taps = weight[:, 0].t().contiguous()  # (K, C)
+        ctx.save_for_backward(frames, taps)
+        return torch.ops.bestow.depthwise(frames, taps, bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        """Of frames, weight and bias."""
+        frames, taps = ctx.saved_tensors
+        wanted, before = ctx.needs_input_grad, len(taps) - 1
+        to_frames = to_weight = to_bias = None
+        if wanted[0]:  # what each frame was part of, in the order of time that the taps do not have
+            to_frames = torch.ops.bestow.depthwise(F.pad(grad, (0, 0, before, before)), taps.flip(0), None)
+        if wanted[1]:
+            to_weight = torch.ops.bestow.depthwise_taps(frames, grad).t()[:, None]
+        if wanted[2]:
+            to_bias = grad.sum((0, 1))
+        return to_frames, to_weight, to_bias
+
+
+@register_fake("bestow::depthwise")
+def _depthwise_fake(x: Tensor, taps: Tensor, _: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1] - taps.shape[0] + 1, x.shape[2])
+
+
+@register_fake("bestow::depthwise_taps")
+def _depthwise_taps_fake(x: Tensor, gradient: Tensor) -> Tensor:
+    return x.new_empty(x.shape[1] - gradient.shape[1] + 1, x.shape[2])
 
 
 @register_fake("bestow::ctc_best_path")

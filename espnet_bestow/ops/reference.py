@@ -39,6 +39,20 @@ def staircase_weights(
     return scores.masked_fill(unseen, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(unseen, 0.0)
 
 
+def depthwise(
+    frames: Tensor,  # (B, T, C)
+    weight: Tensor,  # (C, 1, K)
+    bias: Tensor | None = None,  # (C,)
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+) -> Tensor:  # (B, T', C)
+    """See :func:`espnet_bestow.ops.depthwise`. Frames are pixels of C channels, all in one row."""
+    pixels = frames.mT[:, :, None].contiguous(memory_format=torch.channels_last)  # (B, C, 1, T)
+    out = F.conv2d(pixels, weight[:, :, None], bias, (1, stride), (0, padding), (1, dilation), frames.shape[2])
+    return out[:, :, 0].mT
+
+
 PANEL = 16
 """Outputs of a linear layer whose weights :func:`panels` puts side by side."""
 

@@ -93,6 +93,15 @@ struct Taps {
   float* out;                    // (rows, width)
 };
 
+// What such convolutions of several recordings owe to their taps. A unit is kTapChannels channels, or what is left.
+constexpr int64_t kTapChannels = 16;
+struct TapGradients {
+  int64_t batch, rows, width, kernel;
+  const float *x, *gradient;  // (batch, rows + kernel - 1, width), (batch, rows, width)
+  float* out;                 // (kernel, width)
+  int64_t units() const { return (width + kTapChannels - 1) / kTapChannels; }
+};
+
 // One stream's queries, rows `row` ... row + chunk - 1 of all streams', and keys and values of its past and of the
 // chunk, whose own come last. The first `seen` are attended to.
 struct ChunkWindow {
@@ -159,6 +168,7 @@ struct Kernels {
   void (*gate)(const float* x, const float* by, int64_t n, float* out);  // x sigmoid(by); out may be either
   void (*gelu)(const float* x, int64_t n, float* out);                   // out may be x
   void (*convolve)(const Taps&, int64_t begin, int64_t end);
+  void (*tap_gradients)(const TapGradients&, int64_t begin, int64_t end);
   void (*chunk_attention)(const ChunkAttention&, int64_t begin, int64_t end, float* scratch);
   // samples ((frames - 1) hop + N) -> out (frames, M)
   void (*log_mel)(const LogMel&, const float* samples, int64_t frames, float* out, float* scratch);

@@ -347,4 +347,8 @@ inline void store_first(T* p, Vec x, int64_t n) {
   std::memcpy(p, some, n * sizeof(T));
 }
 
+// The first n, all of them if there are so many.
+inline Vec load_some(const float* p, int64_t n) { return n >= kLanes ? load(p) : load_first(p, n); }
+inline void store_some(float* p, Vec x, int64_t n) { n >= kLanes ? store(p, x) : store_first(p, x, n); }
+
 }  // namespace bestow::BESTOW_ISA
