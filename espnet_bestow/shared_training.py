@@ -14,6 +14,7 @@ weights of their gradients. These lie behind the gradients, so that nobody waits
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -52,8 +53,9 @@ def training_together(
         What takes the place of DistributedDataParallel, or None where training cannot be shared.
     """
     parts = _parts(optimizers, dist.get_world_size())
-    size = max((part.stop for part in parts), default=0)
-    memory = common_memory((dist.get_world_size() + 1, size + _LINE)) if _suits(parts, optimizers) else None
+    memory = None
+    if _suits(parts, optimizers):
+        memory = common_memory((dist.get_world_size() + 1, parts[-1].stop + _LINE))
     if memory is None:
         yield None
         return
@@ -184,7 +186,7 @@ class Part:
                 _wait()
             else:
                 for state in states:
-                    state[name] = value.clone() if isinstance(value, Tensor) else value
+                    state[name] = deepcopy(value)
         self.optimizer.state.update((each, state) for each, state in zip(self.learning, states, strict=True) if state)
         self.group["params"] = self.members
 
@@ -201,7 +203,7 @@ class Part:
                         every[place] = other[name].flatten()
                 joined[name] = every[self.share].clone()
             else:
-                joined[name] = value.clone() if isinstance(value, Tensor) else value
+                joined[name] = deepcopy(value)
         return joined
 
     def take_gradients(self) -> Iterator[Tensor]:

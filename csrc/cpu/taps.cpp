@@ -31,7 +31,7 @@ void tap_gradients(const TapGradients& p, int64_t begin, int64_t end) {
         const float* x = p.x + (b * (p.rows + p.kernel - 1) + first) * p.width + i;
         for (int64_t row = 0; row < p.rows; ++row, gradient += p.width, x += p.width) {
           const Vec here = load_some(gradient, n);
-          if (taps == kTogether) {
+          if (taps == kTogether) {  // a number that the compiler knows keeps the sums in registers
             for (int64_t t = 0; t < kTogether; ++t) sums[t] = fma(here, load_some(x + t * p.width, n), sums[t]);
           } else {
             for (int64_t t = 0; t < taps; ++t) sums[t] = fma(here, load_some(x + t * p.width, n), sums[t]);

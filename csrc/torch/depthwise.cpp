@@ -23,7 +23,7 @@ Tensor frames_of(const Tensor& x, const char* what) {
 Tensor depthwise(Tensor x, Tensor taps, std::optional<Tensor> bias) {
   x = frames_of(x, "x");
   const int64_t batch = x.size(0), width = x.size(2), kernel = taps.dim() == 2 ? taps.size(0) : 0;
-  STD_TORCH_CHECK(kernel >= 1 && x.size(1) >= kernel - 1, "depthwise: a kernel of ", kernel, " over ", x.size(1),
+  STD_TORCH_CHECK(kernel >= 1 && x.size(1) >= kernel, "depthwise: a kernel of ", kernel, " over ", x.size(1),
                   " frames");
   const float* weight = numbers<const float>(taps, ScalarType::Float, kernel * width, "depthwise: taps");
   const float* shift =

@@ -47,10 +47,9 @@ class ChunkBlock:
         self.bias_u = attention.bias_u.flatten().clone()
         self.bias_v = attention.bias_v.flatten().clone()
         self.relative = self.of_distances(distances)
-        depthwise = block.conv.depthwise_conv
-        self.kernel = depthwise.kernel_size[0]
-        self.taps = depthwise.weight[:, 0].t().contiguous()  # (kernel, D)
-        self.depthwise = depthwise
+        self.depthwise = block.conv.depthwise_conv
+        self.kernel = self.depthwise.kernel_size[0]
+        self.taps = self.depthwise.weight[:, 0].t().contiguous()  # (kernel, D)
 
     def __call__(self, x: Tensor, window: Tensor, past: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The block's frames and the last inputs of its convolution.
@@ -119,18 +118,9 @@ class ChunkBlock:
         conv = self.block.conv
         x = F.glu(self.pointwise1(x))
         window = torch.cat([past, x], dim=1)  # (B, kernel - 1 + c, D)
-        if x.numel() <= FEW:
-            # (B, c, kernel, D) views of the window: cheaper than any convolution.
-            x = (window.unfold(1, self.kernel, 1).transpose(2, 3) * self.taps).sum(2)
-            x = x if self.depthwise.bias is None else x + self.depthwise.bias
-        else:
-            x = depthwise(window, self.depthwise.weight, self.depthwise.bias)
+        x = depthwise(window, self.depthwise.weight, self.depthwise.bias)
         x = conv.activation(conv.norm(x))
         return self.pointwise2(x), window[:, self.chunk :]
-
-
-FEW = 1 << 15
-"""Numbers up to which a depthwise convolution is a product of windows."""
 
 
 class _FeedForward:

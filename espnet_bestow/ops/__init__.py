@@ -124,11 +124,14 @@ def depthwise(
     frames: Tensor,  # (B, T, C)
     weight: Tensor,  # (C, 1, K)
     bias: Tensor | None = None,  # (C,)
-) -> Tensor:  # (B, T - K + 1, C)
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+) -> Tensor:  # (B, T', C)
     """A convolution over time, channel by channel, of frames as they lie."""
-    if native is not None and native.takes_frames(frames, weight):
-        return native.depthwise(frames, weight, bias)
-    return reference.depthwise(frames, weight, bias)
+    if native is not None and stride == dilation == 1 and native.takes_frames(frames, weight):
+        return native.depthwise(F.pad(frames, (0, 0, padding, padding)) if padding else frames, weight, bias)
+    return reference.depthwise(frames, weight, bias, stride, padding, dilation)
 
 
 FEW_ROWS = 128

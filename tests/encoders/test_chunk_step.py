@@ -7,7 +7,6 @@ import torch
 
 from espnet_bestow import ops
 from espnet_bestow.encoders import StreamingFastConformerEncoder
-from espnet_bestow.encoders.chunk_block import FEW
 from espnet_bestow.encoders.chunk_step import ChunkStep, EncoderState
 from tests.ops.instruction_sets import ISAS, run_with
 
@@ -158,11 +157,11 @@ def test_without_biases():
 
 @pytest.mark.parametrize("native", [True, False])
 def test_many_streams_at_once(native):
-    """Enough of them for the other depthwise convolution, and for threads with streams of their own."""
+    """Enough of them for threads with streams of their own."""
     encoder = tiny()
     step = encoder.chunk_step((14, 6))
     step = step if native else block_by_block(step)
-    recordings = [torch.randn(112, 16) for _ in range(FEW // (32 * 7) + 1)]
+    recordings = [torch.randn(112, 16) for _ in range(147)]
     encoder.context = (14, 6)
     full, _, _ = encoder(torch.stack(recordings), torch.full((len(recordings),), 112))
     for frames, expected in zip(run(step, recordings, [0] * len(recordings)), full, strict=True):
