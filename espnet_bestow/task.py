@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ from espnet_bestow.recordings import remember_recordings, share, whole_recording
 from espnet_bestow.silence import SilenceAround
 from espnet_bestow.trainer import BestowTrainer
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
+from espnet_bestow.yaml_numbers import with_numbers
 
 # Copies: ESPnet's own tables stay as they are for everyone else in the process.
 frontend_choices = ClassChoices(
@@ -152,6 +153,16 @@ class BestowTask(ASRTask):
         # ESPnet's default, folded, wants a --fold_length; and sorted batches bring rows about one recording together.
         parser.set_defaults(batch_type="sorted")
         parser.set_defaults(required=["output_dir"])
+
+    @classmethod
+    def main(cls, args: argparse.Namespace | None = None, cmd: Sequence[str] | None = None) -> None:
+        """The whole program, with the numbers of the options as people write them (8e-4)."""
+        if args is None:
+            args = cls.get_parser().parse_args(cmd)
+        for name, value in vars(args).items():
+            if name.endswith("_conf"):
+                setattr(args, name, with_numbers(value))
+        super().main(args)
 
     @classmethod
     def main_worker(cls, args: argparse.Namespace) -> None:

@@ -70,6 +70,13 @@ def test_print_config_shows_the_defaults_of_every_choice(encoder):
     assert config["encoder_conf"] and config["policy"] == "offline" and config["llm"] == "full"
 
 
+def test_numbers_without_a_point_are_numbers(tiny, tmp_path):
+    options = ["--dry_run", "true", "--scheduler_conf", "max_steps=1e1"]
+    exp = train(tiny, tmp_path / "exp", *options, optim_conf={"lr": "8e-4"}, scheduler="tristagelr")
+    written = yaml.safe_load((exp / "config.yaml").read_text())
+    assert written["optim_conf"] == {"lr": 8e-4} and written["scheduler_conf"]["max_steps"] == 10
+
+
 def test_dry_run_builds_and_stops(tiny, tmp_path):
     exp = train(tiny, tmp_path / "exp", "--dry_run", "true")
     assert (exp / "config.yaml").exists() and not (exp / "history.json").exists()

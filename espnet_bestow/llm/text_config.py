@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from espnet_bestow.yaml_numbers import with_numbers
+
 # These follow from the tokenizer.
 _SUPPLIED = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
 
@@ -49,7 +51,7 @@ class TextTrainingConfig:
         for name in ("lr", "grad_clip"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or value <= 0:
-                raise TextConfigError(f"{name}={value!r} must be a number above 0 (in YAML: 1.0e-3, not 1e-3)")
+                raise TextConfigError(f"{name}={value!r} must be a number above 0")
         for name in ("weight_decay", "warmup_steps"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or value < 0:
@@ -60,7 +62,7 @@ class TextTrainingConfig:
 
 def read_config(path: Path | str) -> TextTrainingConfig:
     """The YAML at ``path``; an unknown key is an error that lists the known ones."""
-    content = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+    content = with_numbers(yaml.safe_load(Path(path).read_text("utf-8"))) or {}
     if not isinstance(content, dict):
         raise TextConfigError(f"{path}: must hold keys and values, not {type(content).__name__}")
     known = [f.name for f in fields(TextTrainingConfig)]

@@ -174,7 +174,7 @@ def test_perplexity_equals_a_sum_by_hand(trained, folder, tmp_path):
         ({"model": {**MODEL, "vocab_size": 9}}, r"model: unknown key vocab_size"),
         ({"model": {"hidden_size": 16}}, r"model: model_type is missing"),
         ({"model": {"model_type": "lama"}}, r"model_type='lama' is not a transformers model"),
-        ({"lr": "1e-3"}, r"lr='1e-3' must be a number"),
+        ({"lr": "fast"}, r"lr='fast' must be a number"),
         ({"steps": 0}, r"steps=0 must be"),
         ({"schedule": "step"}, r"schedule='step' is not known; known: cosine, constant"),
         ({"model": {**MODEL, "max_position_embeddings": 8}}, r"exceeds the LLM's context of 8: '"),
