@@ -69,7 +69,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         if alignment_weight > 0.0 and not (ctc_weight > 0.0 and (connector is None or connector.attends)):
             raise ValueError(
                 f"model_conf: alignment_weight={alignment_weight} needs ctc_weight > 0, which finds the words, and "
-                "connector: cross_attention or per_layer, whose attention it teaches; got "
+                "connector: cross_attention, per_layer or recurrent, whose attention it teaches; got "
                 f"ctc_weight={ctc_weight}, {type(connector).__name__}"
             )
         if connector is not None and connector.hears_all and not isinstance(policy, OfflinePolicy):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from espnet_bestow.alignment import Spans, alignment_losses, ctc_spans
-from espnet_bestow.connectors import RecurrentConnector
+from espnet_bestow.connectors import CONNECTORS
 from espnet_bestow.encoders.features import Features
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.rows import is_transcript
@@ -103,11 +103,23 @@ def test_the_loss_joins_with_its_weight_and_is_that_of_the_rows_alone(llm, polic
     assert none["loss_align"] == 0
 
 
-def test_teaching_moves_attention_onto_the_words(llm):  # noqa: F811
-    model = build(llm, ctc_weight=0.25, alignment_weight=1.0).train()
+def with_connector(llm, name, policy, **options):  # noqa: F811
+    torch.manual_seed(1)
+    connector = CONNECTORS[name].beside(llm.width, llm.depth, D_ENC, num_heads=2, dropout=0.0, **options)
+    head, weights = nn.Linear(D_ENC, 11), {"ctc_weight": 0.25, "alignment_weight": 1.0}
+    return ESPnetBestowModel(Features(), FrameEncoder(), connector, llm, policy, head, **weights)
+
+
+@pytest.mark.parametrize("policy", [OfflinePolicy(), WaitKPolicy(2, 3)])
+@pytest.mark.parametrize(
+    ("name", "options"), [("cross_attention", {"dim": 16}), ("per_layer", {"gate": 0.7}), ("recurrent", {"hidden": 16})]
+)
+def test_teaching_moves_attention_onto_the_words(llm, name, options, policy):  # noqa: F811
+    model = with_connector(llm, name, policy, **options).train()
     optimizer = torch.optim.Adam(model.connector.parameters(), lr=1e-2)
     data, losses = speaking(), []
-    for _ in range(40):
+    data.pop("task")
+    for _ in range(60):
         optimizer.zero_grad()
         loss, stats, _ = model(**data)
         loss.backward()
@@ -119,9 +131,5 @@ def test_teaching_moves_attention_onto_the_words(llm):  # noqa: F811
 def test_alignment_needs_ctc_and_attention(llm):  # noqa: F811
     with pytest.raises(ValueError, match=r"alignment_weight=0.5 needs ctc_weight > 0.*ctc_weight=0.0"):
         build(llm, alignment_weight=0.5)
-    recurrent = RecurrentConnector(llm.width, D_ENC, hidden=8, num_heads=2)
-    head = nn.Linear(D_ENC, 11)
-    with pytest.raises(ValueError, match=r"connector: cross_attention.*RecurrentConnector"):
-        ESPnetBestowModel(
-            Features(), FrameEncoder(), recurrent, llm, OfflinePolicy(), head, ctc_weight=0.2, alignment_weight=0.5
-        )
+    with pytest.raises(ValueError, match=r"connector: cross_attention.*PrependConnector"):
+        with_connector(llm, "prepend", OfflinePolicy(), dim=16)

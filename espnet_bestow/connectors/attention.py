@@ -41,6 +41,10 @@ class KeysValues:
         """Keeps the given batch rows."""
         return KeysValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
 
+    def watched(self) -> "WatchedSpeech":
+        """The same, remembering how it is attended to."""
+        return WatchedSpeech(self.keys, self.values)
+
     def attend(self, q: Tensor, visible: Tensor) -> Tensor:
         """Attention from text to these keys and values of speech, through the staircase that ``visible`` describes.
 

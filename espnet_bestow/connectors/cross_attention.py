@@ -92,8 +92,7 @@ class CrossAttentionState:
 
     def watch(self) -> WatchedSpeech:
         """From now on the last block's speech remembers how it is attended to."""
-        watched = WatchedSpeech(self.speech[-1].keys, self.speech[-1].values)
-        self.speech[-1] = watched
+        self.speech[-1] = watched = self.speech[-1].watched()
         return watched
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from espnet_bestow.connectors.attention import CrossAttention, KeysValues, initialize
+from espnet_bestow.connectors.attention import CrossAttention, KeysValues, WatchedSpeech, initialize
 from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, SeatedState, Speech
 from espnet_bestow.connectors.seated import AbsorbedSpeech, SeatedFrames, SeatedRecurrentState
 from espnet_bestow.ops import Linear
@@ -26,6 +26,11 @@ class RecurrentState:
         """Keeps the given text rows."""
         return RecurrentState(self.speech, self.hidden.index_select(1, rows))
 
+    def watch(self) -> WatchedSpeech:
+        """From now on the speech remembers how it is attended to."""
+        self.speech = watched = self.speech.watched()
+        return watched
+
     def enter(self, mask: Tensor) -> None:
         """New positions; the hidden state says all there is to know of earlier ones."""
 
@@ -42,6 +47,8 @@ class RecurrentConnector(Connector):
         ffn_mult: feed-forward width as a multiple of ``text_dim``.
         dropout: dropout rate.
     """
+
+    attends = True
 
     def __init__(
         self,

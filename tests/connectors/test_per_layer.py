@@ -5,16 +5,11 @@ import torch
 from torch import nn
 
 from espnet_bestow.connectors import PerLayerConnector, Speech
-from espnet_bestow.encoders.features import Features
-from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.llm.causal_lm import CausalLM, FrozenCausalLM
 from espnet_bestow.llm.lora import LoRACausalLM
 from espnet_bestow.model import BestowModel
 from espnet_bestow.task import _check_conf
-from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
 from tests.llm_fixtures import write_llm
-from tests.test_alignment import speaking
-from tests.test_espnet_model import D_ENC, FrameEncoder
 
 
 @pytest.fixture(scope="module")
@@ -89,25 +84,6 @@ def test_an_llm_in_another_precision_is_read_in_it(path, kind):
     assert whole.isfinite().all()
     whole.sum().backward()
     assert all(each.grad is not None for each in model.connector.parameters())
-
-
-@pytest.mark.parametrize("policy", [OfflinePolicy(), WaitKPolicy(2, 3)])
-def test_its_attention_can_be_taught(path, policy):
-    llm = CausalLM(path)
-    torch.manual_seed(1)
-    connector = PerLayerConnector(llm.width, D_ENC, llm.depth, num_heads=2, dropout=0.0, gate=0.7)
-    ctc = nn.Linear(D_ENC, 11)
-    options = {"ctc_weight": 0.25, "alignment_weight": 1.0}
-    model = ESPnetBestowModel(Features(), FrameEncoder(), connector, llm, policy, ctc, **options).train()
-    optimizer, data, losses = torch.optim.Adam(connector.parameters(), lr=1e-2), speaking(), []
-    data.pop("task")
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss, stats, _ = model(**data)
-        loss.backward()
-        optimizer.step()
-        losses.append(float(stats["loss_align"]))
-    assert losses[0] > 0 and losses[-1] < 0.5 * losses[0]
 
 
 def test_the_llm_says_how_many_layers_there_are(path):
