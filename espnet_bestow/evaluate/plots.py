@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from espnet_bestow.evaluate.figures import COLOURS, GREY, MARKERS, panels, save
 from espnet_bestow.evaluate.history import SIDES, History
 from espnet_bestow.evaluate.results import ResultRow
-from espnet_bestow.evaluate.tables import metric_face, row_order, unique
+from espnet_bestow.evaluate.tables import main_rows, metric_face, row_order, unique
 
 _MARKERS_UP_TO = 20  # epochs; beyond, markers merge into a thick line
 
@@ -82,17 +82,6 @@ def plot_loss_parts(histories: Sequence[History], path: Path) -> Path | None:
 
     logged = [h for h in histories if _part_keys(h)]
     return _plot_stages(logged, path, draw) if logged else None
-
-
-def main_rows(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
-    """Task -> its rows of the main metric only, in table order."""
-    by_task: dict[str, list[ResultRow]] = {}
-    ordered = sorted(rows, key=lambda row: row_order(row)[1:])
-    for row in ordered:
-        members = by_task.setdefault(row.task, [])
-        if not members or members[0].metric == row.metric:
-            members.append(row)
-    return by_task
 
 
 def _draw_scores(axes: Axes, rows: Sequence[ResultRow], systems: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Scores as a terminal table and as RESULTS.md."""
+"""Scores as tables in a terminal and in RESULTS.md: system by system, then side by side."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -48,18 +48,29 @@ def row_order(row: ResultRow) -> tuple[str, int, str, int, str, str]:
     return row.system, family_rank, row.task, metric_rank, row.metric, row.test_set
 
 
+def main_rows(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
+    """Task -> its rows of the main metric only, in table order."""
+    by_task: dict[str, list[ResultRow]] = {}
+    ordered = sorted(rows, key=lambda row: row_order(row)[1:])
+    for row in ordered:
+        members = by_task.setdefault(row.task, [])
+        if not members or members[0].metric == row.metric:
+            members.append(row)
+    return by_task
+
+
 def unique(items: Iterable[str]) -> list[str]:
     """Items without repeats, first come first."""
     return list(dict.fromkeys(items))
 
 
-def _columns(cells: Sequence[Sequence[str]]) -> str:
-    """Aligned text columns: the first two to the left, numbers to the right."""
+def _columns(cells: Sequence[Sequence[str]], left: int = 2) -> str:
+    """Aligned text columns: the first ``left`` to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = []
     for row in cells:
         padded = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
+            cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(padded).rstrip())
@@ -87,23 +98,52 @@ def _by_system(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
     return systems
 
 
+def _side_by_side(rows: Sequence[ResultRow], best: Callable[[str], str]) -> dict[str, list[list[str]]]:
+    """Test set that several systems have answered -> header, and a line for each with the main metric of every task.
+
+    The best value of a column is shown as ``best`` says.
+    """
+    tables = {}
+    for test_set in sorted({row.test_set for row in rows}):
+        columns = main_rows([row for row in rows if row.test_set == test_set])
+        systems = sorted({row.system for members in columns.values() for row in members})
+        if len(systems) < 2:
+            continue
+        lines = {system: [system] for system in systems}
+        for members in columns.values():
+            values = {row.system: row.value for row in members}
+            winner = (min if metric_face(members[0].metric).lower_is_better else max)(values.values())
+            for system, line in lines.items():
+                shown = f"{values[system]:.2f}" if system in values else "-"
+                line.append(best(shown) if values.get(system) == winner else shown)
+        header = [f"{task} {metric_face(members[0].metric).heading}" for task, members in columns.items()]
+        tables[test_set] = [["system", *header], *lines.values()]
+    return tables
+
+
 def terminal_tables(rows: Sequence[ResultRow]) -> str:
-    """A compact table per system: value ± half the width of its 95 % interval."""
+    """A compact table per system: value ± half the width of its 95 % interval; several systems also side by side."""
 
     def show(row: ResultRow) -> str:
         return f"{row.value:.2f} ±{(row.high - row.low) / 2:.2f}"
 
     tables = [f"{system}\n{_columns(_cells(members, show))}" for system, members in _by_system(rows).items()]
+    compared = _side_by_side(rows, lambda value: f"*{value}")
+    tables += [
+        f"side by side on {test_set}, * the best\n{_columns(cells, left=1)}" for test_set, cells in compared.items()
+    ]
     return "\n\n".join(tables)
 
 
-def _markdown_table(rows: Sequence[ResultRow]) -> list[str]:
-    def show(row: ResultRow) -> str:
-        return f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}] (n = {row.n})"
+def _markdown_table(cells: Sequence[Sequence[str]], left: int = 2) -> list[str]:
+    """The first ``left`` columns to the left, numbers to the right."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in cells]
+    rule = ["---"] * left + ["---:"] * (len(cells[0]) - left)
+    return [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
 
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in _cells(rows, show)]
-    rule = ["---", "---"] + ["---:"] * (len(cells[0]) - 2)
-    return [f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:])]
+
+def _with_interval(row: ResultRow) -> str:
+    return f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}] (n = {row.n})"
 
 
 def _command_list(rows: Sequence[ResultRow]) -> list[str]:
@@ -134,10 +174,14 @@ def results_markdown(title: str, rows: Sequence[ResultRow], images: Sequence[tup
     if rows:
         lines += ["Value [95 % bootstrap interval over utterances] (n = utterances scored).", ""]
     for system, members in _by_system(rows).items():
-        lines += [f"## {system}", "", *_markdown_table(members), ""]
+        lines += [f"## {system}", "", *_markdown_table(_cells(members, _with_interval)), ""]
         lines += ["Made by:", "", *_command_list(members), ""]
         if signatures := _signature_list(members):
             lines += ["Metric settings:", "", *signatures, ""]
+    if compared := _side_by_side(rows, lambda value: f"**{value}**"):
+        lines += ["## Side by side", "", "Main metric of each task; the best in bold. Intervals are above.", ""]
+        for test_set, cells in compared.items():
+            lines += [f"### {test_set}", "", *_markdown_table(cells, left=1), ""]
     if images:
         lines += ["## Plots", ""]
         for caption, path in images:

@@ -7,13 +7,13 @@ from matplotlib.image import imread
 
 from espnet_bestow.evaluate.history import Epoch, History, read_histories, read_history
 from espnet_bestow.evaluate.plots import (
-    main_rows,
     plot_loss,
     plot_loss_parts,
     plot_scores,
     plot_token_accuracy,
 )
 from espnet_bestow.evaluate.results import ResultRow
+from espnet_bestow.evaluate.tables import main_rows
 
 ROW = ResultRow("bestow", "asr_en", "test", "wer", 3.0, 400, 2.5, 4.0, "cmd")
 

@@ -45,3 +45,23 @@ def test_unknown_metrics_and_tasks_are_shown_last():
     cells = [line.split(" | ")[:2] for line in results_markdown("x", rows, []).split("\n")]
     body = [c for c in cells if len(c) == 2][2:]
     assert body == [["| asr_en", "WER % ↓"], ["| asr_en", "mos ↑"], ["| aaa", "laal ↑"]]
+
+
+def test_systems_stand_side_by_side_where_several_have_answered():
+    lines = results_markdown("x", ROWS, []).split("\n")
+    start = lines.index("## Side by side")
+    table = [line for line in lines[start:] if line.startswith(("|", "###"))]
+    assert table == [
+        "### test",
+        "| system | asr_en WER % ↓ | ast_en-de BLEU ↑ | sqa exact match % ↑ |",
+        "| --- | ---: | ---: | ---: |",
+        "| bestow | **3.25** | **60.00** | **91.00** |",
+        "| salm | 5.00 | - | - |",
+    ]
+    terminal = terminal_tables(ROWS).split("\n\n")[-1].split("\n")
+    assert terminal[0] == "side by side on test, * the best"
+    assert terminal[3].split() == ["bestow", "*3.25", "*60.00", "*91.00"]
+
+
+def test_one_system_has_no_one_beside_it():
+    assert "ide by side" not in results_markdown("x", ROWS[:4], []) + terminal_tables(ROWS[:4])
