@@ -25,22 +25,35 @@ class ModelDirError(ValueError):
     """A packed model that cannot be read; names it."""
 
 
+def names_path(key: str) -> bool:
+    """Whether what a configuration says under this key may be a file or a directory; otherwise it is a hub id."""
+    return key.endswith(("path", "file", "pretrained", "bpemodel"))
+
+
 def read_config(path: Path | str) -> dict[str, Any]:
-    """A configuration with ``{model_dir}`` replaced by the folder it lies in."""
+    """A configuration whose paths lead to what it names, from wherever it is read.
+
+    ``{model_dir}`` is its own folder. A training writes paths as it was told them, from where it ran, which is above
+    its output in all recipes.
+    """
     path = Path(path)
     content = yaml.safe_load(path.read_text("utf-8"))
     if not isinstance(content, dict):
         raise ModelDirError(f"{path}: must hold keys and values, not {type(content).__name__}")
-    return {key: _resolve(value, str(path.parent.resolve())) for key, value in content.items()}
+    folder = path.parent.resolve()
+    return {key: _resolve(key, value, folder) for key, value in content.items()}
 
 
-def _resolve(value: Any, folder: str) -> Any:
+def _resolve(key: str, value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
-        return {key: _resolve(item, folder) for key, item in value.items()}
+        return {name: _resolve(str(name), item, folder) for name, item in value.items()}
     if isinstance(value, list):
-        return [_resolve(item, folder) for item in value]
+        return [_resolve(key, item, folder) for item in value]
     if isinstance(value, str) and value.startswith(HERE + "/"):
-        return folder + value.removeprefix(HERE)
+        return str(folder) + value.removeprefix(HERE)
+    if isinstance(value, str) and value and names_path(key) and not Path(value).is_absolute():
+        # Before what has that name where we are: that may be another recipe, with an LLM of its own.
+        return next((str(above / value) for above in (folder, *folder.parents) if (above / value).exists()), value)
     return value
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from espnet_bestow.llm.tokenizer import load_config, load_tokenizer
-from espnet_bestow.model_dir import HERE, locate, read_config, write_meta
+from espnet_bestow.model_dir import HERE, locate, names_path, read_config, write_meta
 from espnet_bestow.task import BestowTask
 
 # Keys that only matter on the machine of the training, and would tell the world its paths.
@@ -22,9 +22,6 @@ _TRAINING_ONLY = (
     "train_shape_file",
     "valid_shape_file",
 )
-
-# Keys of a *_conf that name a file or directory.
-_PATH_SUFFIXES = ("path", "file", "pretrained", "bpemodel")
 
 # What of an LLM's directory makes the LLM; training a text LLM leaves more than that in it.
 _LLM_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
@@ -134,7 +131,7 @@ def _portable(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _bring(key: str, value: Any, target: Path) -> Any:
     """Copies what a path-valued entry names into ``target`` and returns its new name."""
-    if not isinstance(value, str) or not key.endswith(_PATH_SUFFIXES):
+    if not isinstance(value, str) or not names_path(key):
         return value
     source = Path(value)
     copy = target / source.name

@@ -118,6 +118,29 @@ def test_an_unpacked_folder_can_be_moved(lora_experiment, packed, tmp_path):
     assert answer(folder) == lora_answer(lora_experiment)
 
 
+def test_a_recipe_directory_answers_from_anywhere_and_can_be_moved(tiny_experiment, tiny, tmp_path, monkeypatch):
+    """Its configurations have paths from where the training ran; another LLM may have that name where we are."""
+    recipe, here = tmp_path / "moved" / "recipe", tmp_path / "here"
+    shutil.copytree(tiny_experiment, recipe / "exp" / "bestow", symlinks=True)
+    shutil.copytree(tiny.llm, recipe / "exp" / "llm")
+    config = recipe / "exp" / "bestow" / "config.yaml"
+    content = yaml.safe_load(config.read_text()) | {"llm_conf": {"path": "exp/llm"}}
+    config.write_text(yaml.safe_dump(content))
+    (here / "exp" / "llm").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    assert read_config(config)["llm_conf"]["path"] == str(recipe / "exp" / "llm")
+    assert answer(recipe / "exp" / "bestow") == answer(tiny_experiment)
+    monkeypatch.chdir(recipe)
+    assert answer("exp/bestow") == answer(tiny_experiment)
+
+
+def test_what_lies_nowhere_above_a_configuration_stays_as_it_is(tmp_path):
+    conf = {"path": "me/some-llm", "rank": 2, "other": "exp"}
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "config.yaml").write_text(yaml.safe_dump({"llm_conf": conf, "stats_file": None, "file": ""}))
+    assert read_config(tmp_path / "exp" / "config.yaml") == {"llm_conf": conf, "stats_file": None, "file": ""}
+
+
 def test_unpacking_follows_a_newer_zip(packed, tmp_path):
     archive = tmp_path / "m.zip"
     shutil.copy(packed, archive)
