@@ -32,7 +32,7 @@ def arguments(llm: Path, folder: Path, *names: str) -> argparse.Namespace:
     return BestowTask.get_parser().parse_args([*words, *step, "--tasks", *INSTRUCTIONS, "sqa"])
 
 
-@pytest.mark.parametrize(("name", "k"), [("train_bidi.yaml", (1, 12)), ("train_unid.yaml", (7, 16))])
+@pytest.mark.parametrize(("name", "k"), [("train_bidi.yaml", (4, 16)), ("train_unid.yaml", (7, 16))])
 def test_a_range_of_k_with_the_step_of_the_recipe(llm, tmp_path, name, k):
     args = arguments(llm, tmp_path, name)
     policy = BestowTask.build_model(args).policy
