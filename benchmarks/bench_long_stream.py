@@ -1,6 +1,6 @@
 """Thirty minutes of speech through one session: does memory stay flat, does time stay linear, are the words right?
 
-    python benchmarks/bench_long_stream.py --model exp/bestow_bidi --data_dir dump/raw/test [--minutes 30]
+    python ../../../benchmarks/bench_long_stream.py --model exp/bestow_bidi --data_dir dump/raw/test [--minutes 30]
 
 The recordings of one task, one after the other with pauses of 1.5 s between them, in pushes of 320 ms as fast as they
 are taken, cut into segments by silence. After every minute of audio: resident memory of the process, compute since the

@@ -1,6 +1,6 @@
 """What does it bring to advance many streaming sessions in one batch?
 
-    python benchmarks/bench_sessions.py --model exp/bestow_bidi [--sessions 64] [--audio data/test/wav.scp]
+    python ../../../benchmarks/bench_sessions.py --model exp/bestow_bidi [--sessions 64] [--audio data/test/wav.scp]
 
 The same sessions are run twice: one after the other, and all in one pool, round by round. Both ways a session gets its
 next chunk of audio when it has nothing left to do with what it has, and waits for no other. So the figure is compute

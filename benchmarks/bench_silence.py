@@ -1,6 +1,6 @@
 """Does a model write words into silence?
 
-    python benchmarks/bench_silence.py --model exp/bestow --data_dir dump/raw/test
+    python ../../../benchmarks/bench_silence.py --model exp/bestow --data_dir dump/raw/test
 
 The recordings of one task, decoded whole with digital silence before and after them: word error rates.
 """
