@@ -13,7 +13,8 @@ from pathlib import Path
 
 from espnet_bestow.bin import bestow_simulate
 from espnet_bestow.bin.arguments import fail_with_one_line
-from espnet_bestow.evaluate.curve_plots import curves_markdown, plot_all_curves
+from espnet_bestow.evaluate.curve_plots import plot_all_curves
+from espnet_bestow.evaluate.curve_tables import curves_markdown, overview
 from espnet_bestow.evaluate.curves import CurvePoint, add_points
 from espnet_bestow.evaluate.instances import LOG_NAME, Instance, Unit, read_instances
 from espnet_bestow.evaluate.latency_scoring import score_latency
@@ -124,7 +125,7 @@ def curve(args: argparse.Namespace, command: str) -> str:
     markdown = args.output_dir / "CURVES.md"
     write_text_atomically(markdown, f"# Latency and quality\n\n{images}\n{curves_markdown(points)}\n")
     lines = [f"{len(new)} points of {' '.join(logs)}: {args.output_dir / 'curves.json'}"]
-    return "\n".join([*lines, *(f"wrote {path}" for path in (markdown, *plots))])
+    return "\n".join([*lines, overview(points), *(f"wrote {path}" for path in (markdown, *plots))])
 
 
 def run(args: argparse.Namespace) -> int:

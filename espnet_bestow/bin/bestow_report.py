@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_bestow.evaluate.curve_plots import curves_markdown
-from espnet_bestow.evaluate.curves import read_points
+from espnet_bestow.evaluate.curve_tables import curves_markdown, overview
+from espnet_bestow.evaluate.curves import CurvePoint, read_points
 from espnet_bestow.evaluate.history import read_histories
 from espnet_bestow.evaluate.plots import (
     plot_loss,
@@ -45,18 +45,25 @@ def report(exp: Path, title: str) -> str:
     linked = [(caption, path.relative_to(exp)) for caption, path in drawn]
     markdown = exp / "RESULTS.md"
     write_text_atomically(markdown, results_markdown(title, rows, linked) + streaming_markdown(exp))
-    lines = [terminal_tables(rows), ""] if rows else []
-    return "\n".join([*lines, f"wrote {markdown}", *(f"wrote {path}" for _, path in drawn)])
+    tables = [terminal_tables(rows)] if rows else []
+    for folder, points in streaming(exp).items():
+        tables.append(f"streaming: {folder.parent.name}, {folder.name}\n{overview(points)}")
+    written = [f"wrote {path}" for path in (markdown, *(path for _, path in drawn))]
+    return "\n\n".join([*tables, "\n".join(written)])
+
+
+def streaming(exp: Path) -> dict[Path, list[CurvePoint]]:
+    """Points that bestow_curve left in ``exp/<kind>/<test set>``."""
+    return {file.parent: read_points(file) for file in sorted(exp.glob("*/*/curves.json"))}
 
 
 def streaming_markdown(exp: Path) -> str:
-    """Plots and tables that bestow_curve left in ``exp/<kind>/<test set>``; empty where there are none."""
+    """Their plots and tables; empty where there are none."""
     parts = []
-    for file in sorted(exp.glob("*/*/curves.json")):
-        folder = file.parent.relative_to(exp)
-        images = "".join(f"![{image.stem}]({folder / image.name})\n" for image in sorted(file.parent.glob("*.png")))
-        table = curves_markdown(read_points(file))
-        parts.append(f"\n## Streaming: {folder.parent}, {folder.name}\n\n{images}\n{table}\n")
+    for folder, points in streaming(exp).items():
+        place = folder.relative_to(exp)
+        images = "".join(f"![{image.stem}]({place / image.name})\n" for image in sorted(folder.glob("*.png")))
+        parts.append(f"\n## Streaming: {place.parent}, {place.name}\n\n{images}\n{curves_markdown(points)}\n")
     return "".join(parts)
 
 

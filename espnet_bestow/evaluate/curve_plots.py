@@ -1,4 +1,4 @@
-"""Latency-quality plots (Fig. 3 and 4 of the paper) and their tables."""
+"""Latency-quality plots (Fig. 3 and 4 of the paper)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,23 +7,11 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-from espnet_bestow.evaluate.curves import OFFLINE, CurvePoint, Line, by_task, compare, lines
+from espnet_bestow.evaluate.curve_tables import LATENCY_TITLES
+from espnet_bestow.evaluate.curves import OFFLINE, CurvePoint, Line, by_task, lines
 from espnet_bestow.evaluate.figures import COLOURS, GREY, MARKERS, panels, save
 from espnet_bestow.evaluate.tables import metric_face, unique
 
-LATENCY_TITLES = {
-    "laal": "LAAL",
-    "laal_ca": "LAAL, computation-aware",
-    "laal_elapsed": "LAAL of SimulEval's elapsed",
-    "laal_paper": "LAAL as the paper counts it",
-    "yaal": "YAAL",
-    "yaal_ca": "YAAL, computation-aware",
-    "al": "AL",
-    "dal": "DAL",
-    "long_yaal": "LongYAAL",
-    "long_yaal_ca": "LongYAAL, computation-aware",
-}
-BASE = "wait_k"  # what other policies are compared with
 _WIDE = 6  # largest over smallest error rate of a panel, from which on the axis is logarithmic
 _DASHES = ((0, (5, 3)), (0, (1, 2)), (0, (6, 2, 1, 2)))
 
@@ -130,45 +118,3 @@ def plot_all_curves(points: Sequence[CurvePoint], folder: Path) -> list[Path]:
             path = plot_curves(members, folder / f"{metric}_{latency}.png", latency)
             written += [path] if path else []
     return written
-
-
-def _against_base(points: Sequence[CurvePoint], latency: str) -> list[str]:
-    """Rows of a table: points of other policies beside wait-k of the same system at the same latency."""
-    found = lines(points)
-    rows = []
-    for base in (line for line in found if line.policy == BASE):
-        for line in (line for line in found if line.policy not in (BASE, OFFLINE) and line.system == base.system):
-            lower = metric_face(points[0].metric).lower_is_better
-            for c in compare(line, base, latency):
-                better = c.difference < 0 if lower else c.difference > 0
-                at = f"{line.label}: {c.point.position}" if c.point.swept else line.label
-                cells = [at, base.label, f"{c.lag:.0f}", f"{c.point.value:.2f}", f"{c.other:.2f}"]
-                rows.append(f"| {' | '.join([*cells, f'{c.difference:+.2f}', 'yes' if better else 'no'])} |")
-    return rows
-
-
-def curves_markdown(points: Sequence[CurvePoint], latencies: Sequence[str] = ("laal", "laal_ca", "yaal")) -> str:
-    """A table per task: every point with its options, quality and latencies, and the commands below.
-
-    Where wait-k and other policies of one system were measured, a second table reads them at equal latency (the first
-    of `latencies`).
-    """
-    text = []
-    for (task, test_set, metric), members in by_task(points).items():
-        head = ["system", "policy", "options", metric_face(metric).heading]
-        head += [f"{LATENCY_TITLES.get(name, name)} ms" for name in latencies]
-        text += [f"### {task}, {test_set}", "", f"| {' | '.join([*head, 'empty'])} |"]
-        text += [f"| --- | --- | --- |{' ---: |' * (len(latencies) + 2)}"]
-        for point in (p for line in lines(members) for p in line.points):
-            options = ", ".join(f"{name} {value}" for name, value in point.options.items()) or "-"
-            lags = [f"{lag:.0f}" if (lag := point.lag(name)) is not None else "-" for name in latencies]
-            cells = [point.system, point.policy, options, f"{point.value:.2f}", *lags, f"{point.empty} of {point.n}"]
-            text.append(f"| {' | '.join(cells)} |")
-        if rows := _against_base(members, latencies[0]):
-            title = LATENCY_TITLES.get(latencies[0], latencies[0])
-            text += ["", f"At equal {title}, {BASE} read on the straight way between its points:", ""]
-            text += [f"| point | against | {title} ms | value | {BASE} | difference | better |"]
-            text += ["| --- | --- | ---: | ---: | ---: | ---: | --- |", *rows]
-        commands = unique(point.command for point in members if point.command)
-        text += ["", "Made by:", "", *(f"* `{command}`" for command in commands), ""]
-    return "\n".join(text)

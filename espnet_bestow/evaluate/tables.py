@@ -64,7 +64,7 @@ def unique(items: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(items))
 
 
-def _columns(cells: Sequence[Sequence[str]], left: int = 2) -> str:
+def aligned(cells: Sequence[Sequence[str]], left: int = 2) -> str:
     """Aligned text columns: the first ``left`` to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = []
@@ -127,10 +127,10 @@ def terminal_tables(rows: Sequence[ResultRow]) -> str:
     def show(row: ResultRow) -> str:
         return f"{row.value:.2f} ±{(row.high - row.low) / 2:.2f}"
 
-    tables = [f"{system}\n{_columns(_cells(members, show))}" for system, members in _by_system(rows).items()]
+    tables = [f"{system}\n{aligned(_cells(members, show))}" for system, members in _by_system(rows).items()]
     compared = _side_by_side(rows, lambda value: f"*{value}")
     tables += [
-        f"side by side on {test_set}, * the best\n{_columns(cells, left=1)}" for test_set, cells in compared.items()
+        f"side by side on {test_set}, * the best\n{aligned(cells, left=1)}" for test_set, cells in compared.items()
     ]
     return "\n\n".join(tables)
 

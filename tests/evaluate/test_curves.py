@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 from matplotlib.image import imread
 
-from espnet_bestow.evaluate.curve_plots import curves_markdown, plot_all_curves, plot_curves
+from espnet_bestow.evaluate.curve_plots import plot_all_curves, plot_curves
+from espnet_bestow.evaluate.curve_tables import curves_markdown, overview
 from espnet_bestow.evaluate.curves import CurvePoint, add_points, by_task, compare, lines, read_points, write_points
 
 POINT = CurvePoint(
@@ -139,6 +140,19 @@ def test_tables_show_every_point_and_its_command():
     assert "### asr_en, test" in table
     assert "* `c`\n* `python -m x`" in table
     assert "At equal LAAL" not in table
+
+
+def test_the_overview_has_tasks_side_by_side():
+    bleu = replace(wait_k(4, 700.0, 60.0), task="ast_en-de", metric="bleu", latency={"laal": 700.0, "laal_ca": 732.0})
+    lines = overview([*CURVE, OFFLINE, bleu]).split("\n")
+    assert lines[0].split("  ")[0] == "system" and "asr_en WER % ↓  LAAL s  + computing  ast_en-de BLEU ↑" in lines[0]
+    assert [line.split() for line in lines[2:]] == [
+        ["S-bidi", "wait_k:k=2,step=2", "40.00", "0.20", "-", "-", "-", "-"],
+        ["S-bidi", "wait_k:k=4,step=2", "20.00", "0.50", "-", "60.00", "0.70", "0.73"],
+        ["S-bidi", "wait_k:k=8,step=2", "5.00", "1.10", "-", "-", "-", "-"],
+        ["S-bidi", "wait_k:k=12,step=2", "4.00", "1.70", "-", "-", "-", "-"],
+        ["S-bidi", "offline", "3.50", "-", "-", "-", "-", "-"],
+    ]
 
 
 def test_tables_read_other_policies_at_equal_latency():
