@@ -29,6 +29,11 @@ setup: ## make .venv with the tested versions (nothing to do the second time)
 
 demo: setup ## make the built-in corpus, train, decode, score
 	@cd $(DEMO_DIR) && PATH="$(BIN):$$PATH" ./run.sh $(DEMO_OPTS)
+	@if [ -e $(DEMO_DIR)/exp/bestow_bidi/.done ]; then \
+		echo "results: $(DEMO_DIR)/exp/RESULTS.md; see it listen:"; \
+		echo "  .venv/bin/bestow stream $$(find $(DEMO_DIR)/data/audio/test -name '*.wav' | sort | head -n 1)" \
+			"--model $(DEMO_DIR)/exp/bestow_bidi"; \
+	fi
 
 test: setup ## run the test suite
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile $(TEST_OPTS)
