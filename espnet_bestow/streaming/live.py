@@ -73,6 +73,10 @@ class WordWriter(ABC):
 class TableWriter(WordWriter):
     """A line per word: begin and end of what it attended to, when it was written, the word."""
 
+    def __init__(self, out: TextIO):
+        super().__init__(out)
+        self.out.write(f"{'from':>8} {'to':>8} {'written':>8}  word\n")
+
     def add(self, word: Word) -> None:
         self.out.write(f"{word.span[0]:8.2f} {word.span[1]:8.2f} {word.emitted:8.2f}  {word.text}\n")
 
