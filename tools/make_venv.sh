@@ -54,9 +54,10 @@ install() {
     fi
     touch "$unfinished"
     rm -f "$stamp"
-    # uv takes half a minute for what takes pip two. It does not read pip's configuration, though: where it cannot
-    # reach its index, or cannot be had, pip does the work.
-    if ! { "${pip[@]}" --quiet --constraint constraints.txt uv && packages "$venv/bin/uv" pip install --python "$venv"; }
+    # uv takes half a minute for what takes pip three. It trusts whom the system trusts, as pip does, but does not read
+    # pip's configuration: where it cannot reach its index, or cannot be had, pip does the work.
+    if ! { "${pip[@]}" --quiet --constraint constraints.txt uv \
+        && packages "$venv/bin/uv" pip install --system-certs --python "$venv"; }
     then
         echo "make: installing with pip instead of uv"
         packages "${pip[@]}"
