@@ -26,7 +26,7 @@ class ModelDirError(ValueError):
 
 
 def names_path(key: str) -> bool:
-    """Whether what a configuration says under this key may be a file or a directory; otherwise it is a hub id."""
+    """Whether what a configuration says under this key is a file or a directory, or a hub id where there is none."""
     return key.endswith(("path", "file", "pretrained", "bpemodel"))
 
 

@@ -54,7 +54,7 @@ install() {
     fi
     touch "$unfinished"
     rm -f "$stamp"
-    # uv takes half a minute for what takes pip three. It trusts whom the system trusts, as pip does, but does not read
+    # uv takes less than a minute for what takes pip three. It trusts whom the system trusts, as pip does, but does not read
     # pip's configuration: where it cannot reach its index, or cannot be had, pip does the work.
     if ! { "${pip[@]}" --quiet --constraint constraints.txt uv \
         && packages "$venv/bin/uv" pip install --system-certs --python "$venv"; }

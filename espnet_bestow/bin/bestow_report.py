@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from espnet_bestow.evaluate.curve_tables import curves_markdown, overview
@@ -44,25 +44,20 @@ def report(exp: Path, title: str) -> str:
     drawn = [(caption, path) for caption, path in plots if path]
     linked = [(caption, path.relative_to(exp)) for caption, path in drawn]
     markdown = exp / "RESULTS.md"
-    write_text_atomically(markdown, results_markdown(title, rows, linked) + streaming_markdown(exp))
+    # What bestow_curve left in exp/<kind>/<test set>.
+    streamed = {file.parent.relative_to(exp): read_points(file) for file in sorted(exp.glob("*/*/curves.json"))}
+    write_text_atomically(markdown, results_markdown(title, rows, linked) + streaming_markdown(exp, streamed))
     tables = [terminal_tables(rows)] if rows else []
-    for folder, points in streaming(exp).items():
-        tables.append(f"streaming: {folder.parent.name}, {folder.name}\n{overview(points)}")
+    tables += [f"streaming: {place.parent}, {place.name}\n{overview(points)}" for place, points in streamed.items()]
     written = [f"wrote {path}" for path in (markdown, *(path for _, path in drawn))]
     return "\n\n".join([*tables, "\n".join(written)])
 
 
-def streaming(exp: Path) -> dict[Path, list[CurvePoint]]:
-    """Points that bestow_curve left in ``exp/<kind>/<test set>``."""
-    return {file.parent: read_points(file) for file in sorted(exp.glob("*/*/curves.json"))}
-
-
-def streaming_markdown(exp: Path) -> str:
-    """Their plots and tables; empty where there are none."""
+def streaming_markdown(exp: Path, streamed: Mapping[Path, Sequence[CurvePoint]]) -> str:
+    """Plots and tables of points by their place in ``exp``; empty where there are none."""
     parts = []
-    for folder, points in streaming(exp).items():
-        place = folder.relative_to(exp)
-        images = "".join(f"![{image.stem}]({place / image.name})\n" for image in sorted(folder.glob("*.png")))
+    for place, points in streamed.items():
+        images = "".join(f"![{image.stem}]({place / image.name})\n" for image in sorted((exp / place).glob("*.png")))
         parts.append(f"\n## Streaming: {place.parent}, {place.name}\n\n{images}\n{curves_markdown(points)}\n")
     return "".join(parts)
 

@@ -21,13 +21,13 @@ BASE = "wait_k"  # what other policies are compared with
 
 
 def _policy(point: CurvePoint) -> str:
-    """As one writes it on a command line."""
+    """As one writes it on a command line. This room stands alone and cannot ask simul/policy_spec.py."""
     options = ",".join(f"{name}={value}" for name, value in point.options.items())
     return f"{point.policy}:{options}" if options else point.policy
 
 
 def overview(points: Sequence[CurvePoint]) -> str:
-    """Policies down, tasks of one test set across: quality, and LAAL in seconds, with computing where it was measured.
+    """Policies down, tasks and test sets across: quality, and LAAL in seconds, with computing where it was measured.
 
     Aligned, for a terminal.
     """
@@ -37,8 +37,10 @@ def overview(points: Sequence[CurvePoint]) -> str:
     rows: dict[tuple[str, str], list[str]] = {
         (point.system, _policy(point)): [] for line in lines(points) for point in line.points
     }
-    for (task, _, metric), members in by_task(points).items():
-        header += [f"{task} {metric_face(metric).heading}", *(heads[name] for name in shown)]
+    several = len({point.test_set for point in points}) > 1
+    for (task, test_set, metric), members in by_task(points).items():
+        where = f"{task}, {test_set}:" if several else task
+        header += [f"{where} {metric_face(metric).heading}", *(heads[name] for name in shown)]
         found = {(point.system, _policy(point)): point for point in members}
         for key, cells in rows.items():
             point = found.get(key)

@@ -153,6 +153,8 @@ def test_the_overview_has_tasks_side_by_side():
         ["S-bidi", "wait_k:k=12,step=2", "4.00", "1.70", "-", "-", "-", "-"],
         ["S-bidi", "offline", "3.50", "-", "-", "-", "-", "-"],
     ]
+    elsewhere = overview([*CURVE, replace(POINT, test_set="noisy")]).split("\n")[0]
+    assert "asr_en, test: WER % ↓" in elsewhere and "asr_en, noisy: WER % ↓" in elsewhere
 
 
 def test_tables_read_other_policies_at_equal_latency():
