@@ -95,10 +95,11 @@ def main() -> None:
     parser.add_argument("--context", help="of a cache-aware encoder: 70,6")
     parser.add_argument("--rounds", type=int, default=3, help="both ways take turns so often")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="torch device")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    s2t = Speech2Text.from_pretrained(args.model)
+    s2t = Speech2Text.from_pretrained(args.model, device=args.device)
     context = None if args.context is None else [int(part) for part in args.context.split(",")]
     listener = s2t.listener(args.right_context, context)
     spec = PolicySpec.parse(args.policy)
@@ -131,6 +132,7 @@ def main() -> None:
         "policy": str(spec),
         "sessions": len(audio),
         "audio_s": round(total, 2),
+        "device": args.device,
         "threads": args.threads,
         **{f"{clock}_{key}": value for n, clock in enumerate(("wall", "cpu")) for key, value in figures(n).items()},
         "words": sum(map(len, texts["alone"])),

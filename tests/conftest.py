@@ -56,17 +56,9 @@ def tiny_experiment(tiny: "TinySetup", tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def vivid_experiment(tiny: "TinySetup", tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That model with the LLM as it was and a louder connector: answers differ from recording to recording.
-
-    Two epochs teach a tiny LLM nothing but its most frequent token, and then every answer equals every other.
-    """
-    from safetensors.torch import load_file
+    """That model, as :func:`make_vivid` changes it."""
+    from tests.tiny_training import make_vivid
 
     folder = tmp_path_factory.mktemp("vivid")
-    (folder / "config.yaml").write_text((tiny_experiment / "config.yaml").read_text())
-    weights = torch.load(tiny_experiment / "valid.loss.best.pth", weights_only=True)
-    weights |= {f"llm.model.{name}": value for name, value in load_file(tiny.llm / "model.safetensors").items()}
-    weights["connector.text_out.weight"] *= 10.0
-    weights["connector.speech_in.weight"] *= 5.0
-    torch.save(weights, folder / "latest.pth")
+    make_vivid(tiny_experiment / "valid.loss.best.pth", tiny.llm, folder)
     return folder

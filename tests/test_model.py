@@ -59,10 +59,10 @@ def batch(seed=0):
 
 def teacher_forced(model, speech, prompts, answers, rule):
     rows = [p + a for p, a in zip(prompts, answers, strict=True)]
-    width = max(map(len, rows))
-    ids = torch.tensor([r + [0] * (width - len(r)) for r in rows])
-    mask = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows])
-    prompt_lengths = torch.tensor([len(p) for p in prompts])
+    width, device = max(map(len, rows)), speech.frames.device
+    ids = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=device)
+    mask = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows], device=device)
+    prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
     visible = rule(answer_index(mask, prompt_lengths), mask, speech.lengths)
     return model.teacher_forced(speech, ids, mask, visible).log_softmax(-1)
 

@@ -95,3 +95,20 @@ def train(setup: TinySetup, output_dir: Path, *extra: str, **changes: object) ->
     config = setup.config(output_dir.parent / (output_dir.name + "_conf"), **changes)
     main([*setup.options(config, output_dir), *extra])
     return output_dir
+
+
+def make_vivid(checkpoint: Path, llm: Path, folder: Path) -> None:
+    """``folder`` gets the model with its LLM as it was and a louder connector: answers differ between recordings.
+
+    A few epochs teach a tiny LLM nothing but its most frequent token, and then every answer equals every other.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    weights = torch.load(checkpoint, weights_only=True)
+    weights |= {f"llm.model.{name}": value for name, value in load_file(llm / "model.safetensors").items()}
+    weights["connector.text_out.weight"] *= 10.0
+    weights["connector.speech_in.weight"] *= 5.0
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text((checkpoint.parent / "config.yaml").read_text())
+    torch.save(weights, folder / "latest.pth")

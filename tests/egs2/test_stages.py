@@ -137,3 +137,19 @@ def test_an_encoder_is_known_by_its_name(tmp_path):
     loop = "for name in b c; do same_encoder a.yaml $name.yaml && echo $name; done; true"
     script = f". {TEMPLATE}/scripts/streaming.sh\n{loop}"
     assert bash(tmp_path, script).stdout.split() == ["b"]
+
+
+@pytest.mark.parametrize(("launcher", "device"), [("", "cpu"), ("slurm.pl --gpu 1", "cuda")])
+def test_models_stream_where_they_decode(tmp_path, launcher, device):
+    (tmp_path / "wav.scp").write_text("u0 0.wav\n")
+    script = f"""
+. {TEMPLATE}/scripts/streaming.sh
+decode_launcher="{launcher}" decode_device={device} raw=. inference_nj=1 segment_size=320 same_inputs=true
+warm_words=(python) streaming_words=(asr_en) simulate_words=()
+py() {{ :; }}
+run_jobs() {{ printf '%s\n' "$@"; }}
+simulate_set model out . wait_k:k=4
+"""
+    words = bash(tmp_path, script).stdout.splitlines()
+    assert words[0] == launcher
+    assert words[words.index("--device") + 1] == device

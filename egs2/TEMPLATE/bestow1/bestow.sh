@@ -18,7 +18,7 @@ python=python3  # Python command
 warm=true  # Without GPUs and launchers: import ESPnet once and fork all Python processes from there
 nj=4  # Parallel processes in data preparation and statistics
 inference_nj=4  # Parallel processes in decoding
-gpu_inference=false  # Decode on GPUs
+gpu_inference=false  # Decode and stream on GPUs
 dumpdir=dump  # Directory for formatted data
 expdir=exp  # Directory for models and results
 
@@ -188,6 +188,13 @@ if [ -n "${download_model}" ]; then
 else
     if [ -n "${bidi_config}" ]; then stream_models[${bidi_exp}]=${bidi_exp}/${streaming_model}; fi
     if [ -n "${unid_config}" ]; then stream_models[${unid_exp}]=${unid_exp}/${streaming_model}; fi
+fi
+
+# Where models decode and stream.
+if "${gpu_inference}"; then
+    decode_launcher=${cuda_cmd:-} decode_device=cuda
+else
+    decode_launcher=${decode_cmd:-} decode_device=cpu
 fi
 
 raw=${dumpdir}/raw

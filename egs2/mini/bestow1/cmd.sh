@@ -4,8 +4,8 @@
 # shellcheck disable=SC2034
 
 train_cmd=""   # statistics and language model
-cuda_cmd=""    # training, and decoding on GPUs
-decode_cmd=""  # decoding on CPUs
+cuda_cmd=""    # training; decoding and streaming on GPUs
+decode_cmd=""  # decoding and streaming on CPUs
 
 case ${cmd_backend:-local} in
     local) ;;

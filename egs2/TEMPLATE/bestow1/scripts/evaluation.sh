@@ -4,15 +4,14 @@
 
 # decode_set NAME: hypotheses in <exp>/<tag>/<set>/{text,token,score}
 decode_set() {
-    local dir=${bestow_exp}/${inference_tag}/$1 data=${raw}/$1 jobs job file ngpu_decode=0 launcher
+    local dir=${bestow_exp}/${inference_tag}/$1 data=${raw}/$1 jobs job file ngpu_decode=0
     local logdir=${dir}/logdir
-    launcher=${decode_cmd:-}
-    if "${gpu_inference}"; then ngpu_decode=1 launcher=${cuda_cmd:-}; fi
+    if [ "${decode_device}" = cuda ]; then ngpu_decode=1; fi
     rm -rf "${logdir}"
     jobs=$(at_most "${inference_nj}" "${data}/wav.scp")
     split_keys "${data}/wav.scp" "${jobs}" "${logdir}/keys.JOB.scp"
     watched_jobs "$(wc -l <"${data}/wav.scp")" "${logdir}/output.*/1best_recog/text" \
-        "${launcher}" "${jobs}" "${logdir}/inference.JOB.log" "${warm_words[@]}" \
+        "${decode_launcher}" "${jobs}" "${logdir}/inference.JOB.log" "${warm_words[@]}" \
         -m espnet_bestow.bin.bestow_inference --config "${inference_config}" \
         --ngpu "${ngpu_decode}" --data_path_and_name_and_type "${data}/wav.scp,speech,sound" \
         --data_path_and_name_and_type "${data}/prompt,prompt,text" \

@@ -75,7 +75,7 @@ simuleval_set() {
     # A killed run ends in half a line, which --continue-unfinished cannot read.
     find "${logdir}" -name instances.log -exec sed -i '$ { /}$/!d }' {} +
     # shellcheck disable=SC2016  # expanded in each job, where JOB is its number
-    watched_jobs "${lines}" "${logdir}/shard.*/instances.log" "${decode_cmd:-}" "${jobs}" \
+    watched_jobs "${lines}" "${logdir}/shard.*/instances.log" "${decode_launcher}" "${jobs}" \
         "${logdir}/simuleval.JOB.log" bash -c 'first=$1 last=$2; shift 2
             exec "$@" --start-index $((first)) --end-index $((last))' simuleval_shard \
         "(JOB - 1) * ${lines} / ${jobs}" "JOB * ${lines} / ${jobs}" \
@@ -83,7 +83,8 @@ simuleval_set() {
         --dataloader bestow --dataloader-class espnet_bestow.simul.AudioLoader \
         --source "${lists}/source" --target "${lists}/target" --tgt-lang "${lists}/prompt" \
         --source-segment-size "${segment_size}" --output "${logdir}/shard.JOB" --no-scoring --no-progress-bar \
-        --continue-unfinished --bestow-model "${model}" --bestow-policy "${policy}" "${simuleval_words[@]}"
+        --continue-unfinished --bestow-model "${model}" --bestow-policy "${policy}" \
+        --bestow-device "${decode_device}" "${simuleval_words[@]}"
     log "${model}, ${policy}, $3:"
     warm_py -m espnet_bestow.bin.simuleval_results --shards "${logdir}"/shard.* --lists "${lists}" \
         --policy "${policy}" --output_dir "${dir}"
@@ -97,10 +98,11 @@ simulate_set() {
     logdir=${dir}/logdir/${jobs}
     if ! "${same_inputs}"; then empty_but_stamps "${dir}"; fi
     split_keys "${data}/wav.scp" "${jobs}" "${logdir}/keys.JOB.scp"
-    run_jobs "${decode_cmd:-}" "${jobs}" "${logdir}/simulate.JOB.log" "${warm_words[@]}" \
+    run_jobs "${decode_launcher}" "${jobs}" "${logdir}/simulate.JOB.log" "${warm_words[@]}" \
         -m espnet_bestow.bin.bestow_simulate --model "${model}" --data_dir "${data}" \
         --key_file "${logdir}/keys.JOB.scp" --tasks "${streaming_words[@]}" \
-        --segment_ms "${segment_size}" --output_dir "${logdir}/output.JOB" "${simulate_words[@]}" --policies "$@"
+        --segment_ms "${segment_size}" --device "${decode_device}" --output_dir "${logdir}/output.JOB" \
+        "${simulate_words[@]}" --policies "$@"
     py -m espnet_bestow.bin.merge_instances --inputs "${logdir}"/output.* --output_dir "${dir}" >/dev/null
 }
 
@@ -129,5 +131,5 @@ draw_reading() {
         '{ family = $2; sub(/_.*/, "", family) }
         (index(wanted, " " $2 " ") || index(wanted, " " family " ")) && !seen[$2]++ { print $1 }' "${raw}/$2/utt2task")
     warm_py -m espnet_bestow.bin.bestow_read_write --model "$1" --data_dir "${raw}/$2" --key "${keys[@]}" --policy "$3" \
-        --segment_ms "${segment_size}" --output "${expdir}/simulate/$2"
+        --segment_ms "${segment_size}" --device "${decode_device}" --output "${expdir}/simulate/$2"
 }
