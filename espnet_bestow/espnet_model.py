@@ -19,6 +19,7 @@ from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.losses import ctc_losses, frame_distance, too_long
 from espnet_bestow.model import BestowModel, ModelState
 from espnet_bestow.rows import is_transcript, join, recordings
+from espnet_bestow.teacher import Teacher
 from espnet_bestow.visibility import InChunks, OfflinePolicy, Policy, Rule, answer_index
 
 Stats = dict[str, Tensor | None]
@@ -82,7 +83,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         self.ctc_weight = ctc_weight
         self.lsm_weight = lsm_weight
         self.alignment_weight = alignment_weight
-        self._teacher = (teacher and teacher.eval().requires_grad_(False),)  # in a tuple: no part of this module
+        self.teacher = teacher and Teacher(teacher)
         self.teacher_weight = teacher_weight
         self.tasks = tuple(tasks)
         self.register_buffer("task_weights", _weights_of(self.tasks, task_weights or {}), persistent=False)
@@ -139,8 +140,8 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             ctc = losses[recording].sum() / tokens
             stats["loss_ctc"], stats["ctc_too_long"] = ctc.detach(), over[recording].sum().to(ctc.dtype)
             loss = loss + self.ctc_weight * ctc
-        if self._teacher[0] is not None:
-            distance = self._distance_to_teacher(each, *heard)[recording].sum() / tokens
+        if self.teacher is not None:
+            distance = frame_distance(each, self.teacher(*heard))[recording].sum() / tokens
             stats["loss_teacher"] = distance.detach()
             loss = loss + self.teacher_weight * distance
         if self.ctc_weight < 1.0:
@@ -171,14 +172,6 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         assert self.ctc is not None
         losses = ctc_losses(self.ctc(speech.frames), speech.lengths, words, lengths)
         return losses, too_long(speech.lengths, words, lengths)
-
-    def _distance_to_teacher(self, encoded: Speech, speech: Tensor, lengths: Tensor) -> Tensor:
-        """The mean squared distance to the teacher's frames, summed over those of each recording, (B,)."""
-        teacher = self._teacher[0]
-        assert teacher is not None
-        with torch.no_grad():
-            theirs = teacher.to(speech.device).encode(speech, lengths)
-        return frame_distance(encoded, theirs)
 
     def _watch(self, state: ConnectorState) -> WatchedSpeech | None:
         """Where its attention will be remembered, if it is to be taught."""

@@ -5,20 +5,21 @@ not. What a program forgot to move, or asks of the CPU's memory, fails here as i
 the device takes its other branch. Numbers are the CPU's, so results can be compared closely.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "far"
 NEAR = torch.device("cpu")
+# At once: the first backward pass of a process makes a queue for each device that it then has.
+_setup_privateuseone_for_python_backend(NAME)
 aten = torch.ops.aten
 
 _MOVES = (aten._to_copy, aten.to, aten.copy_)
@@ -65,6 +66,25 @@ class TwoDevicesError(RuntimeError):
     """Tensors of two devices met."""
 
 
+def _each(function: Callable[[Any], Any], x: Any) -> Any:
+    """Of all that operations take and give: in lists and so on, one by one (torch's tree_map takes twice as long)."""
+    if isinstance(x, list | tuple):
+        return type(x)(_each(function, item) for item in x)
+    if isinstance(x, dict):
+        return {key: _each(function, item) for key, item in x.items()}
+    return function(x)
+
+
+def _tensors(x: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for item in x:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, list | tuple):
+            found += _tensors(item)
+    return found
+
+
 def _near(x: object) -> object:
     if isinstance(x, torch.device) and x.type == NAME:
         return NEAR
@@ -75,7 +95,7 @@ def _run(func, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def]
     packet = func.overloadpacket
     if packet is aten._fused_sdp_choice:
         return 0  # what the CPU would choose is not there
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    tensors = _tensors([*args, *kwargs.values()])
     device = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.device)), None)
     there = any(isinstance(x, Far) for x in tensors)
     if there and packet not in _MOVES + _ASKS_FOR_A_SHAPE:
@@ -83,7 +103,7 @@ def _run(func, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def]
         here = [tuple(x.shape) for x in meeting if isinstance(x, Tensor) and not isinstance(x, Far) and x.dim()]
         if here:
             raise TwoDevicesError(f"{func}: tensors of shapes {here} are on the CPU, the others are not")
-    out = func(*tree_map(_near, args), **tree_map(_near, kwargs))
+    out = func(*_each(_near, args), **_each(_near, kwargs))
     if device is not None:
         there = device.type == NAME
     known = {id(_near(x)): x for x in tensors}  # in place: the argument itself comes back
@@ -95,7 +115,7 @@ def _run(func, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def]
 
     if packet in _LENGTHS:
         return back(out[0]), out[1]
-    return tree_map(back, out)
+    return _each(back, out)
 
 
 class _Operations(TorchDispatchMode):
@@ -116,7 +136,7 @@ class _Functions(TorchFunctionMode):
         if func is torch.stft and isinstance(args[0], Far):  # turns a tensor around in place
             if not isinstance(kwargs.get("window"), Far):
                 raise TwoDevicesError("stft: the window is on the CPU")
-            return Far(torch.stft(*tree_map(_near, args), **tree_map(_near, kwargs)))
+            return Far(torch.stft(*_each(_near, args), **_each(_near, kwargs)))
         return func(*args, **kwargs)
 
 
@@ -124,15 +144,9 @@ def _device(given: object) -> torch.device | None:
     return None if given is None else torch.device(given)  # type: ignore[arg-type]
 
 
-@cache
-def _registered() -> None:
-    _setup_privateuseone_for_python_backend(NAME)
-
-
 @contextmanager
 def far_device() -> Iterator[str]:
     """The name of the device, which is there in the block."""
-    _registered()
     # Tensors around tensors know no inference mode.
     without = torch.no_grad()
     modes = torch.autograd.grad_mode.inference_mode

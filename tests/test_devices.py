@@ -26,7 +26,7 @@ ELSEWHERE = ["far", pytest.param("cuda", marks=pytest.mark.gpu)]
 POLICIES = {
     "wait_k": {"k": 2, "step": 2},
     "align_att": {"threshold": 4, "step": 2},
-    "local_agreement": {"n": 2, "step": 4},
+    "local_agreement": {"n": 2, "step": 16},
 }
 ENCODERS = {
     "recomputed": {},
@@ -117,7 +117,7 @@ def test_sessions(experiments, encoder, device):
         options = SessionOptions(max_tokens=5)
         sessions = [pool.open(PROMPT, build_policy(policy, **conf), options) for policy, conf in POLICIES.items()]
         for n, session in enumerate(sessions):
-            for piece in talk(0.8 + 0.4 * n, n).reshape(-1, 6400):
+            for piece in talk(0.8, n).reshape(-1, 6400):
                 session.feed(piece)
                 pool.step()
             session.end()

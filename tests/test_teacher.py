@@ -1,10 +1,17 @@
 """An encoder that learns to make another model's frames."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
+from torch import nn
 
+from espnet_bestow import ops
+from espnet_bestow.model import BestowModel
 from espnet_bestow.silence import SilenceAround
 from espnet_bestow.task import BestowTask
+from espnet_bestow.teacher import Teacher
+from tests.encoders.test_whole_pass import whole
 from tests.test_espnet_model import batch, build, llm  # noqa: F401
 
 
@@ -33,7 +40,7 @@ def test_the_teacher_is_neither_trained_nor_saved(llm):  # noqa: F811
     assert taught.state_dict().keys() == plain.state_dict().keys()
     taught(**batch())[0].backward()
     assert all(p.grad is None for p in teacher.encoder.parameters())
-    assert not teacher.training and not taught.train()._teacher[0].training
+    assert not teacher.training and not taught.train().teacher.model.training
 
 
 def test_a_pupil_becomes_its_teacher(llm):  # noqa: F811
@@ -73,6 +80,28 @@ def test_rows_about_one_recording_count_one_by_one(llm):  # noqa: F811
     assert twice["loss_teacher"].item() == pytest.approx(alone["loss_teacher"].item(), rel=1e-5)
 
 
+@pytest.mark.skipif(ops.native is None, reason="the compiled ops were not built")
+def test_an_encoder_of_whole_recordings_teaches_natively():
+    torch.manual_seed(0)
+    model = BestowModel(whole(subsampling="conv1d"), nn.Identity(), nn.Identity(), Windows())
+    waveform, lengths = torch.randn(3, 40 * 16), torch.tensor([40 * 16, 16, 23 * 16])
+    with torch.no_grad():
+        right = model.eval().encode(waveform, lengths)
+    teacher = Teacher(model)
+    with patch.object(model.encoder, "forward", side_effect=AssertionError("it was not native")):
+        found = teacher(waveform, lengths)
+    assert found.lengths.tolist() == right.lengths.tolist()
+    for mine, other in zip(found.rows(), right.rows(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+
+
+class Windows(nn.Module):
+    """Sixteen samples are a feature frame."""
+
+    def forward(self, waveform, lengths):
+        return waveform.unflatten(1, (-1, 16)), lengths // 16
+
+
 def test_encoders_that_do_not_match_are_named(llm):  # noqa: F811
     teacher = build(llm)
     teacher.encoder.linear = torch.nn.Linear(4, 9)
@@ -86,6 +115,6 @@ def test_a_directory_in_the_yaml_names_the_teacher(tiny_experiment):
     args.model_conf["teacher"] = str(tiny_experiment)
     taught = BestowTask.build_model(args)
     trained = torch.load(tiny_experiment / "latest.pth")
-    for name, tensor in taught._teacher[0].encoder.state_dict().items():
+    for name, tensor in taught.teacher.model.encoder.state_dict().items():
         assert torch.equal(tensor, trained[f"encoder.{name}"])
-    assert model._teacher[0] is None
+    assert model.teacher is None

@@ -32,14 +32,18 @@ train_bidi() {
 same_encoder() { [ "$(sed -n 's/^encoder: *//p' "$1")" = "$(sed -n 's/^encoder: *//p' "$2")" ]; }
 
 # train_unid: every part goes on from S-bidi, which has learnt to write before it has heard all, or from the offline
-# model if there is no S-bidi, if these have the streaming encoder already. Otherwise connector and LLM do; the new
-# encoder is pre-trained with CTC if --unid_ctc_config says how, and with the offline model as its teacher if
-# --unid_teacher_weight says how much.
+# model if there is no S-bidi, if these have the streaming encoder already; with a teacher_weight in the configuration,
+# that model is the teacher. Otherwise connector and LLM go on; the new encoder is pre-trained with CTC if
+# --unid_ctc_config says how, and with the offline model as its teacher if --unid_teacher_weight says how much.
 train_unid() {
-    local init=("${before_unid}") weights=
+    local init=("${before_unid}") taught=() weights=
     keep_origin "${unid_exp}" "${origin[@]}" "${offline_weights}" "${before_unid}"
     streaming_config "${unid_config}" "${unid_exp}"
-    if ! same_encoder "${bestow_config}" "${unid_exp}/train.yaml"; then
+    if same_encoder "${bestow_config}" "${unid_exp}/train.yaml"; then
+        if grep -q '^ *teacher_weight:' "${unid_exp}/train.yaml"; then
+            taught=(--model_conf "teacher=$(dirname "${before_unid}")")
+        fi
+    else
         init=("${before_unid}:connector:connector" "${before_unid}:llm:llm")
         if [ -n "${unid_ctc_config}" ]; then
             weights=${unid_exp}_ctc/valid.loss.best.pth
@@ -55,7 +59,7 @@ train_unid() {
         fi
     fi
     train_model "${unid_exp}/train.yaml" "${unid_exp}" "${stats_dir}" --policy_conf "step=${step}" \
-        --init_param "${init[@]}" "${unid_words[@]}"
+        --init_param "${init[@]}" "${taught[@]}" "${unid_words[@]}"
 }
 
 # empty_but_stamps DIR: what another model or another policy wrote is no part of a curve.
