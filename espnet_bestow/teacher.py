@@ -35,6 +35,6 @@ class Teacher:
     def _move(self, device: torch.device) -> None:
         self.model.to(device)
         encoder: Any = self.model.encoder
-        # Natively where there is such a thing: it is a third of a pupil's forward pass otherwise.
+        # Natively where there are kernels for it: a step waits for these frames.
         self._whole = encoder.whole_pass() if hasattr(encoder, "whole_pass") else None
         self._device = device
