@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from espnet_bestow.connectors import Speech
+from espnet_bestow.bin.merge_configs import read_yaml
 from espnet_bestow.decoding import Stepper
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.inference import DecodingOptions, Speech2Text
 from espnet_bestow.streaming.policies import build_policy
 from espnet_bestow.streaming.session import SessionOptions
+from espnet_bestow.task import BestowTask
 from espnet_bestow.visibility import WaitKPolicy, offline
+from tests.egs2.test_configs import TRAINING, arguments
 from tests.far_device import TwoDevicesError, far_device
 from tests.llm_fixtures import write_llm
 from tests.streaming_fixtures import PROMPT, talk
@@ -34,6 +37,9 @@ ENCODERS = {
     "contextual block": {**CONTEXTUAL_BLOCK, "normalize": "running_mvn"},
 }
 
+EXAMPLES = {read_yaml(path)["encoder"]: path for path in reversed(TRAINING)}
+"""A configuration of the mini recipe for each encoder."""
+
 
 @contextmanager
 def elsewhere(device):
@@ -44,6 +50,11 @@ def elsewhere(device):
     else:
         with torch.backends.cudnn.flags(allow_tf32=False):
             yield device
+
+
+def leave_out_recurrent(recurrent, device):
+    if recurrent and device == "far":
+        pytest.skip("elsewhere PyTorch's GRU and LSTM are kernels that the CPU lacks")
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +78,7 @@ def test_the_far_device_does_not_mix_with_the_cpu():
 @pytest.mark.parametrize("device", ELSEWHERE)
 @pytest.mark.parametrize("configuration", CONNECTOR_CONFIGURATIONS)
 def test_every_connector_learns_and_writes(llm_path, configuration, device):
-    if (configuration, device) == ("recurrent", "far"):
-        pytest.skip("elsewhere PyTorch's GRU is a kernel that the CPU lacks")
+    leave_out_recurrent(configuration == "recurrent", device)
 
     def run(name):
         model = build(llm_path, configuration).to(name)
@@ -87,6 +97,21 @@ def test_every_connector_learns_and_writes(llm_path, configuration, device):
         there = run(name)
     for a, b in zip(there, here, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("device", ELSEWHERE)
+@pytest.mark.parametrize("encoder", EXAMPLES)
+def test_every_encoder_of_the_mini_recipe_hears(encoder, llm_path, device):
+    leave_out_recurrent(encoder == "vgg_rnn", device)
+    model = BestowTask.build_model(arguments(EXAMPLES[encoder], llm_path)).eval()
+    audio = [torch.from_numpy(talk(seconds)) for seconds in (1.0, 0.6)]
+    waveform, lengths = torch.nn.utils.rnn.pad_sequence(audio, True), torch.tensor([len(each) for each in audio])
+    here = model.encode(waveform, lengths).rows()
+    with elsewhere(device) as name:
+        there = [row.cpu() for row in model.to(name).encode(waveform.to(name), lengths.to(name)).rows()]
+    for a, b in zip(there, here, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
