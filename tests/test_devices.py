@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from espnet_bestow.connectors import Speech
 from espnet_bestow.bin.merge_configs import read_yaml
+from espnet_bestow.connectors import Speech
 from espnet_bestow.decoding import Stepper
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.inference import DecodingOptions, Speech2Text
