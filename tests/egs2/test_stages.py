@@ -153,3 +153,29 @@ simulate_set model out . wait_k:k=4
     words = bash(tmp_path, script).stdout.splitlines()
     assert words[0] == launcher
     assert words[words.index("--device") + 1] == device
+
+
+@pytest.mark.parametrize(
+    ("encoder", "model_conf", "teacher"),
+    [
+        ("conformer", "    teacher_weight: 1.0\n", ["teacher=exp/bidi"]),
+        ("conformer", "", []),
+        ("another", "    teacher_weight: 1.0\n", []),  # its frames are not those of the model before
+    ],
+)
+def test_a_weight_makes_the_model_before_the_teacher_of_a_streaming_encoder(tmp_path, encoder, model_conf, teacher):
+    (tmp_path / "offline.yaml").write_text("encoder: conformer\n")
+    (tmp_path / "unid.yaml").write_text(f"encoder: {encoder}\nmodel_conf:\n    ctc_weight: 0.2\n{model_conf}")
+    script = f"""
+. {TEMPLATE}/scripts/streaming.sh
+origin=() unid_words=() before_unid=exp/bidi/valid.pth offline_weights=exp/offline.pth unid_exp=unid step=2
+bestow_config=offline.yaml unid_config=unid.yaml unid_ctc_config= stats_dir=stats
+keep_origin() {{ :; }}
+has_ctc_head() {{ true; }}
+streaming_config() {{ mkdir "$2" && cp "$1" "$2/train.yaml"; }}
+train_model() {{ printf '%s\n' "$@"; }}
+train_unid
+"""
+    words = bash(tmp_path, script).stdout.splitlines()
+    assert words[:3] == ["unid/train.yaml", "unid", "stats"]
+    assert [word for word in words if word.startswith("teacher")] == teacher
