@@ -18,8 +18,43 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "far"
 NEAR = torch.device("cpu")
+
+
+class _Module:
+    """What ``torch.far`` is. Nobody else in the process should find a device there."""
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def is_available(self) -> bool:
+        return False
+
+    def device_count(self) -> int:
+        return 0
+
+    def current_device(self) -> int:
+        return 0
+
+    def manual_seed_all(self, seed: int) -> None:
+        """Numbers are drawn here."""
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+
+class _Hook(torch._C._acc.PrivateUse1Hooks):
+    def is_available(self) -> bool:
+        return False
+
+    def has_primary_context(self, dev_id: int) -> bool:
+        return True
+
+    def is_built(self) -> bool:
+        return True
+
+
 # At once: the first backward pass of a process makes a queue for each device that it then has.
-_setup_privateuseone_for_python_backend(NAME)
+_setup_privateuseone_for_python_backend(NAME, _Module(), _Hook())
 aten = torch.ops.aten
 
 _MOVES = (aten._to_copy, aten.to, aten.copy_)
