@@ -179,15 +179,18 @@ def _device(given: object) -> torch.device | None:
     return None if given is None else torch.device(given)  # type: ignore[arg-type]
 
 
+def _without_gradients(mode: Any) -> None:
+    mode.instead = torch.no_grad()
+    mode.instead.__enter__()
+
+
 @contextmanager
 def far_device() -> Iterator[str]:
     """The name of the device, which is there in the block."""
-    # Tensors around tensors know no inference mode.
-    without = torch.no_grad()
-    modes = torch.autograd.grad_mode.inference_mode
+    modes = torch.inference_mode  # which tensors around tensors do not know
     with (
-        patch.object(modes, "__enter__", lambda _: without.__enter__()),
-        patch.object(modes, "__exit__", lambda _, *error: without.__exit__(*error)),
+        patch.object(modes, "__enter__", _without_gradients),
+        patch.object(modes, "__exit__", lambda mode, *error: mode.instead.__exit__(*error)),
         _Operations(),
         _Functions(),
     ):

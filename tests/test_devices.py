@@ -36,7 +36,6 @@ ENCODERS = {
     "cache-aware": {**CACHE_AWARE, "normalize": "running_mvn"},
     "contextual block": {**CONTEXTUAL_BLOCK, "normalize": "running_mvn"},
 }
-
 EXAMPLES = {read_yaml(path)["encoder"]: path for path in reversed(TRAINING)}
 """A configuration of the mini recipe for each encoder."""
 
@@ -73,6 +72,9 @@ def test_the_far_device_does_not_mix_with_the_cpu():
                 mix(there, here)
         with pytest.raises(RuntimeError, match="numpy"):
             there.numpy()
+        with torch.inference_mode(), torch.inference_mode():
+            assert not torch.is_grad_enabled()
+        assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("device", ELSEWHERE)
