@@ -41,6 +41,8 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         lsm_weight: label smoothing of the cross-entropy.
         alignment_weight: a, of the loss that teaches the connector's last block where the tokens of a transcript
             were said (see :mod:`.alignment`); counts for answers that are their ``src_text``. Needs CTC.
+        teacher: a trained model; the encoder learns to make its frames.
+        teacher_weight: t.
         tasks: task names whose losses are reported one by one.
         task_weights: how much the answers of a task count, 1 where nothing is said. The tasks that take longest to
             learn can have a larger share of what is learned than they have of the data.

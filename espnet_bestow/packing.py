@@ -21,6 +21,7 @@ _TRAINING_ONLY = (
     "valid_data_path_and_name_and_type",
     "train_shape_file",
     "valid_shape_file",
+    "model_conf.teacher",
 )
 
 # What of an LLM's directory makes the LLM; training a text LLM leaves more than that in it.
@@ -123,7 +124,8 @@ def _portable(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             out[key] = dict(value)
         elif key.endswith("_conf") and isinstance(value, dict):
             part = key.removesuffix("_conf")
-            out[key] = {k: _bring(f"{key}.{k}", v, folder / part) for k, v in value.items()}
+            kept = {k: v for k, v in value.items() if f"{key}.{k}" not in _TRAINING_ONLY}
+            out[key] = {k: _bring(f"{key}.{k}", v, folder / part) for k, v in kept.items()}
         else:
             out[key] = _bring(key, value, folder / key)
     return out

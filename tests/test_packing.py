@@ -81,6 +81,16 @@ def test_a_zip_holds_each_thing_once_and_no_path_of_the_training(packed, tiny):
     assert meta["files"] == {"bestow_model_file": "1epoch.pth"}
 
 
+def test_a_teacher_stays_where_the_training_was(tiny_experiment, tiny, tmp_path):
+    conf = {"ctc_weight": 0.2, "teacher": str(tiny_experiment)}
+    exp = train(tiny, tmp_path / "exp", max_epoch=1, model_conf=conf)
+    bestow_pack.main(["--exp", str(exp), "--outpath", str(tmp_path / "exp.zip")])
+    with zipfile.ZipFile(tmp_path / "exp.zip") as file:
+        config = file.read("config.yaml").decode()
+    assert str(tiny_experiment) not in config and yaml.safe_load(config)["model_conf"]["ctc_weight"] == 0.2
+    assert answer(tmp_path / "exp.zip") == answer(exp)
+
+
 def test_a_moved_zip_answers_the_same_from_another_directory(lora_experiment, packed, tmp_path):
     away = tmp_path / "away"
     (away / "cwd").mkdir(parents=True)
