@@ -12,6 +12,7 @@ from espnet_bestow.corpus.rendering import Delivery
 from espnet_bestow.corpus.tasks import (
     Example,
     command_examples,
+    question_example,
     sentence_examples,
     transcript,
 )
@@ -89,16 +90,23 @@ def split_commands(seed: int) -> tuple[list[Command], list[Command]]:
     return commands[held_out:], commands[:held_out]
 
 
-def _sentence_content(rng: Random, pool: SentencePool, language: str, shape: Shape | None) -> Content:
+def _sentence_content(
+    rng: Random, pool: SentencePool, language: str, shape: Shape | None, asked_share: float
+) -> Content:
     count = rng.choice(shape.sentences) if shape else 1
     clauses = tuple(pool.draw(rng) for _ in range(count))
+    examples = sentence_examples(rng, clauses, language)
+    if not shape:  # of several sentences, nobody would know which is meant
+        question = question_example(rng, clauses[0])
+        if rng.random() < asked_share:
+            examples.append(question)
     other = {"en": "de", "de": "en"}[language]
     return Content(
         language=language,
         sentences=tuple(transcript((clause,), language) for clause in clauses),
         translation=transcript(clauses, other),
         reordered=any(clause.reordered for clause in clauses),
-        examples=tuple(sentence_examples(rng, clauses, language)),
+        examples=tuple(examples),
     )
 
 
@@ -148,7 +156,8 @@ def plan_split(split: str, tier: Tier, seed: int, pool: SentencePool) -> Iterato
             content = _command_content(rng, commands)
         else:
             joined = rng.random() < conditions.joined_share
-            content = _sentence_content(rng, pool, kind, conditions.joined if joined else None)
+            shape = conditions.joined if joined else None
+            content = _sentence_content(rng, pool, kind, shape, conditions.asked_share)
         name = f"{seed}/{split}_{index:05d}"
         yield _utterance(name, split, content, conditions, tier.rates)
 

@@ -73,17 +73,19 @@ def transcript(clauses: tuple[Clause, ...], language: str) -> str:
 
 
 def sentence_examples(rng: Random, clauses: tuple[Clause, ...], language: str) -> list[Example]:
-    """Ask for the transcript, the translation and, of a single sentence, one constituent."""
+    """Ask for the transcript and the translation."""
     other = {"en": "de", "de": "en"}[language]
-    examples = [
+    return [
         _example(rng, f"asr_{language}", transcript(clauses, language)),
         _example(rng, f"ast_{language}-{other}", transcript(clauses, other)),
     ]
-    if len(clauses) == 1:
-        answers = question_answers(clauses[0])
-        kind = rng.choice(sorted(answers))
-        examples.append(Example("sqa", rng.choice(QUESTIONS[kind]), answers[kind]))
-    return examples
+
+
+def question_example(rng: Random, clause: Clause) -> Example:
+    """Ask for one constituent."""
+    answers = question_answers(clause)
+    kind = rng.choice(sorted(answers))
+    return Example("sqa", rng.choice(QUESTIONS[kind]), answers[kind])
 
 
 def command_examples(rng: Random, command: Command) -> list[Example]:

@@ -16,16 +16,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a split sounds: voices, noise (dB; None is clean) and the share of joined utterances."""
+    """How a split sounds: voices, noise (dB; None is clean), and the shares of joined utterances and of questions."""
 
     voices: tuple[Voice, ...] = SEEN_VOICES
     snrs: tuple[int | None, ...] = (None, None, 25, 20, 15, 10)
     joined: Shape | None = None
     joined_share: float = 0.0
+    asked_share: float = 1.0  # of utterances of one sentence: those that come with a question
 
 
 CONDITIONS: Mapping[str, Conditions] = {
-    "train": Conditions(joined=Shape((2, 3), (2.5, 8.0)), joined_share=0.05),
+    # Answers are quickly learned: with a question about every sentence, they would take more of the training than they
+    # need.
+    "train": Conditions(joined=Shape((2, 3), (2.5, 8.0)), joined_share=0.05, asked_share=1 / 3),
     "valid": Conditions(),
     "test": Conditions(),
     "test_unseen": Conditions(voices=UNSEEN_VOICES),

@@ -72,6 +72,17 @@ def test_kinds_noise_and_joined_shares(corpus):
     assert all(0.3 <= pause <= 0.6 for u in corpus["test_long"] for pause in u.pauses)
 
 
+def test_single_sentences_are_asked_about(corpus):
+    for split, utterances in corpus.items():
+        asked = [any(example.task == "sqa" for example in u.examples) for u in utterances]
+        single = [u.translation is not None and len(u.sentences) == 1 for u in utterances]
+        if split == "train":
+            assert all(one for one, question in zip(single, asked, strict=True) if question)
+            assert sum(asked) / sum(single) == pytest.approx(1 / 3, abs=0.03)
+        else:
+            assert asked == single, split
+
+
 def test_the_seed_decides_everything():
     tier = TIERS["smoke"]
     assert plan_corpus(tier, 1) == plan_corpus(tier, 1)

@@ -8,6 +8,7 @@ from espnet_bestow.corpus.tasks import (
     QUESTIONS,
     command_examples,
     question_answers,
+    question_example,
     sentence_examples,
 )
 
@@ -27,7 +28,8 @@ def test_a_question_that_the_clause_does_not_answer_is_never_asked():
     rng = Random(0)
     for _ in range(500):
         clause = draw_clause(rng)
-        (sqa,) = [e for e in sentence_examples(rng, (clause,), "de") if e.task == "sqa"]
+        sqa = question_example(rng, clause)
+        assert sqa.task == "sqa"
         kind = next(kind for kind, phrasings in QUESTIONS.items() if sqa.prompt in phrasings)
         assert sqa.answer == question_answers(clause)[kind]
         assert clause.place or kind != "where"
@@ -38,10 +40,10 @@ def test_examples_of_a_german_sentence():
     examples = {e.task: e for e in sentence_examples(Random(0), (CLAUSE,), "de")}
     assert examples["asr_de"].answer == "heute sieht der hund den apfel im garten"
     assert examples["ast_de-en"].answer == "the dog sees the apple in the garden today"
-    assert set(examples) == {"asr_de", "ast_de-en", "sqa"}
+    assert set(examples) == {"asr_de", "ast_de-en"}
 
 
-def test_joined_sentences_are_transcribed_and_translated_only():
+def test_examples_of_joined_sentences():
     examples = {e.task: e.answer for e in sentence_examples(Random(0), (CLAUSE, CLAUSE), "en")}
     assert examples == {
         "asr_en": " ".join(["the dog sees the apple in the garden today"] * 2),
@@ -53,7 +55,11 @@ def test_every_instruction_is_used_and_means_one_task():
     seen = [i for family in (INSTRUCTIONS, QUESTIONS) for texts in family.values() for i in texts]
     assert len(seen) == len(set(seen))
     rng = Random(0)
-    used = {e.prompt for _ in range(500) for e in sentence_examples(rng, (CLAUSE,), "en")}
+    used = {
+        e.prompt
+        for _ in range(500)
+        for e in [*sentence_examples(rng, (CLAUSE,), "en"), question_example(rng, CLAUSE)]
+    }
     assert used >= {*INSTRUCTIONS["asr_en"], *INSTRUCTIONS["ast_en-de"], *QUESTIONS["when"]}
 
 
