@@ -1,36 +1,37 @@
 """The rooms of the package, who may enter them, and how a source file's imports are read."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = "espnet_bestow"
 
-# The named rooms from the top of the house down: none of them imports one that stands further left.
-HOUSE = (
-    *("cli", "bin", "simul", "inference", "task", "espnet_model", "streaming", "evaluate"),
-    *("decoding", "model", "connectors", "encoders", "prompt", "llm", "seats", "visibility", "quantize", "ops"),
-    "corpus",
-)
 
-# Rooms that import nothing else of ours, so that they can be lifted out and used alone.
-ALONE = frozenset(
-    {
-        *("collate", "common_memory", "corpus", "errors", "evaluate", "long_audio", "ops", "process_group", "seats"),
-        "visibility",
-    }
-)
+class Room(NamedTuple):
+    """A row of CONTRIBUTING's tables."""
 
-# Third-party packages that only these rooms may import.
+    name: str
+    guests: tuple[str, ...]  # packages that few rooms may import
+
+
+def _rooms_of(table: str) -> tuple[Room, ...]:
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]*)\|$", table, re.MULTILINE)
+    return tuple(Room(name, tuple(guests.replace(",", " ").split())) for name, guests in rows)
+
+
+_TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8")
+_UPSTAIRS, _ALONE = _TEXT.partition("## Where things live")[2].partition("\n## ")[0].split("Rooms that import nothing")
+
+# The rooms of the package; none of the first part imports one that stands above it, the others import none at all.
+ROOMS = (*_rooms_of(_UPSTAIRS), *_rooms_of(_ALONE))
+HOUSE = tuple(room.name for room in ROOMS)
+ALONE = frozenset(room.name for room in _rooms_of(_ALONE))
+
+# Packages that only some rooms may import.
 GUESTS = {
-    "espnet2": frozenset(
-        {"bin", "encoders", "espnet_model", "inference", "preprocess", "recordings", "task", "trainer"}
-    ),
-    "transformers": frozenset({"encoders", "llm", "prompt"}),
-    "peft": frozenset({"llm"}),
-    "simuleval": frozenset({"simul"}),
-    "espeakng_loader": frozenset({"corpus"}),
+    guest: frozenset(room.name for room in ROOMS if guest in room.guests) for guest in {g for r in ROOMS for g in r.guests}
 }
 
 # Private to ESPnet: these moved between releases and will move again.
@@ -90,6 +91,6 @@ def violation(found: Import, root: Path) -> str | None:
     target = target_of(found, root)
     if target is not None and found.room in ALONE:
         return f"{found}: {found.room} imports nothing else of ours"
-    if target in HOUSE and found.room in HOUSE and HOUSE.index(target) < HOUSE.index(found.room):
+    if {target, found.room} <= set(HOUSE) and HOUSE.index(str(target)) < HOUSE.index(found.room):
         return f"{found}: {target} stands above {found.room}"
     return None

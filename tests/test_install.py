@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import espnet_bestow
-from tests.import_rules import imports_of, target_of, violation
+from tests.import_rules import ALONE, HOUSE, ROOMS, imports_of, target_of, violation
 
 REPO = Path(__file__).parents[1]
 ROOT = REPO / "espnet_bestow"
@@ -23,6 +23,14 @@ def run_python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_contributing_shows_every_room_and_its_guests() -> None:
+    assert sorted(HOUSE) == sorted({file.relative_to(ROOT).with_suffix("").parts[0] for file in FILES} - {"__init__"})
+    assert ALONE
+    imports = {(found.room, found.module.split(".")[0]) for file in FILES for found in imports_of(file, ROOT)}
+    idle = [f"{room.name}: {guest}" for room in ROOMS for guest in room.guests if (room.name, guest) not in imports]
+    assert not idle, idle
 
 
 def test_no_room_is_entered_from_below() -> None:

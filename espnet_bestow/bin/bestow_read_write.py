@@ -26,6 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="Experiment, checkpoint in one, packed zip or hub repository")
     parser.add_argument("--data_dir", type=Path, required=True, help="wav.scp, text, and maybe prompt, utt2task, ctm")
+    parser.add_argument("--ctm", type=Path, help="When words were said, to be shown above; by default the data dir's")
     parser.add_argument("--key", required=True, nargs="+", help="Rows of the data dir")
     parser.add_argument("--policy", default="wait_k:k=6,step=4", help="One that decides token by token")
     parser.add_argument("--segment_ms", type=positive_int, default=320, help="Audio sent at a time")
@@ -77,8 +78,8 @@ def draw(example: Example, s2t: Speech2Text, args: argparse.Namespace, path: Pat
     if not words:
         raise EmptyAnswerError(f"{example.key}: the answer under {spec} is empty, there is nothing to draw")
     pieces = list(s2t.template.tokenizer.convert_ids_to_tokens([token for word in words for token in word.tokens]))
-    ctm = args.data_dir / "ctm"
-    spoken = read_ctm(ctm).get(example.key, []) if ctm.exists() else []
+    ctm = args.ctm or args.data_dir / "ctm"
+    spoken = read_ctm(ctm).get(example.key, []) if args.ctm or ctm.exists() else []
     seconds, hop = len(samples) / s2t.sample_rate, listener.hop / s2t.sample_rate
     return plot_read_write(watched.trace(words, pieces, seconds, hop, spoken), path, f"{example.key} · {spec}")
 

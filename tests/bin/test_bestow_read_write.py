@@ -28,6 +28,21 @@ def test_a_picture_for_every_row(tiny, vivid_experiment, keys, tmp_path, capsys)
     assert (tmp_path / "one.png").exists()
 
 
+def test_what_was_said_is_shown(tiny, vivid_experiment, keys, tmp_path):
+    data = shutil.copytree(tiny.data["train"], tmp_path / "data")
+    ctm = (data / "ctm").rename(tmp_path / "ctm")
+    words = command(tiny, vivid_experiment, keys[:1], tmp_path / "with.png")
+    main(words)
+    words[words.index("--data_dir") + 1] = str(data)
+    for name, more in (("without", []), ("from_elsewhere", ["--ctm", str(ctm)])):
+        words[words.index("--output") + 1] = str(tmp_path / f"{name}.png")
+        main([*words, *more])
+    pictures = {name: (tmp_path / f"{name}.png").read_bytes() for name in ("with", "without", "from_elsewhere")}
+    assert pictures["with"] == pictures["from_elsewhere"] != pictures["without"]
+    with pytest.raises(SystemExit):
+        main([*words, "--ctm", str(tmp_path / "nowhere")])
+
+
 @pytest.mark.parametrize(
     ("chosen", "output", "message"),
     [(("nobody",), "a.png", "has no row 'nobody'"), (None, "a.png", "is one file, but 2 rows are to be drawn")],

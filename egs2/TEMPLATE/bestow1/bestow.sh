@@ -9,7 +9,7 @@ stage=1  # First stage to run
 stop_stage=10000  # Last stage to run
 skip_stages=""  # Stages to leave out, e.g. "2 9"
 skip_data_prep=false  # Leave out stages 1 to 5
-skip_train=false  # Leave out stages 6 to 11
+skip_train=false  # Leave out stages 6 to 11, 16 and 17
 skip_eval=false  # Leave out stages 12 and 13
 skip_packing=false  # Leave out stage 14
 skip_upload_hf=false  # Leave out stage 15
@@ -17,7 +17,7 @@ skip_streaming=false  # Leave out stages 16 to 20
 python=python3  # Python command
 warm=true  # Without GPUs and launchers: import ESPnet once and fork all Python processes from there
 nj=4  # Parallel processes in data preparation and statistics
-inference_nj=4  # Parallel processes in decoding
+inference_nj=4  # Parallel processes in decoding and streaming
 gpu_inference=false  # Decode and stream on GPUs
 dumpdir=dump  # Directory for formatted data
 expdir=exp  # Directory for models and results
@@ -37,8 +37,8 @@ valid_set=  # Validation set
 test_sets=  # Test sets, separated by spaces
 local_data_opts=  # Options for local/data.sh
 fs=16k  # Sampling rate
-min_wav_duration=0.1  # Shorter training audio is rejected (seconds)
-max_wav_duration=30  # Longer training audio is rejected (seconds)
+min_wav_duration=0.1  # Shorter audio of training and validation is rejected (seconds)
+max_wav_duration=30  # Longer audio of training and validation is rejected (seconds)
 max_raw_duration=600  # Longer audio of any set is not even decoded (seconds)
 speed_perturb_factors=""  # Speeds of the training set, e.g. "0.9 1.0 1.1"
 skip_bad_utts=true  # List bad rows and go on; false: any bad row is fatal
@@ -439,7 +439,7 @@ if begin_stage 19 "latency-quality curves"; then
             draw_once simulate "${name}"
             policy=${simuleval_policy//STEP/${step}}
             once "${expdir}/simulate/${name}/.done_reading" "${drawn}" "${policy}" "${streaming_tasks}" \
-                "${raw}/${name}"/{wav.scp,prompt,utt2task} -- draw_reading "${drawn}" "${name}" "${policy}"
+                "${raw}/${name}"/{wav.scp,prompt,utt2task} "data/${name}/ctm" -- draw_reading "${drawn}" "${name}" "${policy}"
         done
         # One policy again, one session at a time: what computation adds to its latency.
         policy=${simuleval_policy//STEP/${step}}

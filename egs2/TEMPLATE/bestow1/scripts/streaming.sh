@@ -130,10 +130,11 @@ draw_once() {
 
 # draw_reading MODEL SET POLICY: what the first row of each streamed task saw, looked at, and when it was written.
 draw_reading() {
-    local keys
+    local keys spoken=()
+    if [ -f "data/$2/ctm" ]; then spoken=(--ctm "data/$2/ctm"); fi
     mapfile -t keys < <(awk -v wanted=" ${streaming_tasks} " \
         '{ family = $2; sub(/_.*/, "", family) }
         (index(wanted, " " $2 " ") || index(wanted, " " family " ")) && !seen[$2]++ { print $1 }' "${raw}/$2/utt2task")
     warm_py -m espnet_bestow.bin.bestow_read_write --model "$1" --data_dir "${raw}/$2" --key "${keys[@]}" --policy "$3" \
-        --segment_ms "${segment_size}" --device "${decode_device}" --output "${expdir}/simulate/$2"
+        "${spoken[@]}" --segment_ms "${segment_size}" --device "${decode_device}" --output "${expdir}/simulate/$2"
 }
