@@ -1,6 +1,7 @@
 """Read any audio file as float32 mono at one rate, and refuse bad ones with one clear line."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,8 @@ import soxr
 _CUT_CHUNK = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 # Writers into a pipe cannot seek back and leave a huge size in the header: no sign of a cut.
 _STREAMED_SIZE = 0x7FFF0000
+# What libsndfile says of a FLAC whose writer could not go back and note its length.
+_NO_LENGTH = 1 << 62
 # The length in an MP3 header is an estimate; other formats count their frames exactly.
 _MP3_TOLERANCE = 0.95
 
@@ -65,6 +68,30 @@ def audio_info(path: str | Path, uid: str = "") -> AudioInfo:
     """
     with _open(path, str(path), uid) as sound:
         return _checked_header(sound, str(path), uid)
+
+
+def audio_pieces(path: str | Path, seconds: float, uid: str = "") -> Iterator[tuple[np.ndarray, int]]:
+    """Decode a file piece by piece; an hour of it costs no more memory than a minute.
+
+    Args:
+        path: File.
+        seconds: Length of a piece; the last one may be shorter.
+        uid: Utterance id for error messages.
+
+    Yields:
+        Float32 samples (S, channels) and their rate.
+
+    Raises:
+        AudioError: The file is missing, not audio, cut or empty; what comes before a cut is yielded.
+    """
+    name = str(path)
+    with _open(path, name, uid) as sound:
+        info = _checked_header(sound, name, uid)
+        size, come = max(1, round(seconds * info.rate)), 0
+        while len(piece := _read(sound, size, name, uid)):
+            come += len(piece)
+            yield piece, info.rate
+        _check_complete(sound, come, info.frames, (name, uid))
 
 
 def read_audio(
@@ -136,6 +163,9 @@ def _checked_header(sound: soundfile.SoundFile, name: str, uid: str) -> AudioInf
             raise AudioError("truncated file", name, value, uid)
     if sound.frames == 0:
         raise AudioError("zero samples", name, "0 samples", uid)
+    if sound.frames >= _NO_LENGTH:
+        value = f"{sound.format} written into a pipe; convert it, for example to WAV"
+        raise AudioError("its header does not say how long it is", name, value, uid)
     return AudioInfo(sound.samplerate, sound.channels, sound.frames, sound.format, sound.subtype)
 
 
@@ -151,19 +181,27 @@ def _frame_range(span: Span, info: AudioInfo, name: str, uid: str) -> tuple[int,
 
 def _decode(sound: soundfile.SoundFile, first: int, last: int, name_uid: tuple[str, str]) -> np.ndarray:
     """Decode frames [first, last) to float32 (S, channels)."""
-    name, uid = name_uid
+    samples = _read(sound, last - first, *name_uid, first=first)
+    _check_complete(sound, len(samples), last - first, name_uid)
+    return samples
+
+
+def _read(sound: soundfile.SoundFile, count: int, name: str, uid: str, first: int = 0) -> np.ndarray:
+    """Decode the next ``count`` frames, or those from ``first`` on, to float32 (S, channels); fewer at the end."""
     try:
         if first:
             sound.seek(first)
-        samples = sound.read(last - first, dtype="float32", always_2d=True)
+        return np.asarray(sound.read(count, dtype="float32", always_2d=True))
     except soundfile.LibsndfileError as error:
         value = f"decoder failed, header says {sound.frames} samples"
         raise AudioError("truncated file", name, value, uid) from error
+
+
+def _check_complete(sound: soundfile.SoundFile, come: int, expected: int, name_uid: tuple[str, str]) -> None:
+    name, uid = name_uid
     tolerance = _MP3_TOLERANCE if sound.format == "MP3" else 1.0
-    if len(samples) < tolerance * (last - first):
-        value = f"{len(samples)} of {last - first} samples"
-        raise AudioError("truncated file", name, value, uid)
-    return samples
+    if come < tolerance * expected:
+        raise AudioError("truncated file", name, f"{come} of {expected} samples", uid)
 
 
 def hertz(value: int | str) -> int:

@@ -14,6 +14,8 @@ from espnet_bestow import __version__
 from espnet_bestow.bin.arguments import longest_seconds, positive_int
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from espnet_bestow.inference import Speech2Text
 
 
@@ -36,25 +38,33 @@ class Answer:
 
 
 def answer_files(s2t: "Speech2Text", files: Sequence[str], prompt: str, batch_size: int) -> Iterator[Answer]:
-    """Answers in the order of ``files``; one that cannot be read costs the others nothing."""
+    """Answers in the order of ``files``; one that cannot be read or answered costs the others nothing."""
     from espnet_bestow.audio import AudioError, read_audio
+    from espnet_bestow.errors import BadUtteranceError
+    from espnet_bestow.inference import check_length
+
+    ids = s2t.template.encode_prompt(prompt)
+
+    def answer(heard: Sequence[tuple[str, "np.ndarray"]]) -> list[Answer]:
+        names, audio = [file for file, _ in heard], [samples for _, samples in heard]
+        try:
+            results = s2t.answers(audio, [ids] * len(heard), names) if heard else []
+        except BadUtteranceError as error:
+            if len(heard) == 1:
+                return [Answer(names[0], error=str(error))]
+            return [found for one in heard for found in answer([one])]
+        return [Answer(file, r.text, tuple(r.tokens), r.score) for file, r in zip(names, results, strict=True)]
 
     for begin in range(0, len(files), batch_size):
         group = files[begin : begin + batch_size]
-        audio, errors = {}, {}
-        for index, file in enumerate(group):
+        heard, unheard = [], {}
+        for place, file in enumerate(group):
             try:
-                audio[index] = read_audio(file, s2t.sample_rate)
-            except AudioError as error:
-                errors[index] = str(error)
-        results = s2t.batch(list(audio.values()), [prompt] * len(audio)) if audio else []
-        found = dict(zip(audio, results, strict=True))
-        for index, file in enumerate(group):
-            if index in errors:
-                yield Answer(file, error=errors[index])
-            else:
-                result = found[index]
-                yield Answer(file, result.text, tuple(result.tokens), result.score)
+                heard.append((file, check_length(file, read_audio(file, s2t.sample_rate), s2t.sample_rate)))
+            except (AudioError, BadUtteranceError) as error:
+                unheard[place] = Answer(file, error=str(error))
+        answers = iter(answer(heard))
+        yield from (unheard[place] if place in unheard else next(answers) for place in range(len(group)))
 
 
 class Writer(ABC):
@@ -78,12 +88,12 @@ class Writer(ABC):
 
 
 class TextWriter(Writer):
-    """The text of a file on a line; after its name and a tab where there are several files."""
+    """The text of a file on a line, whatever white space it has; after its name and a tab if there are several."""
 
     def add(self, answer: Answer) -> None:
         if answer.error is None:
             name = f"{answer.file}\t" if self.several else ""
-            self.out.write(f"{name}{answer.text}\n")
+            self.out.write(f"{name}{' '.join(answer.text.split())}\n")
             self.out.flush()
 
 
@@ -136,14 +146,15 @@ def transcribe(args: argparse.Namespace) -> int:
 
 def stream(args: argparse.Namespace) -> int:
     """``bestow stream``; returns the exit status."""
+    from espnet_bestow.audio import audio_pieces
     from espnet_bestow.inference import Speech2Text
     from espnet_bestow.simul.policy_spec import PolicySpec
-    from espnet_bestow.streaming.live import WORD_WRITERS, file_chunks, in_real_time, raw_chunks, run_live
+    from espnet_bestow.streaming.live import WORD_WRITERS, in_real_time, raw_chunks, run_live
     from espnet_bestow.streaming.session import SessionOptions
 
     spec = PolicySpec.parse(args.policy)
     silence = args.segment_silence or None
-    options = SessionOptions(args.max_tokens, segment_silence=silence, max_seconds=args.max_seconds)
+    options = SessionOptions(args.max_tokens, segment_silence=silence, max_seconds=args.max_seconds or None)
     s2t = Speech2Text.from_pretrained(args.model, device=args.device)
     if args.quantize:
         s2t.quantize(args.quantize)
@@ -152,7 +163,7 @@ def stream(args: argparse.Namespace) -> int:
     if args.file == "-":
         chunks = raw_chunks(sys.stdin.buffer, args.rate or s2t.sample_rate, args.channels, args.chunk)
     else:
-        chunks = file_chunks(args.file, args.chunk)
+        chunks = audio_pieces(args.file, args.chunk)
         if args.speed == "real":
             chunks = in_real_time(chunks)
     run_live(session, chunks, WORD_WRITERS[args.format](sys.stdout))
@@ -234,7 +245,7 @@ def _add_stream(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--right_context", type=int, help="frames beyond the visible ones of a recomputed encoder")
     command.add_argument("--context", type=_context, help="attention context of a cache-aware encoder: 70,6")
     command.add_argument("--segment_silence", type=float, default=1.0, help="seconds that end a segment; 0: never")
-    command.add_argument("--max_seconds", type=float, default=60.0, help="longest segment")
+    command.add_argument("--max_seconds", type=float, default=60.0, help="longest segment; 0: any length")
     command.add_argument("--max_tokens", type=positive_int, default=200, help="longest text of a segment")
     command.add_argument("--device", default="cpu", help="torch device")
     command.add_argument("--quantize", choices=("bf16", "int8"), help="smaller weights: faster on a CPU, a little off")

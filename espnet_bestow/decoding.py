@@ -164,6 +164,7 @@ class Beam:
         scores[:, 0] = 0.0
         written = torch.zeros(batch * size, 0, dtype=torch.long, device=device)
         finished: list[list[Hypothesis]] = [[] for _ in range(batch)]
+        unsettled = set(range(batch))  # the others have what they would have alone: nothing is added to it
         offset = torch.arange(batch, device=device)[:, None] * size
         for length in range(1, max_tokens + 1):
             total = (scores[..., None] + stepper.logp.unflatten(0, (batch, size))).flatten(1)  # (B, size * V)
@@ -171,7 +172,7 @@ class Beam:
             best, flat = total.topk(min(2 * size, total.shape[1]), -1)  # half of them may be endings
             beam, token = flat // vocabulary, flat % vocabulary
             rows = (offset + beam).tolist()
-            for b in range(batch):
+            for b in unsettled:
                 for score, t, row in zip(best[b, :size].tolist(), token[b, :size].tolist(), rows[b], strict=False):
                     if t == end and score > -torch.inf:
                         finished[b].append(Hypothesis(written[row].tolist(), score, ended=True))
@@ -180,7 +181,8 @@ class Beam:
             source = (offset + beam.gather(1, pick)).flatten()
             chosen = token.gather(1, pick).flatten()
             written = torch.cat([written.index_select(0, source), chosen[:, None]], 1)
-            if length == max_tokens or all(self._settled(f, s) for f, s in zip(finished, scores, strict=True)):
+            unsettled = {b for b in unsettled if not self._settled(finished[b], scores[b])}
+            if length == max_tokens or not unsettled:
                 break
             stepper.select(source)
             stepper.write(chosen)

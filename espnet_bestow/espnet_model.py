@@ -131,7 +131,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         heard = self.features.surround(speech[first], speech_lengths[first])
         with rows_named([utt_id[row] for row in first.tolist()] if utt_id else ()):
             each = self.encode(*heard)  # once, however many rows are about it: the encoder is a large part of a step
-        encoded = Speech(each.frames[recording], each.lengths[recording])
+        encoded = each.select(recording)
         tokens = text_lengths.sum().to(encoded.frames.dtype)
         loss = encoded.frames.new_zeros(())
         stats: Stats = {}

@@ -261,14 +261,20 @@ class Speech2Text:
         for row, samples in zip(waveform, speech, strict=True):
             row[: len(samples)] = torch.from_numpy(samples)
         heard = self.model.encode(waveform, lengths)
-        limit = self._longest_answer(heard.lengths.tolist(), prompts)
-        return self.options.search()(Stepper(self.model, heard, prompts), self.template.end, limit)
+        limits = self._longest_answers(heard.lengths.tolist(), prompts)
+        found: dict[int, list[Hypothesis]] = {}
+        for limit in sorted(set(limits)):  # nearly always one: who has less room than others does not cut them short
+            rows = [row for row, own in enumerate(limits) if own == limit]
+            part = heard if len(rows) == len(limits) else heard.select(rows)
+            stepper = Stepper(self.model, part, [prompts[row] for row in rows])
+            found |= zip(rows, self.options.search()(stepper, self.template.end, limit), strict=True)
+        return [found[row] for row in range(len(limits))]
 
-    def _longest_answer(self, frames: Sequence[int], prompts: Sequence[Sequence[int]]) -> int:
+    def _longest_answers(self, frames: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[int]:
         """Tokens that fit the LLM's context behind each prompt, and behind the speech where that takes positions."""
-        room, most = self.template.max_tokens, self.options.max_tokens
+        room, limits = self.template.max_tokens, [self.options.max_tokens] * len(prompts)
         if room is None:
-            return most
+            return limits
         for row, (count, ids) in enumerate(zip(frames, prompts, strict=True)):
             before = self.model.connector.positions(count)
             if before + len(ids) >= room:  # a prompt alone leaves room: see PromptTemplate.encode_prompt
@@ -277,8 +283,8 @@ class Speech2Text:
                     f"speech of {before} positions and a prompt of {len(ids)} tokens leave no room for an answer in "
                     f"the LLM's context of {room}",
                 )
-            most = min(most, room - before - len(ids))
-        return most
+            limits[row] = min(limits[row], room - before - len(ids))
+        return limits
 
     def answers(
         self, speech: Sequence[np.ndarray], prompts: Sequence[Sequence[int]], names: Sequence[str]

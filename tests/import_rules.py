@@ -30,9 +30,8 @@ HOUSE = tuple(room.name for room in ROOMS)
 ALONE = frozenset(room.name for room in _rooms_of(_ALONE))
 
 # Packages that only some rooms may import.
-GUESTS = {
-    guest: frozenset(room.name for room in ROOMS if guest in room.guests) for guest in {g for r in ROOMS for g in r.guests}
-}
+_GUESTS = {guest for room in ROOMS for guest in room.guests}
+GUESTS = {guest: frozenset(room.name for room in ROOMS if guest in room.guests) for guest in _GUESTS}
 
 # Private to ESPnet: these moved between releases and will move again.
 FORBIDDEN = ("espnet.nets", "espnet2.legacy")

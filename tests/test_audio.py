@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_bestow.audio import AudioError, Span, audio_info, read_audio, resample
+from espnet_bestow.audio import AudioError, Span, audio_info, audio_pieces, read_audio, resample
 
 
 def tone(seconds: float, rate: int, frequency: float = 440.0) -> np.ndarray:
@@ -97,6 +97,36 @@ def test_truncated_file(tmp_path, name):
     soundfile.write(path, noise, 16000)
     path.write_bytes(path.read_bytes()[:15000])
     assert refusal(path).problem == "truncated file"
+
+
+@pytest.mark.parametrize("name", ["talk.wav", "talk.flac", "talk.mp3"])
+def test_pieces_are_the_whole_file_and_a_cut_is_told(tmp_path, name):
+    path = tmp_path / name
+    noise = np.random.default_rng(0).normal(0, 0.1, (32000, 2))
+    soundfile.write(path, noise, 16000)
+    pieces = list(audio_pieces(path, 0.1))
+    assert {rate for _, rate in pieces} == {16000} and {len(piece) for piece, _ in pieces[:-1]} == {1600}
+    np.testing.assert_allclose(np.concatenate([p for p, _ in pieces]).mean(1), read_audio(path), atol=1e-6)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    come = []
+    with pytest.raises(AudioError, match=f"utterance 'utt7': .*{name}: truncated file"):
+        come += audio_pieces(path, 0.1, "utt7")
+    assert sum(len(piece) for piece, _ in come) < 32000
+
+
+def test_a_flac_that_does_not_know_its_length(tmp_path):
+    """As encoders leave it that write into a pipe: 36 bits of its header are 0."""
+    path = tmp_path / "piped.flac"
+    soundfile.write(path, tone(1.0, 16000), 16000)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    path.write_bytes(bytes(content))
+    error = refusal(path)
+    assert error.problem == "its header does not say how long it is"
+    assert refusal(path, max_seconds=10).problem == error.problem
+    with pytest.raises(AudioError, match="does not say how long"):
+        list(audio_pieces(path, 0.1))
 
 
 def test_wav_cut_in_its_header(tmp_path, wav):

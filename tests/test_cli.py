@@ -1,5 +1,6 @@
 """The shell command answers files, and loses nothing when some of them are bad."""
 
+import io
 import json
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 import soundfile
 
 from espnet_bestow import __version__
-from espnet_bestow.cli import main
+from espnet_bestow.cli import Answer, TextWriter, answer_files, main
+from espnet_bestow.errors import BadRowError, rows_named
 from espnet_bestow.inference import DecodingOptions, Speech2Text
 from tests.tiny_training import environment
 
@@ -47,6 +49,36 @@ def test_bad_files_are_named_and_good_ones_answered(tiny_experiment, files, caps
     assert [line.split("\t")[0] for line in out.splitlines()] == [files[0], files[3]]
     lines = [line for line in err.splitlines() if line.startswith("bestow: ")]
     assert [next(f for f in files if f in line) for line in lines] == [files[1], files[2], files[4]]
+
+
+def test_files_that_cannot_be_answered_are_named_and_the_others_answered(tiny_experiment, files, tmp_path):
+    s2t = Speech2Text.from_pretrained(tiny_experiment, DecodingOptions(beam_size=1, max_tokens=6))
+    good = [files[0], files[3]]
+    alone = [s2t(file, PROMPT).text for file in good]
+    click, long = str(tmp_path / "click.wav"), str(tmp_path / "long.wav")
+    soundfile.write(click, np.full(800, 0.1), 16000)
+    soundfile.write(long, np.full(40000, 0.1), 16000)
+    answers = s2t.answers
+
+    def without_room(speech, prompts, names):
+        with rows_named(names):
+            for row, samples in enumerate(speech):
+                if len(samples) == 40000:
+                    raise BadRowError(row, "no room for an answer")
+        return answers(speech, prompts, names)
+
+    s2t.answers = without_room
+    found = list(answer_files(s2t, [good[0], click, long, good[1]], PROMPT, 4))
+    assert [answer.text for answer in found if answer.error is None] == alone
+    assert f"utterance {click!r}: audio of 800 samples (0.050 s) is too short" in found[1].error
+    assert found[2].error == f"utterance {long!r}: no room for an answer"
+
+
+def test_an_answer_of_several_lines_is_one_line():
+    out = io.StringIO()
+    writer = TextWriter(out, several=True)
+    writer.add(Answer("a.wav", "first\nsecond  third"))
+    assert out.getvalue() == "a.wav\tfirst second third\n"
 
 
 def test_json_has_an_entry_per_file(tiny_experiment, files, tmp_path):

@@ -106,6 +106,36 @@ def test_a_batch_is_searched_as_its_members_alone(model):
         assert [h.ids for h in together[row]] == [h.ids for h in alone]
 
 
+class Markov:
+    """A stepper whose next token depends on the last one only, by the matrix (V, V) of each row."""
+
+    def __init__(self, *matrices):
+        self.matrices = torch.stack(matrices).log_softmax(-1)
+        self.row = torch.arange(len(matrices))
+        self.write(torch.zeros(len(matrices), dtype=torch.long))
+
+    def write(self, tokens):
+        self.last = tokens
+        self.logp = self.matrices[self.row, tokens]
+
+    def repeat(self, times):
+        self.row, self.last = (x.repeat_interleave(times) for x in (self.row, self.last))
+        self.write(self.last)
+
+    def select(self, rows):
+        self.row, self.last = self.row[rows], self.last[rows]
+
+
+def test_who_has_found_an_answer_does_not_go_on_for_others():
+    """A beam that is worse at its present length may catch up later, by going in circles; alone it never gets there."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        matrices = [4.0 * torch.randn(5, 5, generator=generator) for _ in range(3)]
+        together = Beam(size=2)(Markov(*matrices), END, 40)
+        alone = [Beam(size=2)(Markov(matrix), END, 40)[0] for matrix in matrices]
+        assert [[h.ids for h in nbest] for nbest in together] == [[h.ids for h in nbest] for nbest in alone]
+
+
 @torch.no_grad()
 def test_length_penalty_prefers_longer_answers(model):
     def mean_length(penalty):

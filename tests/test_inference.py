@@ -147,6 +147,19 @@ def test_an_answer_ends_where_the_context_does(vivid_experiment):
     assert len(s2t(tones(16000), prompt).tokens) == room < 128
 
 
+def test_a_prompt_with_little_room_cuts_only_its_own_answer(vivid_experiment):
+    s2t = Speech2Text.from_pretrained(vivid_experiment, DecodingOptions(beam_size=1, max_tokens=20, circles=()))
+    s2t.template.end = -1
+    room = s2t.template.max_tokens
+    long = "red " * 57
+    left = room - len(s2t.template.encode_prompt(long))
+    audios, prompts = [tones(16000), tones(16000, 0.6), tones(16000, 0.8)], [PROMPT, long, PROMPT]
+    results = s2t.batch(audios, prompts)
+    assert [len(result.tokens) for result in results] == [20, left, 20] and left < 20
+    for result, audio, prompt in zip(results, audios, prompts, strict=True):
+        assert same(result, s2t(audio, prompt), 1e-3)
+
+
 @pytest.mark.parametrize(
     ("samples", "message"),
     [

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from espnet_bestow.audio import audio_pieces
 from espnet_bestow.cli import main
 from espnet_bestow.inference import DecodingOptions, Speech2Text
 from espnet_bestow.streaming.listener import BeginningsListener
-from espnet_bestow.streaming.live import file_chunks, in_real_time, raw_chunks
+from espnet_bestow.streaming.live import in_real_time, raw_chunks
 from espnet_bestow.streaming.session import SessionOptions
 
 POLICY = "wait_k:k=2,step=4"
@@ -71,7 +72,7 @@ def test_raw_pcm_through_a_real_pipe(vivid_experiment, audio, capsys, monkeypatc
 
 def test_pieces_of_files_and_pipes(audio):
     path, samples = audio
-    pieces = list(file_chunks(path, 0.25))
+    pieces = list(audio_pieces(path, 0.25))
     assert [len(piece) for piece, _ in pieces] == [2000] * 8 and {rate for _, rate in pieces} == {8000}
     np.testing.assert_allclose(np.concatenate([p for p, _ in pieces])[:, 0], samples / 32768, atol=1e-6)
     stereo = np.stack([samples, -samples], 1)
@@ -90,7 +91,7 @@ def test_real_time_is_not_before_its_time():
 def test_the_offline_policy_says_what_offline_decoding_says(s2t, audio):
     path, _ = audio
     session = s2t.stream(PROMPT, "offline", SessionOptions(max_tokens=8, circles=()))
-    words = [word for chunk, rate in file_chunks(path, 0.3) for word in session.push(chunk, rate)]
+    words = [word for chunk, rate in audio_pieces(path, 0.3) for word in session.push(chunk, rate)]
     words += session.finish()
     assert "".join(w.before + w.text for w in words) == s2t(str(path), PROMPT).text
 

@@ -1,5 +1,6 @@
 """Sessions: what is said depends on the audio and the policy, not on how the audio came or who else listens."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from espnet_bestow.connectors import Speech
 from espnet_bestow.decoding import Greedy, Stepper
+from espnet_bestow.streaming.listener import RecomputedListener
 from espnet_bestow.streaming.policies import build_policy
 from espnet_bestow.streaming.pool import Pool
 from espnet_bestow.streaming.session import SessionOptions
@@ -328,6 +330,45 @@ def test_long_audio_is_cut_by_its_length(pool):
     words = run(opened(pool, "ed_att", options), TALK, 1600)
     assert words[-1].segment > 1
     assert max(frames for w in words for frames in w.visible if w.segment < words[-1].segment) <= 0.5 * RATE / HOP
+
+
+def test_a_policy_that_waits_for_the_end_does_not_wait_longer_than_a_segment(pool):
+    """It hears the pieces that a segment may be long, each as if it were alone, however they were pushed."""
+    options = SessionOptions(max_tokens=50, circles=(), max_seconds=0.4)
+    found = [run(opened(pool, "offline", options), TALK, size) for size in (160, 7000, 1 << 20)]
+    assert plain(found[0]) == plain(found[1]) == plain(found[2])
+    size = round(0.4 * RATE)
+    for number, begin in enumerate(range(0, len(TALK), size)):
+        alone = run(opened(pool, "offline", SessionOptions(50, circles=())), TALK[begin : begin + size], 1600)
+        assert [w.tokens for w in found[0] if w.segment == number] == [w.tokens for w in alone]
+    both = replace(options, segment_silence=0.3)
+    assert [w.tokens for w in run(opened(pool, "offline", both), TALK[: 2 * size], 1600)] == [
+        w.tokens for w in found[0] if w.segment < 2
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "seconds", "message"),
+    [
+        ("wait_k", 0.01, r"max_seconds=0.01 holds less than the \d.\d\d s that come before the first token"),
+        ("wait_k", 0.0, "max_seconds=0.0 must be more than 0"),
+        ("offline", -1.0, "max_seconds=-1.0 must be more than 0"),
+    ],
+)
+def test_segments_that_could_hold_nothing_are_refused(pool, policy, seconds, message):
+    before = len(pool.sessions)
+    with pytest.raises(ValueError, match=message):
+        opened(pool, policy, SessionOptions(max_seconds=seconds))
+    assert len(pool.sessions) == before
+
+
+def test_an_encoder_that_needs_more_audio_than_the_first_frame_has(pool):
+    """Without right context, one frame is less than it can take: it waits, it does not ask for ever."""
+    listener = RecomputedListener(encode_with(pool.model), RATE, HOP, 0, shortest=4 * HOP)
+    assert (listener.needed(0), listener.needed(1), listener.needed(5)) == (0, 4 * HOP, 5 * HOP)
+    hurried = Pool(pool.model, listener, pool.template)
+    words = run(hurried.open(PROMPT, build_policy("wait_k", k=1, step=1), FREE), TALK, 160)
+    assert words[0].visible[0] == 1
 
 
 def test_segments_by_silence(pool):

@@ -171,7 +171,10 @@ def test_drafts():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("wait_k", {"k": 0}, "wait_k: k=0 must be >= 1"),
+        ("wait_k", {"k": 0}, "wait_k: k=0 must be a whole number >= 1"),
+        ("wait_k", {"step": 2.5}, "wait_k: step=2.5 must be a whole number >= 1"),
+        ("local_agreement", {"n": 2.5}, "local_agreement: n=2.5 must be a whole number >= 2"),
+        ("hold_n", {"n": True}, "hold_n: n=True must be a whole number >= 0"),
         ("wait_k", {"catch_up": 0.5}, "catch_up=0.5 must be >= 1"),
         ("align_att", {"threshold": -1}, "align_att: threshold=-1"),
         ("align_att", {"first": 0}, "align_att: first=0"),

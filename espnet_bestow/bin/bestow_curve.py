@@ -82,7 +82,7 @@ def points_of(system: str, folder: Path, test_set: str, unit: Unit, command: str
                 test_set=test_set,
                 policy=spec.name,
                 options=dict(spec.options),
-                swept=swept[spec.name],
+                swept=swept[spec.name] if swept[spec.name] in dict(spec.options) else "",
                 metric=score.metric,
                 value=score.value,
                 latency=latency,
@@ -102,20 +102,25 @@ def stream_model(args: argparse.Namespace) -> tuple[str, Path]:
         raise ValueError(f"--model {args.model} needs --data_dir and --policies")
     path = Path(args.model)
     system = args.system or (path.parent.name if path.suffix == ".pth" else path.name.removesuffix(".zip"))
-    folder = args.output_dir / "logs" / system
+    folder = args.output_dir / "logs" / args.test_set / system
     bestow_simulate.run(args, folder)
     return system, folder
 
 
+def _add(logs: dict[str, Path], system: str, folder: Path) -> None:
+    if system in logs:
+        raise ValueError(f"{logs[system]} and {folder} are both named {system!r}: say --logs <system>=<dir>")
+    logs[system] = folder
+
+
 def curve(args: argparse.Namespace, command: str) -> str:
     """Does the work and returns what to print."""
-    logs = {}
+    logs: dict[str, Path] = {}
     for word in args.logs:
-        system, _, folder = word.rpartition("=")
-        logs[system or Path(folder).name] = Path(folder)
+        system, equals, folder = word.partition("=")
+        _add(logs, system if equals else Path(word).name, Path(folder if equals else word))
     if args.model is not None:
-        system, streamed = stream_model(args)
-        logs[system] = streamed
+        _add(logs, *stream_model(args))
     if not logs:
         raise ValueError("there is nothing to draw: give --logs, or a --model")
     new = [p for system, folder in logs.items() for p in points_of(system, folder, args.test_set, args.unit, command)]

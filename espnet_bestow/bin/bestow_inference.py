@@ -173,7 +173,7 @@ def inference(args: argparse.Namespace) -> None:
                 row[:n].tolist() for row, n in zip(batch["prompt"], batch["prompt_lengths"].tolist(), strict=True)
             ]
             for key, result in zip(keys, s2t.answers(speech, prompts, keys), strict=True):
-                out["text"][key] = result.text
+                out["text"][key] = " ".join(result.text.split())  # a row is a line
                 out["token"][key] = " ".join(result.tokens)
                 out["score"][key] = f"{result.score:.6f}"
             audio += sum(lengths) / s2t.sample_rate

@@ -41,39 +41,72 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _row_of_recording(data_dir: Path) -> dict[str, str]:
-    """Name of an audio file without folders and ending -> first row of the data dir that uses it."""
-    rows: dict[str, str] = {}
-    for key, path in read_key_text(data_dir / "wav.scp").items():
-        rows.setdefault(Path(path).stem, key)
-    return rows
+class Rows:
+    """Rows of a data dir by their recordings, which logs name by a path, by its last part, or by the row itself.
+
+    Args:
+        files: of each row, as in wav.scp; of several rows about one file the first is found.
+    """
+
+    def __init__(self, files: Mapping[str, str]):
+        self.files = files
+        self._of: dict[str, str] = {}
+        self._paths: dict[str, set[str]] = {}
+        for key, path in files.items():
+            self._of.setdefault(path, key)
+            self._of.setdefault(Path(path).stem, key)
+            self._paths.setdefault(Path(path).stem, set()).add(path)
+
+    @classmethod
+    def of(cls, data_dir: Path | None) -> "Rows":
+        """Those of a data dir; none where there is none."""
+        return cls({} if data_dir is None else read_key_text(data_dir / "wav.scp"))
+
+    def find(self, recording: str) -> str | None:
+        """The row of a recording; None where there is none.
+
+        Raises:
+            ValueError: Files in several folders have this name.
+        """
+        stem = Path(recording).stem
+        for exact in (recording, stem):
+            if exact in self.files:
+                return exact
+        if recording in self._paths.get(stem, ()):
+            return self._of[recording]
+        if len(paths := sorted(self._paths.get(stem, ()))) > 1:
+            raise ValueError(f"recording {recording!r} may be any of {', '.join(paths[:3])}: log it with its folder")
+        return self._of.get(stem)
 
 
-def _row(instance: Instance, rows: Mapping[str, str]) -> str:
+def _row(instance: Instance, rows: Rows) -> str:
     """Row of the data dir that an instance comes from."""
-    return str(instance.extra.get(UTTERANCE_KEY) or rows.get(instance.recording, instance.recording))
+    path = instance.source if isinstance(instance.source, str) else next(iter(instance.source), "")
+    return str(instance.extra.get(UTTERANCE_KEY) or rows.find(path) or instance.recording)
 
 
 def _from_chunks(args: argparse.Namespace, segments: Mapping[str, Sequence[Segment]]) -> list[Instance]:
     """Instances of simulstream's logs; references come from the segments or from the data dir."""
     if args.segments:
         texts = {name: " ".join(part.reference for part in parts) for name, parts in segments.items()}
+        row_of = Rows({name: name for name in texts}).find
     elif args.data_dir:
-        rows, answers = _row_of_recording(args.data_dir), read_key_text(args.data_dir / "text")
-        texts = {name: answers[key] for name, key in rows.items() if key in answers}
+        texts = read_key_text(args.data_dir / "text")
+        row_of = Rows.of(args.data_dir).find
     else:
         raise ValueError("--format chunks needs references: give --data_dir, or --segments and --references")
     recordings = [recording for path in args.log for recording in read_chunk_log(path)]
-    for recording in recordings:
-        if Path(recording.name).stem not in texts:
+    found = [(recording, row_of(recording.name)) for recording in recordings]
+    for recording, row in found:
+        if row not in texts:
             raise ValueError(f"recording {recording.name!r} has no reference; there are {sorted(texts)[:3]} ...")
     return [
-        recording.instance(n, texts[Path(recording.name).stem], unit=args.unit, join=args.join)
-        for n, recording in enumerate(recordings)
+        recording.instance(n, texts[str(row)], unit=args.unit, join=args.join)
+        for n, (recording, row) in enumerate(found)
     ]
 
 
-def _word_delays(instances: Sequence[Instance], ctm: Path, rows: Mapping[str, str]) -> dict[str, float | int | None]:
+def _word_delays(instances: Sequence[Instance], ctm: Path, rows: Rows) -> dict[str, float | int | None]:
     """p50 and p90 from word onset to emission, on the clocks that were logged."""
     words = read_ctm(ctm)
     spoken: list[list[SpokenWord]] = []
@@ -122,7 +155,7 @@ def score(args: argparse.Namespace, command: str) -> str:
         long = score_longform(instances, segments, args.unit)
         more |= long.values | {"segments": long.segments, "empty_segments": long.empty, "unplaced": long.unplaced}
     if args.ctm:
-        more |= _word_delays(instances, args.ctm, _row_of_recording(args.data_dir) if args.data_dir else {})
+        more |= _word_delays(instances, args.ctm, Rows.of(args.data_dir))
     if args.instances:
         write_instances(args.instances, instances)
     if args.details:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from espnet_bestow.bin.arguments import fail_with_one_line, positive_int
 from espnet_bestow.datadir.source import read_source
-from espnet_bestow.evaluate.emission import read_ctm
+from espnet_bestow.evaluate.emission import SpokenWord, read_ctm
 from espnet_bestow.evaluate.read_write_plot import plot_read_write
 from espnet_bestow.inference import Speech2Text
 from espnet_bestow.simul.examples import Example, read_examples
 from espnet_bestow.simul.loading import load_model
 from espnet_bestow.simul.policy_spec import PolicySpec
 from espnet_bestow.streaming.policies import build_policy
-from espnet_bestow.streaming.watched import Watched
+from espnet_bestow.streaming.watched import Watched, tokens_of
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -77,11 +77,16 @@ def draw(example: Example, s2t: Speech2Text, args: argparse.Namespace, path: Pat
         words += session.finish()
     if not words:
         raise EmptyAnswerError(f"{example.key}: the answer under {spec} is empty, there is nothing to draw")
-    pieces = list(s2t.template.tokenizer.convert_ids_to_tokens([token for word in words for token in word.tokens]))
-    ctm = args.ctm or args.data_dir / "ctm"
-    spoken = read_ctm(ctm).get(example.key, []) if args.ctm or ctm.exists() else []
+    pieces = list(s2t.template.tokenizer.convert_ids_to_tokens(tokens_of(words)))
     seconds, hop = len(samples) / s2t.sample_rate, listener.hop / s2t.sample_rate
-    return plot_read_write(watched.trace(words, pieces, seconds, hop, spoken), path, f"{example.key} · {spec}")
+    trace = watched.trace(words, pieces, seconds, hop, spoken(example.key, args))
+    return plot_read_write(trace, path, f"{example.key} · {spec}")
+
+
+def spoken(key: str, args: argparse.Namespace) -> list[SpokenWord]:
+    """The words of a row and their times; none where nobody knows them."""
+    ctm: Path = args.ctm or args.data_dir / "ctm"
+    return read_ctm(ctm).get(key, []) if args.ctm or ctm.exists() else []
 
 
 def main(cmd: Sequence[str] | None = None) -> None:

@@ -16,11 +16,15 @@ from espnet_bestow.bin.arguments import fail_with_one_line, positive_int
 from espnet_bestow.datadir.directory import read_table
 from espnet_bestow.evaluate.instances import UNITS
 from espnet_bestow.simul.examples import Example, evenly, read_examples
-from espnet_bestow.simul.loading import Hearing, Streamer, load_model
+from espnet_bestow.simul.loading import Hearing, Streamer, load_model, model_files
 from espnet_bestow.simul.policy_spec import PolicySpec
+from espnet_bestow.simul.runs import claim, fingerprint
 from espnet_bestow.simul.simulator import OneByOne, Sending, Simulator, Together, simulate
+from espnet_bestow.streaming.policies import build_policy
 
 MODULE = "espnet_bestow.bin.bestow_simulate"
+# Options that change what is said or when.
+_DECISIVE = ("segment_ms", "max_tokens", "unit", "right_context", "context")
 
 
 def add_options(parser: argparse._ArgumentGroup, required: bool = True) -> None:
@@ -70,6 +74,10 @@ def chosen(args: argparse.Namespace) -> list[Example]:
 def run(args: argparse.Namespace, output_dir: Path) -> None:
     """Streams everything, policy by policy."""
     specs, examples = PolicySpec.parse_all(args.policies), chosen(args)
+    for spec in specs:
+        build_policy(spec.name, **dict(spec.options))  # a bad one is an error before any work
+    made_with = {"checkpoint": fingerprint(model_files(args.model)[1])}
+    made_with |= {name: getattr(args, name) for name in _DECISIVE} | {"timed": args.sessions == 1}
     s2t = load_model(args.model, args.device)
     hearing, sending = Hearing(args.right_context, args.context), Sending(args.segment_ms, args.unit)
     bar = tqdm(total=len(specs) * len(examples), unit="utt", file=sys.stderr, disable=None)
@@ -78,6 +86,7 @@ def run(args: argparse.Namespace, output_dir: Path) -> None:
         simulator: Simulator = OneByOne(streamer, sending)
         if args.sessions > 1:
             simulator = Together(streamer, sending, args.sessions)
+        claim(output_dir / spec.folder, made_with)
         compute = audio = 0.0
         for instance in simulate(simulator, examples, output_dir / spec.folder):
             compute, audio = compute + (instance.compute or 0.0), audio + instance.source_length

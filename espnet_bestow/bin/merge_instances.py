@@ -6,7 +6,7 @@ from pathlib import Path
 from espnet_bestow.bin.arguments import fail_with_one_line, positive_int
 from espnet_bestow.evaluate.chunk_log import write_chunk_log
 from espnet_bestow.evaluate.instances import LOG_NAME, UNITS, Unit, merge_instances, write_instances
-from espnet_bestow.simul.chunks import CHUNK_LOG, recording_of
+from espnet_bestow.simul.chunks import CHUNK_LOG, recordings_of
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def merge(inputs: list[Path], output_dir: Path, unit: Unit, expected: int | None
             raise ValueError(f"{output_dir / place}: {len(instances)} instances, expected {expected}")
         write_instances(output_dir / place / LOG_NAME, instances)
         if all("chunks" in instance.extra for instance in instances):
-            write_chunk_log(output_dir / place / CHUNK_LOG, [recording_of(instance) for instance in instances])
+            write_chunk_log(output_dir / place / CHUNK_LOG, recordings_of(instances))
         merged[place] = len(instances)
     return merged
 

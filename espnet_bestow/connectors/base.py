@@ -21,6 +21,10 @@ class Speech:
         """What comes before a frame (None: all)."""
         return self if frame is None else Speech(self.frames[:, :frame], self.lengths.clamp(max=frame))
 
+    def select(self, rows: Tensor | Sequence[int]) -> "Speech":
+        """These utterances, in this order."""
+        return Speech(self.frames[rows], self.lengths[rows])
+
     def rows(self) -> list[Tensor]:
         """The frames of each utterance without padding, (F_i, D_enc)."""
         return [frames[:length] for frames, length in zip(self.frames, self.lengths.tolist(), strict=True)]

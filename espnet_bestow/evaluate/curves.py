@@ -110,12 +110,13 @@ class Line:
 
 def lines(points: Iterable[CurvePoint]) -> list[Line]:
     """Groups points of one task and metric into lines, in the order in which they first appear."""
-    groups: dict[tuple[str, str, str], list[CurvePoint]] = {}
+    groups: dict[tuple[str, str, str, str], list[CurvePoint]] = {}
     for point in points:
         fixed = {name: value for name, value in point.options.items() if name != point.swept}
-        groups.setdefault((point.system, point.policy, json.dumps(fixed, sort_keys=True)), []).append(point)
+        key = point.system, point.policy, point.swept, json.dumps(fixed, sort_keys=True)
+        groups.setdefault(key, []).append(point)
     ordered = []
-    for (system, policy, shared), members in groups.items():
+    for (system, policy, _, shared), members in groups.items():
         # A line holds numbers in their order; anything else stays as it came.
         numeric = all(isinstance(p.position, int | float) for p in members)
         members = sorted(members, key=lambda p: float(p.position or 0)) if numeric else members

@@ -180,7 +180,7 @@ def paper_delays(
     token, and the end token is counted as one more unit.
 
     Args:
-        word_tokens: (N,) how many tokens each word has.
+        word_tokens: (N,) how many tokens each word has; 0 where the next word begins in the same token.
         source_length: T in milliseconds.
         k: wait-k lagging K.
         step: pre-decision ratio L.
@@ -189,8 +189,8 @@ def paper_delays(
     Returns:
         (N + 1,) milliseconds.
     """
-    if wrong := [count for count in word_tokens if count < 1]:
-        raise ValueError(f"every word has at least 1 token, got {wrong[0]} among {list(word_tokens)}")
+    if wrong := [count for count in word_tokens if count < 0]:
+        raise ValueError(f"no word has less than 0 tokens, got {wrong[0]} among {list(word_tokens)}")
     starts = accumulate(word_tokens, initial=0)
     return [min(source_length, start_lag(j + k, step, right_context)) for j in starts]
 

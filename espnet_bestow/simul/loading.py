@@ -5,18 +5,22 @@ from pathlib import Path
 
 from espnet_bestow.evaluate.latency import FRAME_MS
 from espnet_bestow.inference import Speech2Text
+from espnet_bestow.model_dir import locate
 from espnet_bestow.simul.policy_spec import PolicySpec
 from espnet_bestow.streaming.listener import Listener
 from espnet_bestow.streaming.policies import WaitK, build_policy
 from espnet_bestow.streaming.session import Session, SessionOptions
 
 
-def load_model(name: str, device: str = "cpu") -> Speech2Text:
-    """An experiment, one checkpoint in an experiment, a zip made by stage 14, or a hub tag."""
+def model_files(name: str) -> tuple[Path, Path]:
+    """config.yaml and checkpoint of an experiment, a zip made by stage 14, or a hub tag; or a checkpoint's own."""
     path = Path(name)
-    if path.suffix == ".pth":
-        return Speech2Text.from_files(path.parent / "config.yaml", path, device=device)
-    return Speech2Text.from_pretrained(name, device=device)
+    return (path.parent / "config.yaml", path) if path.suffix == ".pth" else locate(name)
+
+
+def load_model(name: str, device: str = "cpu") -> Speech2Text:
+    """What :func:`model_files` finds."""
+    return Speech2Text.from_files(*model_files(name), device=device)
 
 
 def read_context(text: str) -> tuple[int, int]:

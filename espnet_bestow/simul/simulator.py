@@ -18,7 +18,7 @@ from espnet_bestow.evaluate.chunk_log import Chunk, Recording, write_chunk_log
 from espnet_bestow.evaluate.instances import LOG_NAME, Instance, InstanceLog, Unit
 from espnet_bestow.evaluate.latency import paper_delays
 from espnet_bestow.evaluate.latency_scoring import PAPER_KEY
-from espnet_bestow.simul.chunks import CHUNK_LOG, recording_of
+from espnet_bestow.simul.chunks import CHUNK_LOG, recordings_of
 from espnet_bestow.simul.examples import Example, by_task
 from espnet_bestow.simul.loading import Streamer
 from espnet_bestow.streaming.session import Session, Word
@@ -82,8 +82,16 @@ class Stream:
             "chunks": [(chunk.received, chunk.compute, len(chunk.written)) for chunk in self.chunks],
         }
         if (schedule := streamer.paper_schedule) is not None:
-            extra[PAPER_KEY] = paper_delays([len(word.tokens) for word in self.words], logged.source_length, *schedule)
+            extra[PAPER_KEY] = paper_delays(token_counts(self.words), logged.source_length, *schedule)
         return replace(logged, extra=extra)
+
+
+def token_counts(words: Sequence[Word]) -> list[int]:
+    """Tokens from the beginning of each word to that of the next one; none where one token began both."""
+    return [
+        len(word.tokens) if following is None or following.segment != word.segment else following.start - word.start
+        for word, following in zip(words, [*words[1:], None], strict=True)
+    ]
 
 
 def open_stream(example: Example, streamer: Streamer, sending: Sending) -> Stream:
@@ -157,12 +165,27 @@ def simulate(simulator: Simulator, examples: Sequence[Example], folder: Path) ->
     """Streams what ``folder/<task>/instances.log`` does not hold yet; yields all instances, old ones first.
 
     A killed run loses nothing but what it was at.
+
+    Raises:
+        ValueError: The log holds other rows under the same numbers.
     """
     for task, members in by_task(examples).items():
         with InstanceLog(folder / task / LOG_NAME) as log:
-            yield from (log.done[e.index] for e in members if e.index in log.done)
+            yield from [_same_row(log, e) for e in members if e.index in log.done]
             for instance in simulator([e for e in members if e.index not in log.done]):
                 log.add(instance)
                 yield instance
             done = [log.done[index] for index in sorted(log.done)]
-        write_chunk_log(folder / task / CHUNK_LOG, [recording_of(instance) for instance in done])
+        write_chunk_log(folder / task / CHUNK_LOG, recordings_of(done))
+
+
+def _same_row(log: InstanceLog, example: Example) -> Instance:
+    """What was logged of an example."""
+    logged = log.done[example.index]
+    found = str(logged.extra.get("key")), logged.source, logged.reference
+    if found != (example.key, example.source.location, example.reference):
+        raise ValueError(
+            f"{log.path}: index {example.index} is {found[0]!r} ({logged.source}), not {example.key!r} "
+            f"({example.source.location}) or not with its reference: the log of other data; name another output_dir"
+        )
+    return logged

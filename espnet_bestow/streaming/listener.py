@@ -120,7 +120,7 @@ class BeginningsListener(Listener):
 
     def needed(self, frames: int) -> int:
         """See :class:`Listener`."""
-        return (frames + self.right_context) * self.hop
+        return max((frames + self.right_context) * self.hop, self.shortest if frames else 0)
 
     def hear(self, requests: Sequence[tuple[Ear, int]]) -> list[Tensor]:
         """See :class:`Listener`."""

@@ -5,30 +5,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import BinaryIO, TextIO
 
 import numpy as np
-import soundfile
 
-from espnet_bestow.audio import audio_info
 from espnet_bestow.streaming.session import Session, Word
 
 Chunk = tuple[np.ndarray, int]
 """Samples (S, channels) and their rate."""
-
-
-def file_chunks(path: str | Path, seconds: float) -> Iterator[Chunk]:
-    """An audio file piece by piece; an hour of it costs no more memory than a minute.
-
-    Raises:
-        AudioError: the file is missing, not audio, cut or empty.
-    """
-    info = audio_info(path)
-    size = max(1, round(seconds * info.rate))
-    with soundfile.SoundFile(path) as sound:
-        for block in sound.blocks(size, dtype="float32", always_2d=True):
-            yield block, info.rate
 
 
 def raw_chunks(pipe: BinaryIO, rate: int, channels: int, seconds: float) -> Iterator[Chunk]:

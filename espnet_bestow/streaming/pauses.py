@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -32,6 +33,18 @@ class End:
 Event = Begin | Audio | End
 
 
+class Segmentation(Protocol):
+    """How audio becomes segments."""
+
+    def take(self, samples: np.ndarray) -> Iterator[Event]:
+        """Events of the next samples (S,)."""
+        ...
+
+    def end(self) -> Iterator[Event]:
+        """Events of the end of the audio."""
+        ...
+
+
 class OneSegment:
     """No segmentation: everything is one segment."""
 
@@ -49,6 +62,43 @@ class OneSegment:
         """Events of the end of the audio."""
         if self._begun:
             yield End()
+
+
+class NoLongerThan:
+    """Segments of another segmentation, cut wherever they reach ``most`` samples and go on.
+
+    For policies that wait for the end: under others a segment goes on where its text has come to.
+    """
+
+    def __init__(self, segments: Segmentation, most: int):
+        self.segments, self.most = segments, most
+        self._offset, self._room = 0, most
+
+    def take(self, samples: np.ndarray) -> Iterator[Event]:
+        """Events of the next samples (S,)."""
+        for event in self.segments.take(samples):
+            yield from self._cut(event)
+
+    def end(self) -> Iterator[Event]:
+        """Events of the end of the audio."""
+        for event in self.segments.end():
+            yield from self._cut(event)
+
+    def _cut(self, event: Event) -> Iterator[Event]:
+        if isinstance(event, Begin):
+            self._offset, self._room = event.offset, self.most
+        if not isinstance(event, Audio):
+            yield event
+            return
+        rest = event.samples
+        while len(rest) > self._room:
+            yield Audio(rest[: self._room])
+            yield End()
+            rest = rest[self._room :]
+            self._offset, self._room = self._offset + self.most, self.most
+            yield Begin(self._offset)
+        self._room -= len(rest)
+        yield Audio(rest)
 
 
 class SilenceSegments:

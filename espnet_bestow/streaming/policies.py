@@ -11,6 +11,7 @@ Whatever a policy decides ends up as ``visible`` (see :mod:`espnet_bestow.visibi
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from torch import Tensor
 
@@ -258,5 +259,5 @@ def attended(attention: Tensor, sink: int = 0) -> int | None:
 
 def _at_least(policy: str, least: int, **values: int) -> None:
     for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{policy}: {name}={value} must be >= {least}")
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{policy}: {name}={value} must be a whole number >= {least}")

@@ -16,8 +16,16 @@ from torch import Tensor
 from espnet_bestow.circles import CIRCLES, widest
 from espnet_bestow.streaming.intake import Intake
 from espnet_bestow.streaming.listener import Ear, Listener
-from espnet_bestow.streaming.pauses import Audio, Begin, Event, OneSegment, SilenceSegments
-from espnet_bestow.streaming.policies import Policy
+from espnet_bestow.streaming.pauses import (
+    Audio,
+    Begin,
+    Event,
+    NoLongerThan,
+    OneSegment,
+    Segmentation,
+    SilenceSegments,
+)
+from espnet_bestow.streaming.policies import EVERYTHING, Policy
 from espnet_bestow.streaming.words import Unit, WordCutter
 
 if TYPE_CHECKING:
@@ -32,7 +40,8 @@ class Word:
     seen: float  # seconds of audio that the model had consumed when the word was complete
     emitted: float  # seconds on a clock that also counts computation: f_n = max(a_n, f_(n-1)) + c_n
     span: tuple[float, float]  # seconds of audio that its tokens attended to
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...]  # neighbours share one that wrote parts of both
+    start: int = 0  # which token of its segment the first of them is
     visible: tuple[int, ...] = ()  # frames that each of them could see, from the beginning of the segment
     before: str = ""  # white space between it and the word before
     segment: int = 0  # which segment of the session it belongs to
@@ -51,7 +60,7 @@ class SessionOptions:
     segment_silence: float | None = None
     """Seconds without speech that end a segment; None: the whole audio is one."""
     max_seconds: float | None = None
-    """Longest audio of a segment."""
+    """Longest audio of a segment; it goes on in a new one."""
 
 
 class Token(NamedTuple):
@@ -83,6 +92,7 @@ class Segment:
     seat: int | None = None
     pending: list[int] = field(default_factory=list)  # consumed next
     blind: list[int] = field(default_factory=list)  # consumed before, without any speech
+    spoke: bool = False  # whether any word was complete
     done: bool = False
 
     def write(self, token: Token) -> None:
@@ -138,10 +148,7 @@ class Session:
         self.ended = False
         self.closed = False
         self._intake = Intake(pool.listener.sample_rate)
-        silence, rate = options.segment_silence, pool.listener.sample_rate
-        self._cutting: OneSegment | SilenceSegments = (
-            OneSegment() if silence is None else SilenceSegments(silence, rate)
-        )
+        self._cutting = _cutting(options, policy, pool.listener)
         # Seconds of audio that the model has consumed; never less, though a new segment may hear some of it again.
         self._seen = 0.0
         self.segments_done = 0
@@ -273,11 +280,11 @@ class Session:
         for unit in units:
             ids, visible, frames = zip(*segment.written[unit.tokens], strict=True)
             # Segments are told apart by a space; nothing stands before the very first word.
-            before = unit.before if unit.tokens.start else " " if self._spoke else ""
-            self._spoke = True
+            before = unit.before if segment.spoke else " " if self._spoke else ""
+            self._spoke = segment.spoke = True
             span = self._attended(segment, frames, seen)
             word = {"text": unit.text, "seen": seen, "span": span, "tokens": ids, "visible": visible}
-            self._words.append(word | {"before": before, "segment": self.segments_done})
+            self._words.append(word | {"start": unit.tokens.start, "before": before, "segment": self.segments_done})
 
     def _attended(self, segment: Segment, frames: Sequence[int | None], seen: float) -> tuple[float, float]:
         """The seconds of audio between the first and the last of these frames."""
@@ -287,3 +294,20 @@ class Session:
         rate, hop = self._pool.listener.sample_rate, self._pool.listener.hop
         first, last = (segment.offset + at * hop for at in (min(known), max(known) + 1))
         return min(first / rate, seen), min(last / rate, seen)
+
+
+def _cutting(options: SessionOptions, policy: Policy, listener: Listener) -> Segmentation:
+    """How a session's audio becomes segments, as far as the audio alone decides it."""
+    silence, most, rate = options.segment_silence, options.max_seconds, listener.sample_rate
+    segments = OneSegment() if silence is None else SilenceSegments(silence, rate)
+    if most is None:
+        return segments
+    if most <= 0:
+        raise ValueError(f"max_seconds={most} must be more than 0")
+    first = listener.chunks.whole(policy.frames(0, 0))
+    if first >= EVERYTHING:
+        return NoLongerThan(segments, max(1, round(most * rate)))
+    if most * rate < first * listener.hop:
+        needed = f"{first * listener.hop / rate:.2f} s"
+        raise ValueError(f"max_seconds={most} holds less than the {needed} that come before the first token")
+    return segments

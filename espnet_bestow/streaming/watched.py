@@ -45,28 +45,38 @@ class Watched(TokenPolicy):
 
         Args:
             words: everything the session wrote.
-            pieces: (U,) text of each token of all words.
+            pieces: (U,) text of each of :func:`tokens_of` the words.
             seconds: length of the audio.
             frame_seconds: length of an encoder frame.
             spoken: words of the recording, where they are known.
         """
         if segments := {word.segment for word in words} - {0}:
             raise ValueError(f"a plot shows one segment, the session had {max(segments) + 1}")
-        visible = [frames for word in words for frames in word.visible]
+        visible: list[int] = []
+        ends: dict[int, Word] = {}  # a word comes out with its last token; those before it have no time of their own
+        for word in words:
+            visible += word.visible[len(visible) - word.start :]
+            ends[len(visible) - 1] = word
         frames = max([ceil(seconds / frame_seconds - 1e-9), *visible])
         attention = np.zeros((len(visible), frames), dtype=np.float32)
         for token in range(len(visible)):
             row = self.rows[token]
             attention[token, : len(row)] = row.float().numpy()
-        # A word comes out with its last token; those before it have no time of their own.
-        ends = [(word, last) for word in words for last in [False] * (len(word.tokens) - 1) + [True]]
         return ReadWriteTrace(
             tokens=pieces,
             visible=visible,
             frames=frames,
             attention=attention,
-            consumed=[word.seen if last else nan for word, last in ends],
-            emitted=[word.emitted if last else nan for word, last in ends],
+            consumed=[ends[token].seen if token in ends else nan for token in range(len(visible))],
+            emitted=[ends[token].emitted if token in ends else nan for token in range(len(visible))],
             spoken=spoken,
             frame_seconds=frame_seconds,
         )
+
+
+def tokens_of(words: list[Word]) -> list[int]:
+    """The tokens of all words of a segment, each once, though neighbours may share one."""
+    ids: list[int] = []
+    for word in words:
+        ids += word.tokens[len(ids) - word.start :]
+    return ids

@@ -63,6 +63,24 @@ def test_simulstreams_log_is_scored_on_the_true_clock(tmp_path, capsys):
     assert "laal_ca" in capsys.readouterr().out
 
 
+def test_recordings_of_one_name_in_several_folders(tmp_path):
+    """The log's path tells them apart; a bare name that means both is an error, never the first of them."""
+    (tmp_path / "wav.scp").write_text("one-asr_en /x/1/a.wav\none-ast_en /x/1/a.wav\ntwo-asr_en /x/2/a.wav\n")
+    (tmp_path / "text").write_text("one-asr_en der\none-ast_en the\ntwo-asr_en alte\n")
+    chunks = (Chunk(0.6, 0.1, ("alte",)),)
+    options = ["--format", "chunks", "--data_dir", str(tmp_path), "--instances", str(tmp_path / "instances.log")]
+    log = tmp_path / "log.jsonl"
+    write_chunk_log(log, [Recording("/x/2/a.wav", chunks), Recording("/x/1/a.wav", chunks)])
+    main(["--log", str(log), *options])
+    assert [i.reference for i in read_instances(tmp_path / "instances.log")] == ["alte", "der"]
+    write_chunk_log(log, [Recording("one-ast_en", chunks)])  # as we name rows that share a recording
+    main(["--log", str(log), *options])
+    assert [i.reference for i in read_instances(tmp_path / "instances.log")] == ["the"]
+    write_chunk_log(log, [Recording("a.wav", chunks)])
+    with pytest.raises(SystemExit, match=r"recording 'a\.wav' may be any of /x/1/a\.wav, /x/2/a\.wav"):
+        main(["--log", str(log), *options])
+
+
 def test_long_recordings_need_segments(tmp_path, capsys):
     write_instances(tmp_path / "instances.log", [ONE])
     (tmp_path / "cuts.json").write_text('[{"wav": "a.wav", "offset": 0.1, "duration": 1.4}]')

@@ -56,9 +56,7 @@ def test_every_instruction_is_used_and_means_one_task():
     assert len(seen) == len(set(seen))
     rng = Random(0)
     used = {
-        e.prompt
-        for _ in range(500)
-        for e in [*sentence_examples(rng, (CLAUSE,), "en"), question_example(rng, CLAUSE)]
+        e.prompt for _ in range(500) for e in [*sentence_examples(rng, (CLAUSE,), "en"), question_example(rng, CLAUSE)]
     }
     assert used >= {*INSTRUCTIONS["asr_en"], *INSTRUCTIONS["ast_en-de"], *QUESTIONS["when"]}
 

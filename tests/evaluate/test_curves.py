@@ -89,6 +89,13 @@ def test_lines_hold_one_sweep_each_in_its_order():
     ]
 
 
+def test_a_point_without_the_swept_option_is_a_line_of_its_own():
+    alone = replace(POINT, options={"step": 2}, swept="")
+    found = lines([alone, *CURVE])
+    assert [[p.position for p in line.points] for line in found] == [[None], [2, 4, 8, 12]]
+    assert [line.label for line in found] == ["S-bidi wait_k (step 2)", "S-bidi wait_k by k (step 2)"]
+
+
 def test_panels_hold_one_task_metric_and_test_set():
     groups = by_task([POINT, replace(POINT, test_set="dev"), replace(POINT, metric="cer"), OFFLINE])
     assert [len(members) for members in groups.values()] == [2, 1, 1]

@@ -109,8 +109,8 @@ def test_paper_counts_first_tokens_and_the_end():
     assert delays == [2960, 3280, 4240, 4880]
     assert latency.laal_paper([1, 3, 2], 5000, 4, k=6, step=4) == latency.laal(delays, 5000, 4)
     assert latency.paper_delays([1, 3, 2], 4000, k=6, step=4) == [2960, 3280, 4000, 4000]
-    with pytest.raises(ValueError, match="at least 1 token, got 0"):
-        latency.paper_delays([2, 0], 5000, k=6, step=4)
+    with pytest.raises(ValueError, match="less than 0 tokens, got -1"):
+        latency.paper_delays([2, -1], 5000, k=6, step=4)
 
 
 def test_paper_laal_of_an_answer_without_words():

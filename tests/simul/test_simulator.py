@@ -160,10 +160,53 @@ def test_a_curve_from_a_model_in_one_command(data, model, tmp_path, capsys):
     assert len(read_points(tmp_path / "curves.json")) == 2
 
 
+def test_a_sweep_beside_the_policy_as_it_is(data, model, tmp_path):
+    run(data, model, tmp_path / "logs", "--policies", "wait_k", "wait_k:k=2/4", "--max_rows", "1")
+    for _ in range(2):  # the file that it writes can be read again
+        bestow_curve.main(["--logs", f"ours={tmp_path / 'logs'}", "--output_dir", str(tmp_path)])
+    points = read_points(tmp_path / "curves.json")
+    assert sorted((point.swept, point.position or 0) for point in points) == [("", 0), ("k", 2), ("k", 4)]
+    with pytest.raises(SystemExit, match="are both named 'logs': say --logs <system>=<dir>"):
+        bestow_curve.main(["--logs", *[str(tmp_path / "logs")] * 2, "--output_dir", str(tmp_path)])
+
+
+def test_other_data_or_another_model_is_not_taken_for_what_was_done(data, model, tmp_path):
+    other = shutil.copytree(data, tmp_path / "other")
+    table = read_table(other / "text")
+    write_table(other / "text", dict.fromkeys(table, "etwas anderes"))
+    out = tmp_path / "out"
+    run(data, model, out)
+    with pytest.raises(SystemExit, match=r"index 0 is .* or not with its reference: the log of other data"):
+        run(other, model, out)
+    with pytest.raises(SystemExit, match=r"was made with segment_ms 320 \(now 640\)"):
+        run(data, model, out, "--segment_ms", "640")
+    again = shutil.copytree(model, tmp_path / "model")
+    (again / "latest.pth").touch()
+    with pytest.raises(SystemExit, match=r"was made with checkpoint '\d+ bytes of"):
+        run(data, again, out)
+    run(data, model, out)
+    words = ["--model", str(model), "--policies", "wait_k:k=2,step=1", "--output_dir", str(tmp_path / "curves")]
+    for name, folder in (("one", data), ("two", other)):
+        bestow_curve.main([*words, "--data_dir", str(folder), "--test_set", name])
+    one, two = read_points(tmp_path / "curves" / "curves.json")
+    assert (one.test_set, one.value, two.test_set) == ("one", 0.0, "two") and two.value > 50
+
+
+def test_rows_about_one_recording_have_names_of_their_own(data, model, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    table = read_table(folder / "wav.scp")
+    keys = sorted(table)
+    write_table(folder / "wav.scp", {**table, keys[1]: table[keys[0]]})
+    run(folder, model, tmp_path / "out")
+    names = [recording.name for recording in read_chunk_log(log_of(tmp_path / "out").with_name("simulstream.jsonl"))]
+    assert names == [keys[0], keys[1], table[keys[2]], table[keys[3]]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--policies", "wait_k:k=0"], "error: wait_k: k=0 must be >= 1"),
+        (["--policies", "wait_k:k=2,step=1", "align_att:treshold=4"], r"wrong options \['treshold'\]"),
+        (["--policies", "wait_k:k=0"], "error: wait_k: k=0 must be a whole number >= 1"),
         (["--policies", "align"], "error: policy='align' is not known"),
         (["--tasks", "sqa"], "error: .*no row has a task of sqa; there are asr_en"),
         (["--context", "70,6"], r"error: context=\(70, 6\): TransformerEncoder is not cache-aware"),
