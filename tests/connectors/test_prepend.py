@@ -138,8 +138,8 @@ def test_speech_takes_room_from_the_answer(tmp_path):
     s2t = Speech2Text(model, template, "translate", DecodingOptions(max_tokens=1000))
     prompt = template.encode_prompt("translate")
     room = template.max_tokens - len(prompt)
-    assert s2t._longest_answer([0, 11], [prompt] * 2) == room - 6
-    assert s2t._longest_answer([2 * room - 2, 0], [prompt] * 2) == 1
+    assert s2t._longest_answers([0, 11], [prompt] * 2) == [room, room - 6]
+    assert s2t._longest_answers([2 * room - 2, 0], [prompt] * 2) == [1, room]
     with pytest.raises(ValueError, match=rf"row 1 .* speech of {room} positions and a prompt of {len(prompt)} tokens"):
         s2t.search([np.zeros(WINDOW), np.zeros(2 * room * WINDOW)], [prompt] * 2)
     with pytest.raises(BadUtteranceError, match=rf"^utterance 'long': speech of {room} positions"):
