@@ -60,18 +60,24 @@ def remember_recordings(dataset: Any) -> RecordingOf:
     return loader.loader.get_path
 
 
-def whole_recordings(rows: Sequence[str], count: int, recording_of: RecordingOf) -> list[list[str]]:
-    """About ``count`` batches of rows in this order, cut where a recording ends instead of after equal numbers."""
+def whole_recordings(rows: Sequence[str], count: int, recording_of: RecordingOf, least: int = 1) -> list[list[str]]:
+    """About ``count`` batches of rows in this order, cut where a recording ends instead of after equal numbers.
+
+    None has fewer than ``least`` rows, unless all rows together are fewer.
+    """
     ends = [*accumulate(len(list(group)) for _, group in groupby(rows, recording_of))]
     size = len(rows) / count
-    cuts = {0, len(rows)}
+    cuts = [0]
     for number in range(1, count):
         wanted = round(number * size)
         after = int(np.searchsorted(ends, wanted))
         nearest = min(ends[max(after - 1, 0) : after + 1], key=lambda end: abs(end - wanted))
         # A recording with more rows than a batch has is cut all the same.
-        cuts.add(nearest if abs(nearest - wanted) <= size / 2 else wanted)
-    return [list(rows[start:end]) for start, end in pairwise(sorted(cuts))]
+        for cut in (nearest, wanted) if abs(nearest - wanted) <= size / 2 else (wanted,):
+            if cut - cuts[-1] >= least and len(rows) - cut >= least:
+                cuts.append(cut)
+                break
+    return [list(rows[start:end]) for start, end in pairwise([*cuts, len(rows)])]
 
 
 def share(batch: Sequence[str], rank: int, world: int, recording_of: RecordingOf) -> list[str]:

@@ -31,6 +31,7 @@ from torch import nn
 from espnet_bestow.audio import hertz
 from espnet_bestow.collate import SmallByValue
 from espnet_bestow.connectors import CONNECTORS, Connector
+from espnet_bestow.datadir.directory import read_table
 from espnet_bestow.encoders import (
     ConvSubsampling,
     FastConformerEncoder,
@@ -207,7 +208,7 @@ class BestowTask(ASRTask):
             # ESPnet sorts all rows as those of a batch, and reverses the batches if they are to go the other way.
             step = 1 if args.sort_in_batch == args.sort_batch else -1
             rows = list(itertools.chain(*batches[::step]))
-            batches = whole_recordings(rows, len(batches), recording_of)[::step]
+            batches = whole_recordings(rows, len(batches), recording_of, world)[::step]
         factory.sampler = RawSampler([share(batch, rank, world, recording_of) for batch in batches])
         factory.collate_fn = SmallByValue(factory.collate_fn)
         return factory
@@ -224,8 +225,10 @@ class BestowTask(ASRTask):
         if getattr(args, "tasks", None) is None:
             data = [getattr(args, f"{phase}_data_path_and_name_and_type", None) or [] for phase in ("train", "valid")]
             paths = [path for phase in data for path, name, *_ in phase if name == "task"]
-            lines = [line for path in paths for line in Path(path).read_text("utf-8").splitlines()]
-            args.tasks = sorted({line.split(maxsplit=1)[1].strip() for line in lines})
+            rows = [(path, uid, task) for path in paths for uid, task in read_table(Path(path)).items()]
+            if nameless := [f"{path}: utterance {uid!r} has no task" for path, uid, task in rows if not task]:
+                raise ValueError(nameless[0])
+            args.tasks = sorted({task for _, _, task in rows})
         return tuple(args.tasks)
 
     @classmethod
@@ -235,6 +238,11 @@ class BestowTask(ASRTask):
         Collecting statistics needs the frontend only, and pre-training the encoder with CTC alone needs no LLM: what
         is not needed is not built.
         """
+        if args.token_list is not None and args.model_conf.get("alignment_weight", 0.0) > 0.0:
+            raise ValueError(
+                f"model_conf: alignment_weight={args.model_conf['alignment_weight']} compares transcripts with answers "
+                "token by token, so both need the LLM's tokens: leave out token_list"
+            )
         for choices in cls.class_choices_list:
             name = getattr(args, choices.name, None)
             if name is not None:

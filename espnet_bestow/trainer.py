@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from espnet2.train import trainer as espnet_trainer
@@ -33,9 +33,13 @@ class BestowTrainer(Trainer):
     uninterrupted one, provided the checkpoint of that epoch is whole. This class sees to that.
     """
 
+    criteria: ClassVar[Sequence[tuple[str, str, str]]] = ()
+    """``best_model_criterion`` of the present run, of which ESPnet tells :meth:`resume` nothing."""
+
     @classmethod
     def run(cls, **kwargs: Any) -> None:
         """The whole training, with every save atomic and statistics that travel together."""
+        cls.criteria = kwargs["trainer_options"].best_model_criterion
         with atomic_saves(), averages_at_once():
             super().run(**kwargs)
 
@@ -43,10 +47,18 @@ class BestowTrainer(Trainer):
     def resume(cls, checkpoint: Path, model: torch.nn.Module, reporter: Reporter, **kwargs: Any) -> None:
         """Loads checkpoint.pth, then restores what a crash between ESPnet's saves may have left out."""
         Trainer.resume(checkpoint=checkpoint, model=model, reporter=reporter, **kwargs)
-        model_file = checkpoint.parent / f"{reporter.get_epoch()}epoch.pth"
-        if not model_file.exists() and int(os.environ.get("RANK", "0")) == 0:
+        if int(os.environ.get("RANK", "0")) != 0:
+            return
+        epoch = reporter.get_epoch()
+        model_file = checkpoint.parent / f"{epoch}epoch.pth"
+        if not model_file.exists():
             with atomic_saves():
                 torch.save(model.state_dict(), model_file)
+        known = [criterion for criterion in cls.criteria if reporter.has(*criterion[:2])]
+        best = [f"{phase}.{key}" for phase, key, mode in known if reporter.get_best_epoch(phase, key, mode) == epoch]
+        for link in (checkpoint.parent / f"{name}.pth" for name in ("latest", *(f"{name}.best" for name in best))):
+            link.unlink(missing_ok=True)
+            link.symlink_to(model_file.name)
 
     @classmethod
     def train_one_epoch(cls, model: Any, iterator: Any, reporter: SubReporter, options: Any, **kwargs: Any) -> bool:

@@ -36,6 +36,18 @@ def test_no_row_is_lost_and_none_is_doubled_however_many_batches(count: int) -> 
     assert len(batches) <= count
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_no_batch_is_too_small_for_the_processes(world: int) -> None:
+    """Two cuts that move towards each other may leave next to nothing between them."""
+    sizes = [6, 3, 2, 2, 6, 3, 6, 6, 3, 1, 3, 1]
+    rows = [f"{number}-{task}" for number, size in enumerate(sizes) for task in range(size)]
+    for count in range(1, len(rows) // world + 1):
+        batches = whole_recordings(rows, count, recording_of, world)
+        assert list(chain(*batches)) == rows
+        assert min(map(len, batches)) >= world
+        assert all(share(batch, rank, world, recording_of) for batch in batches for rank in range(world))
+
+
 def test_a_recording_with_more_rows_than_a_batch_is_cut() -> None:
     rows = [f"a-{number}" for number in range(12)]
     assert [len(batch) for batch in whole_recordings(rows, 3, recording_of)] == [4, 4, 4]

@@ -1,5 +1,6 @@
 """Training through ESPnet's face: choices, options, encoders, LLM modes, errors."""
 
+import argparse
 import json
 
 import pytest
@@ -176,3 +177,17 @@ def test_espnet_encoder_table_is_not_touched():
     from espnet2.tasks import asr
 
     assert "fastconformer" not in asr.encoder_choices.classes
+
+
+def test_a_row_without_a_task_is_named(tmp_path):
+    path = tmp_path / "utt2task"
+    path.write_text("u1 asr_en\nu2\n")
+    args = argparse.Namespace(train_data_path_and_name_and_type=[(str(path), "task", "text")])
+    with pytest.raises(ValueError, match=r"utt2task: utterance 'u2' has no task"):
+        BestowTask.task_names(args)
+
+
+def test_alignment_compares_the_tokens_of_one_vocabulary():
+    args = argparse.Namespace(token_list=["a", "b"], model_conf={"alignment_weight": 0.5})
+    with pytest.raises(ValueError, match=r"alignment_weight=0.5 compares transcripts .* leave out token_list"):
+        BestowTask.build_model(args)

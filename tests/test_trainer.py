@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,10 +58,17 @@ def test_resume_restores_the_epoch_file_that_a_crash_left_out(tiny, tmp_path):
     exp = train(tiny, tmp_path / "exp", max_epoch=2)
     # The crash struck after checkpoint.pth and before 2epoch.pth; the links point nowhere.
     expected = weights(exp, 2)
+    links = {link.name: link.readlink() for link in exp.glob("*.pth") if link.is_symlink()}
+    assert Path("2epoch.pth") in links.values() and "valid.loss.best.pth" in links
     (exp / "2epoch.pth").unlink()
+    for name, target in links.items():
+        if target == Path("2epoch.pth"):
+            (exp / name).unlink()
+            (exp / name).symlink_to("1epoch.pth")
     train(tiny, exp, "--resume", "true", max_epoch=2)
     restored = weights(exp, 2)
     assert all(torch.equal(restored[name], expected[name]) for name in expected)
+    assert {name: (exp / name).readlink() for name in links} == links
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):

@@ -26,10 +26,10 @@ _SHOWN = 10
 
 
 def text_problems(data: DataDir) -> list[Problem]:
-    """Rows with an empty answer or an empty instruction."""
+    """Rows with an empty answer, an empty instruction or no task."""
     return [
         Problem(uid, str(data.path / name), f"empty {name}", "no words")
-        for name in ("text", "prompt", "src_text")
+        for name in ("text", "prompt", "src_text", "utt2task")
         for uid, words in sorted(data.tables.get(name, {}).items())
         if not words
     ]

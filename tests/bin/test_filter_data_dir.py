@@ -47,6 +47,7 @@ def test_good_rows_pass(folder, capsys):
     [
         ("text", table(u2=""), "empty text"),
         ("prompt", table(u2=""), "empty prompt"),
+        ("utt2task", table(u2=""), "empty utt2task"),
         ("text", table(u2=None), "id not in text"),
         ("prompt", table(u2=None), "id not in prompt"),
         ("wav.scp", table(u2=None), "id not in wav.scp"),

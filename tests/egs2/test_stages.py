@@ -134,9 +134,28 @@ def test_an_encoder_is_known_by_its_name(tmp_path):
     (tmp_path / "a.yaml").write_text("encoder: streaming_fastconformer\nencoder_conf:\n    output_size: 8\n")
     (tmp_path / "b.yaml").write_text("normalize: null\nencoder:   streaming_fastconformer\n")
     (tmp_path / "c.yaml").write_text("encoder: conformer\n")
-    loop = "for name in b c; do same_encoder a.yaml $name.yaml && echo $name; done; true"
+    (tmp_path / "d.yaml").write_text("encoder: streaming_fastconformer  # frames of 80 ms\n")
+    (tmp_path / "e.yaml").write_text("encoder: 'streaming_fastconformer'\n")
+    loop = "for name in b c d e; do same_encoder a.yaml $name.yaml && echo $name; done; true"
     script = f". {TEMPLATE}/scripts/streaming.sh\n{loop}"
-    assert bash(tmp_path, script).stdout.split() == ["b"]
+    assert bash(tmp_path, script).stdout.split() == ["b", "d", "e"]
+
+
+def test_a_ctc_head_is_found_however_it_is_written(tmp_path):
+    for name, conf in {
+        "block": "model_conf:\n    ctc_weight: 0.2  # more\n",
+        "flow": "model_conf: {lsm_weight: 0.1, ctc_weight: 1.0}\n",
+        "none": "model_conf:\n    ctc_weight: 0.0\n",
+        "remark": "model_conf: {}  # ctc_weight: 0.3\n",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(conf)
+    loop = "for name in block flow none remark; do has_ctc_head $name.yaml && echo $name; done; true"
+    assert bash(tmp_path, f". {TEMPLATE}/scripts/model.sh\n{loop}").stdout.split() == ["block", "flow"]
+
+
+def test_texts_under_other_names_are_inputs(tmp_path):
+    script = f"text_file=text.tc.de src_text_file=text.tc.en\n. {TEMPLATE}/scripts/data.sh\ntables data/train"
+    assert {"data/train/text.tc.de", "data/train/text.tc.en"} <= set(bash(tmp_path, script).stdout.split())
 
 
 @pytest.mark.parametrize(("launcher", "device"), [("", "cpu"), ("slurm.pl --gpu 1", "cuda")])

@@ -243,10 +243,12 @@ if begin_stage 5 "tokens"; then
     need train_set valid_set
     if "${own_llm}"; then
         need_file "${raw}/${train_set}/text" "run stage 4"
-        once "${tokenizer}/.done" "${raw}/${train_set}/text" "${raw}/${train_set}/src_text" \
-            "${raw}/${train_set}/prompt" "${lm_train_text}" "${nbpe}" -- train_tokens
+        # What stage 4 read, not what it wrote: the filter below takes rows away from that.
+        once "${tokenizer}/.done" "${raw}/org/${train_set}"/{text,src_text,prompt} \
+            "${min_wav_duration} ${max_wav_duration} ${max_raw_duration}" "${lm_train_text}" "${nbpe}" -- train_tokens
         need_file "${llm_config}" "--llm_config"
         filter_all .done_tokens --tokenizer "${tokenizer}" --llm_config "${llm_config}"
+        write_words  # the language model must not meet what was left out just now
     else
         log "tokens come with ${llm}"
     fi

@@ -3,7 +3,10 @@
 # shellcheck disable=SC2154  # the options and names of bestow.sh
 
 # Tables of a data directory, for fingerprints.
-tables() { printf '%s\n' "$1"/{wav.scp,text,segments,prompt,utt2task,src_text,rejected.tsv}; }
+tables() {
+    printf '%s\n' "$1"/{wav.scp,text,segments,prompt,utt2task,src_text,rejected.tsv}
+    printf '%s\n' "$1/${text_file}" "$1/${src_text_file}"
+}
 
 perturb() {
     py -m espnet_bestow.bin.perturb_data_dir --data_dir "data/${train_set}" \
@@ -26,6 +29,8 @@ format_set() {
 filter_set() {
     local name=$1 limits=(--min_wav_duration 0 --max_wav_duration "${max_raw_duration}")
     shift
+    # Stage 4 brings back what stage 5 left out.
+    if [ "$1" != --tokenizer ]; then rm -f "${raw}/${name}/.done_tokens"; fi
     if [ "${name}" = "${train_set}" ] || [ "${name}" = "${valid_set}" ]; then
         limits=(--min_wav_duration "${min_wav_duration}" --max_wav_duration "${max_wav_duration}")
     fi
@@ -44,6 +49,7 @@ filter_all() {
             running=("${running[@]:1}")
         fi
         mapfile -t inputs < <(tables "${raw}/org/${name}")
+        if [ "$1" = --tokenizer ]; then inputs+=("$2/tokenizer.json"); fi
         once "${raw}/${name}/${stamp}" "${inputs[@]}" "$@" "${bestow_config}" \
             "${fs} ${min_wav_duration} ${max_wav_duration} ${max_raw_duration}" \
             "${skip_bad_utts}" -- filter_set "${name}" "$@" &
@@ -61,11 +67,16 @@ words_of() {
     done | awk 'NF && !seen[$0]++'
 }
 
+# write_words: the texts of the sets as they are now, for tokens and language model.
+write_words() {
+    mkdir -p "${tokenizer}/text"
+    words_of "${raw}/${train_set}" >"${tokenizer}/text/train.txt"
+    words_of "${raw}/${valid_set}" >"${tokenizer}/text/valid.txt"
+}
+
 train_tokens() {
     local text=${tokenizer}/text read=()
-    mkdir -p "${text}"
-    words_of "${raw}/${train_set}" >"${text}/train.txt"
-    words_of "${raw}/${valid_set}" >"${text}/valid.txt"
+    write_words
     # Instructions as often as they are given: each stands before every answer, so it should take few tokens.
     if [ -f "${raw}/${train_set}/prompt" ]; then
         sed 's/^[^ ]* *//' "${raw}/${train_set}/prompt" | awk NF >"${text}/prompts.txt"

@@ -69,7 +69,7 @@ stats_inputs() {
 
 # What tells one training from another that must not be resumed in its place.
 training_origin() {
-    printf '%s\n' "${raw}/${train_set}"/{wav.scp,text,src_text,prompt} "${llm_path}"
+    printf '%s\n' "${raw}"/{"${train_set}","${valid_set}"}/{wav.scp,text,src_text,prompt,utt2task} "${llm_path}"
     printf '%s\n' "${stats_dir}"/{train,valid}/{speech_shape,text_shape} "${llm_path}/tokenizer.json"
 }
 
@@ -150,7 +150,7 @@ pretrain_encoder() {
 }
 
 # Whether a configuration asks for the auxiliary CTC loss.
-has_ctc_head() { awk '/^ *ctc_weight:/ && $2 > 0 { found = 1 } END { exit !found }' "$1"; }
+has_ctc_head() { [ -n "$(sed -n 's/#.*//; /\(^\|[ {,]\)ctc_weight: *[0-9.]*[1-9]/p' "$1")" ]; }
 
 # set_init CONFIG: in `init`, with which weights a training by CONFIG begins: those of pretrain_encoder, if any.
 set_init() {

@@ -29,7 +29,10 @@ train_bidi() {
 }
 
 # same_encoder CONFIG CONFIG: whether both name one encoder.
-same_encoder() { [ "$(sed -n 's/^encoder: *//p' "$1")" = "$(sed -n 's/^encoder: *//p' "$2")" ]; }
+same_encoder() { [ "$(encoder_of "$1")" = "$(encoder_of "$2")" ]; }
+
+# encoder_of CONFIG: its name, without the quotes or the comment of whoever wrote the file.
+encoder_of() { sed -n "s/^encoder: *[\"']\{0,1\}\([^\"' #]*\).*/\1/p" "$1"; }
 
 # train_unid: every part goes on from S-bidi, which has learnt to write before it has heard all, or from the offline
 # model if there is no S-bidi, if these have the streaming encoder already; with a teacher_weight in the configuration,
