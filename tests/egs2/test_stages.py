@@ -198,3 +198,30 @@ train_unid
     words = bash(tmp_path, script).stdout.splitlines()
     assert words[:3] == ["unid/train.yaml", "unid", "stats"]
     assert [word for word in words if word.startswith("teacher")] == teacher
+
+
+FILTERS = f"""
+raw=raw tokenizer=tok train_set=train valid_set=valid tests=() nj=1 fs=16000 bestow_config=c.yaml skip_bad_utts=true
+min_wav_duration=0.1 max_wav_duration=9 max_raw_duration=9 text_file=text src_text_file=src_text
+. {TEMPLATE}/scripts/data.sh
+warm_py() {{ :; }}
+"""
+
+
+def test_what_stage_5_left_out_is_looked_at_again_when_stage_4_brings_it_back(tmp_path):
+    (tmp_path / "raw" / "train").mkdir(parents=True)
+    left = "touch raw/train/.done_tokens; filter_set train {}; ls raw/train/.done_tokens 2>/dev/null || echo gone"
+    assert bash(tmp_path, FILTERS + left.format("--llm ''")).stdout.split() == ["gone"]
+    assert bash(tmp_path, FILTERS + left.format("--tokenizer tok")).stdout.split() == ["raw/train/.done_tokens"]
+    items = "once() { echo \"$*\"; }\nfilter_all .done_tokens --tokenizer tok; filter_all .done --llm ''"
+    with_tokens, without = bash(tmp_path, FILTERS + items).stdout.splitlines()[::2]
+    assert "tok/tokenizer.json" in with_tokens and "tok/tokenizer.json" not in without
+
+
+def test_the_language_model_meets_the_rows_that_are_left(tmp_path):
+    for name in ("train", "valid"):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        (tmp_path / "raw" / name / "text").write_text("u1 one row\nu2 a row far too long\n")
+    (tmp_path / "raw" / "valid" / "text").write_text("u3 another\n")
+    script = "write_words; sed -i /u2/d raw/train/text; write_words; cat tok/text/train.txt tok/text/valid.txt"
+    assert bash(tmp_path, FILTERS + script).stdout == "one row\nanother\n"
