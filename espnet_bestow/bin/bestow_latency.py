@@ -50,12 +50,12 @@ class Rows:
 
     def __init__(self, files: Mapping[str, str]):
         self.files = files
-        self._of: dict[str, str] = {}
-        self._paths: dict[str, set[str]] = {}
+        self._rows: dict[str, str] = {}  # by path
         for key, path in files.items():
-            self._of.setdefault(path, key)
-            self._of.setdefault(Path(path).stem, key)
-            self._paths.setdefault(Path(path).stem, set()).add(path)
+            self._rows.setdefault(path, key)
+        self._paths: dict[str, list[str]] = {}  # by their last part
+        for path in self._rows:
+            self._paths.setdefault(Path(path).stem, []).append(path)
 
     @classmethod
     def of(cls, data_dir: Path | None) -> "Rows":
@@ -72,11 +72,10 @@ class Rows:
         for exact in (recording, stem):
             if exact in self.files:
                 return exact
-        if recording in self._paths.get(stem, ()):
-            return self._of[recording]
-        if len(paths := sorted(self._paths.get(stem, ()))) > 1:
+        paths = [recording] if recording in self._rows else self._paths.get(stem, [])
+        if len(paths) > 1:
             raise ValueError(f"recording {recording!r} may be any of {', '.join(paths[:3])}: log it with its folder")
-        return self._of.get(stem)
+        return self._rows[paths[0]] if paths else None
 
 
 def _row(instance: Instance, rows: Rows) -> str:

@@ -52,11 +52,9 @@ class Watched(TokenPolicy):
         """
         if segments := {word.segment for word in words} - {0}:
             raise ValueError(f"a plot shows one segment, the session had {max(segments) + 1}")
-        visible: list[int] = []
-        ends: dict[int, Word] = {}  # a word comes out with its last token; those before it have no time of their own
-        for word in words:
-            visible += word.visible[len(visible) - word.start :]
-            ends[len(visible) - 1] = word
+        visible = _once(words, [word.visible for word in words])
+        # A word comes out with its last token; those before it have no time of their own.
+        ends = {word.start + len(word.tokens) - 1: word for word in words}
         frames = max([ceil(seconds / frame_seconds - 1e-9), *visible])
         attention = np.zeros((len(visible), frames), dtype=np.float32)
         for token in range(len(visible)):
@@ -76,7 +74,12 @@ class Watched(TokenPolicy):
 
 def tokens_of(words: list[Word]) -> list[int]:
     """The tokens of all words of a segment, each once, though neighbours may share one."""
-    ids: list[int] = []
-    for word in words:
-        ids += word.tokens[len(ids) - word.start :]
-    return ids
+    return _once(words, [word.tokens for word in words])
+
+
+def _once(words: list[Word], values: list[tuple[int, ...]]) -> list[int]:
+    """What each word says of its tokens, one after the other: of a shared token, what the first word says."""
+    found: list[int] = []
+    for word, own in zip(words, values, strict=True):
+        found += own[len(found) - word.start :]
+    return found

@@ -441,7 +441,8 @@ if begin_stage 19 "latency-quality curves"; then
             draw_once simulate "${name}"
             policy=${simuleval_policy//STEP/${step}}
             once "${expdir}/simulate/${name}/.done_reading" "${drawn}" "${policy}" "${streaming_tasks}" \
-                "${raw}/${name}"/{wav.scp,prompt,utt2task} "data/${name}/ctm" -- draw_reading "${drawn}" "${name}" "${policy}"
+                "${raw}/${name}"/{wav.scp,prompt,utt2task} "data/${name}/ctm" \
+                -- draw_reading "${drawn}" "${name}" "${policy}"
         done
         # One policy again, one session at a time: what computation adds to its latency.
         policy=${simuleval_policy//STEP/${step}}
