@@ -9,7 +9,7 @@ from pathlib import Path
 from espnet_bestow.corpus.tiers import CONDITIONS
 
 # Raise when the same tier, seed and renderer would give other bytes than before.
-CORPUS_VERSION = 4
+CORPUS_VERSION = 5
 _DONE, _BUILDING = ".done", ".building"
 _OWN_DIRECTORIES = ("audio", "lm", *CONDITIONS)
 
