@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from espnet_bestow.evaluate.curves import OFFLINE, CurvePoint, by_task, compare, lines
-from espnet_bestow.evaluate.tables import aligned, metric_face, unique
+from espnet_bestow.evaluate.tables import aligned, metric_face, plus_minus, unique, with_interval
 
 LATENCY_TITLES = {
     "laal": "LAAL",
@@ -27,9 +27,9 @@ def _policy(point: CurvePoint) -> str:
 
 
 def overview(points: Sequence[CurvePoint]) -> str:
-    """Policies down, tasks and test sets across: quality, and LAAL in seconds, with computing where it was measured.
+    """Policies down, tasks and test sets across, aligned for a terminal.
 
-    Aligned, for a terminal.
+    Quality ± half the width of its 95 % interval, and LAAL in seconds, with computing where it was measured.
     """
     shown = [name for name in ("laal", "laal_ca") if any(point.lag(name) is not None for point in points)]
     heads = {"laal": "LAAL s", "laal_ca": "+ computing"}
@@ -45,7 +45,7 @@ def overview(points: Sequence[CurvePoint]) -> str:
         for key, cells in rows.items():
             point = found.get(key)
             lags = [None if point is None else point.lag(name) for name in shown]
-            cells.append("-" if point is None else f"{point.value:.2f}")
+            cells.append("-" if point is None else plus_minus(point))
             cells += ["-" if lag is None else f"{lag / 1000:.2f}" for lag in lags]
     return aligned([header, *([*key, *cells] for key, cells in rows.items())])
 
@@ -66,7 +66,7 @@ def _against_base(points: Sequence[CurvePoint], latency: str) -> list[str]:
 
 
 def curves_markdown(points: Sequence[CurvePoint], latencies: Sequence[str] = ("laal", "laal_ca", "yaal")) -> str:
-    """A table per task: every point with its options, quality and latencies, and the commands below.
+    """A table per task: every point with its options, quality [95 % interval] and latencies, and the commands below.
 
     Where wait-k and other policies of one system were measured, a second table reads them at equal latency (the first
     of `latencies`).
@@ -80,7 +80,7 @@ def curves_markdown(points: Sequence[CurvePoint], latencies: Sequence[str] = ("l
         for point in (p for line in lines(members) for p in line.points):
             options = ", ".join(f"{name} {value}" for name, value in point.options.items()) or "-"
             lags = [f"{lag:.0f}" if (lag := point.lag(name)) is not None else "-" for name in latencies]
-            cells = [point.system, point.policy, options, f"{point.value:.2f}", *lags, f"{point.empty} of {point.n}"]
+            cells = [point.system, point.policy, options, with_interval(point), *lags, f"{point.empty} of {point.n}"]
             text.append(f"| {' | '.join(cells)} |")
         if rows := _against_base(members, latencies[0]):
             title = LATENCY_TITLES.get(latencies[0], latencies[0])

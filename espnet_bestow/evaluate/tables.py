@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from espnet_bestow.evaluate.results import ResultRow
 
@@ -32,6 +33,36 @@ METRIC_FACES = {
     "accuracy": MetricFace("accuracy %"),
 }
 _FAMILY_ORDER = ("asr", "ast", "sqa", "command")
+
+
+class Measured(Protocol):
+    """A value with its 95 % interval, where that is known."""
+
+    @property
+    def value(self) -> float:
+        """The value."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the interval."""
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the interval."""
+
+
+def plus_minus(measured: Measured) -> str:
+    """For a terminal: value ± half the width of its interval."""
+    if measured.low is None or measured.high is None:
+        return f"{measured.value:.2f}"
+    return f"{measured.value:.2f} ±{(measured.high - measured.low) / 2:.2f}"
+
+
+def with_interval(measured: Measured) -> str:
+    """For a page: value [low, high]."""
+    if measured.low is None or measured.high is None:
+        return f"{measured.value:.2f}"
+    return f"{measured.value:.2f} [{measured.low:.2f}, {measured.high:.2f}]"
 
 
 def metric_face(metric: str) -> MetricFace:
@@ -123,11 +154,7 @@ def _side_by_side(rows: Sequence[ResultRow], best: Callable[[str], str]) -> dict
 
 def terminal_tables(rows: Sequence[ResultRow]) -> str:
     """A compact table per system: value ± half the width of its 95 % interval; several systems also side by side."""
-
-    def show(row: ResultRow) -> str:
-        return f"{row.value:.2f} ±{(row.high - row.low) / 2:.2f}"
-
-    tables = [f"{system}\n{aligned(_cells(members, show))}" for system, members in _by_system(rows).items()]
+    tables = [f"{system}\n{aligned(_cells(members, plus_minus))}" for system, members in _by_system(rows).items()]
     compared = _side_by_side(rows, lambda value: f"*{value}")
     tables += [
         f"side by side on {test_set}, * the best\n{aligned(cells, left=1)}" for test_set, cells in compared.items()
@@ -142,8 +169,8 @@ def _markdown_table(cells: Sequence[Sequence[str]], left: int = 2) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
 
 
-def _with_interval(row: ResultRow) -> str:
-    return f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}] (n = {row.n})"
+def _with_interval_and_count(row: ResultRow) -> str:
+    return f"{with_interval(row)} (n = {row.n})"
 
 
 def _command_list(rows: Sequence[ResultRow]) -> list[str]:
@@ -174,7 +201,7 @@ def results_markdown(title: str, rows: Sequence[ResultRow], images: Sequence[tup
     if rows:
         lines += ["Value [95 % bootstrap interval over utterances] (n = utterances scored).", ""]
     for system, members in _by_system(rows).items():
-        lines += [f"## {system}", "", *_markdown_table(_cells(members, _with_interval)), ""]
+        lines += [f"## {system}", "", *_markdown_table(_cells(members, _with_interval_and_count)), ""]
         lines += ["Made by:", "", *_command_list(members), ""]
         if signatures := _signature_list(members):
             lines += ["Metric settings:", "", *signatures, ""]

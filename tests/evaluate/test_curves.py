@@ -147,15 +147,21 @@ def test_tables_show_every_point_and_its_command():
     assert "### asr_en, test" in table
     assert "* `c`\n* `python -m x`" in table
     assert "At equal LAAL" not in table
+    assert "| 20.00 [17.50, 23.00] | 500 |" in curves_markdown([wait_k(4, 500.0, 20.0, low=17.5, high=23.0)])
 
 
 def test_the_overview_has_tasks_side_by_side():
-    bleu = replace(wait_k(4, 700.0, 60.0), task="ast_en-de", metric="bleu", latency={"laal": 700.0, "laal_ca": 732.0})
+    bleu = replace(
+        wait_k(4, 700.0, 60.0, low=57.0, high=64.0),
+        task="ast_en-de",
+        metric="bleu",
+        latency={"laal": 700.0, "laal_ca": 732.0},
+    )
     lines = overview([*CURVE, OFFLINE, bleu]).split("\n")
     assert lines[0].split("  ")[0] == "system" and "asr_en WER % ↓  LAAL s  + computing  ast_en-de BLEU ↑" in lines[0]
     assert [line.split() for line in lines[2:]] == [
         ["S-bidi", "wait_k:k=2,step=2", "40.00", "0.20", "-", "-", "-", "-"],
-        ["S-bidi", "wait_k:k=4,step=2", "20.00", "0.50", "-", "60.00", "0.70", "0.73"],
+        ["S-bidi", "wait_k:k=4,step=2", "20.00", "0.50", "-", "60.00", "±3.50", "0.70", "0.73"],
         ["S-bidi", "wait_k:k=8,step=2", "5.00", "1.10", "-", "-", "-", "-"],
         ["S-bidi", "wait_k:k=12,step=2", "4.00", "1.70", "-", "-", "-", "-"],
         ["S-bidi", "offline", "3.50", "-", "-", "-", "-", "-"],
