@@ -130,18 +130,10 @@ def test_launchers_and_gpus_start_python_plainly(tmp_path, change):
     assert bash(tmp_path, script).stdout.split() == [sys.executable]
 
 
-def test_an_encoder_is_known_by_its_name(tmp_path):
-    (tmp_path / "a.yaml").write_text("encoder: streaming_fastconformer\nencoder_conf:\n    output_size: 8\n")
-    (tmp_path / "b.yaml").write_text("normalize: null\nencoder:   streaming_fastconformer\n")
-    (tmp_path / "c.yaml").write_text("encoder: conformer\n")
-    (tmp_path / "d.yaml").write_text("encoder: streaming_fastconformer  # frames of 80 ms\n")
-    (tmp_path / "e.yaml").write_text("encoder: 'streaming_fastconformer'\n")
-    loop = "for name in b c d e; do same_encoder a.yaml $name.yaml && echo $name; done; true"
-    script = f". {TEMPLATE}/scripts/streaming.sh\n{loop}"
-    assert bash(tmp_path, script).stdout.split() == ["b", "d", "e"]
+VALUES = f'python_words=("{sys.executable}")\n. {TEMPLATE}/scripts/model.sh\n'
 
 
-def test_a_ctc_head_is_found_however_it_is_written(tmp_path):
+def test_a_ctc_head_is_taken_over_however_its_weight_is_written(tmp_path):
     for name, conf in {
         "block": "model_conf:\n    ctc_weight: 0.2  # more\n",
         "flow": "model_conf: {lsm_weight: 0.1, ctc_weight: 1.0}\n",
@@ -149,8 +141,14 @@ def test_a_ctc_head_is_found_however_it_is_written(tmp_path):
         "remark": "model_conf: {}  # ctc_weight: 0.3\n",
     }.items():
         (tmp_path / f"{name}.yaml").write_text(conf)
-    loop = "for name in block flow none remark; do has_ctc_head $name.yaml && echo $name; done; true"
-    assert bash(tmp_path, f". {TEMPLATE}/scripts/model.sh\n{loop}").stdout.split() == ["block", "flow"]
+    loop = "init=(); for name in block flow none remark; do add_ctc_head $name.yaml $name.pth; done; echo ${init[@]}"
+    assert bash(tmp_path, VALUES + loop).stdout.split() == ["block.pth:ctc:ctc", "flow.pth:ctc:ctc"]
+
+
+def test_a_configuration_that_cannot_be_read_ends_the_stage(tmp_path):
+    (tmp_path / "broken.yaml").write_text("encoder: [")
+    done = bash(tmp_path, VALUES + "init=(); add_ctc_head broken.yaml w.pth; echo went on")
+    assert (done.returncode, done.stdout) == (1, "") and "broken.yaml: not YAML" in done.stderr
 
 
 def test_texts_under_other_names_are_inputs(tmp_path):
@@ -179,18 +177,18 @@ simulate_set model out . wait_k:k=4
     [
         ("conformer", "    teacher_weight: 1.0\n", ["teacher=exp/bidi"]),
         ("conformer", "", []),
+        ("'conformer'  # quoted", "    teacher_weight: 1.0  # frames of whole recordings\n", ["teacher=exp/bidi"]),
         ("another", "    teacher_weight: 1.0\n", []),  # its frames are not those of the model before
     ],
 )
 def test_a_weight_makes_the_model_before_the_teacher_of_a_streaming_encoder(tmp_path, encoder, model_conf, teacher):
     (tmp_path / "offline.yaml").write_text("encoder: conformer\n")
     (tmp_path / "unid.yaml").write_text(f"encoder: {encoder}\nmodel_conf:\n    ctc_weight: 0.2\n{model_conf}")
-    script = f"""
+    script = f"""{VALUES}
 . {TEMPLATE}/scripts/streaming.sh
 origin=() unid_words=() before_unid=exp/bidi/valid.pth offline_weights=exp/offline.pth unid_exp=unid step=2
 bestow_config=offline.yaml unid_config=unid.yaml unid_ctc_config= stats_dir=stats
 keep_origin() {{ :; }}
-has_ctc_head() {{ true; }}
 streaming_config() {{ mkdir "$2" && cp "$1" "$2/train.yaml"; }}
 train_model() {{ printf '%s\n' "$@"; }}
 train_unid

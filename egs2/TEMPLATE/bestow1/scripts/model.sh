@@ -63,7 +63,7 @@ collect_stats() {
 stats_inputs() {
     printf '%s\n' "${raw}/${train_set}"/{wav.scp,text,prompt} "${raw}/${valid_set}"/{wav.scp,text,prompt}
     printf '%s\n' "${llm_path}" "${llm_path}/tokenizer.json"
-    awk '/^[a-z]/ { on = /^(frontend|template|default_prompt|normalize)/ } on' "${bestow_config}"
+    values "${bestow_config}" frontend frontend_conf template template_conf default_prompt normalize normalize_conf
     grep -oE -e '--(frontend|template|default_prompt)[^-]*' <<<"${bestow_args}" || true
 }
 
@@ -85,10 +85,11 @@ ensure_stats() {
 train_model() {
     local config=$1 dir=$2 shapes=$3
     shift 3
-    local normalize=() stats_file=${stats_dir}/train/feats_stats.npz
-    if ! grep -q '^normalize:' "${config}"; then
+    local kind normalize=() stats_file=${stats_dir}/train/feats_stats.npz
+    kind=$(values "${config}" normalize)
+    if [ -z "${kind}" ]; then
         normalize=(--normalize global_mvn --normalize_conf "stats_file=${stats_file}")
-    elif grep -q '^normalize: *running_mvn' "${config}" && [ -f "${stats_file}" ]; then
+    elif [ "${kind}" = running_mvn ] && [ -f "${stats_file}" ]; then
         normalize=(--normalize_conf "stats_file=${stats_file}")
     fi
     set_data_options
@@ -149,8 +150,12 @@ pretrain_encoder() {
     train_model "$3/train.yaml" "$3" "$3/shapes" "${ctc_words[@]}"
 }
 
-# Whether a configuration asks for the auxiliary CTC loss.
-has_ctc_head() { [ -n "$(sed -n 's/#.*//; /\(^\|[ {,]\)ctc_weight: *[0-9.]*[1-9]/p' "$1")" ]; }
+# add_ctc_head CONFIG WEIGHTS: a model with the auxiliary CTC loss begins with the head in WEIGHTS, too.
+add_ctc_head() {
+    local weight
+    weight=$(values "$1" model_conf.ctc_weight)
+    if [[ ${weight} == *[1-9]* ]]; then init+=("$2:ctc:ctc"); fi
+}
 
 # set_init CONFIG: in `init`, with which weights a training by CONFIG begins: those of pretrain_encoder, if any.
 set_init() {
@@ -160,7 +165,7 @@ set_init() {
     need_file "${weights}" "run stage 9"
     # A pre-encoder is part of the features.
     init=(--init_param "${weights}:features:features" "${weights}:encoder:encoder")
-    if has_ctc_head "$1"; then init+=("${weights}:ctc:ctc"); fi
+    add_ctc_head "$1" "${weights}"
 }
 
 # pretrain_asr: the whole model on transcripts alone. With one task it finds out where to look in fewer steps.

@@ -81,3 +81,6 @@ need() {
 need_file() { [ -f "$1" ] || fail "stage ${current_stage}: no file $1 (${2:-run the earlier stages})"; }
 
 py() { "${python_words[@]}" "$@"; }
+
+# values CONFIG PLACE...: what a configuration says, a line for each place.
+values() { py -m espnet_bestow.bin.config_values "$@"; }

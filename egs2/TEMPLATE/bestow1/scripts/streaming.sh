@@ -28,22 +28,19 @@ train_bidi() {
         --init_param "${offline_weights}" "${bidi_words[@]}"
 }
 
-# same_encoder CONFIG CONFIG: whether both name one encoder.
-same_encoder() { [ "$(encoder_of "$1")" = "$(encoder_of "$2")" ]; }
-
-# encoder_of CONFIG: its name, without the quotes or the comment of whoever wrote the file.
-encoder_of() { sed -n "s/^encoder: *[\"']\{0,1\}\([^\"' #]*\).*/\1/p" "$1"; }
-
 # train_unid: every part goes on from S-bidi, which has learnt to write before it has heard all, or from the offline
 # model if there is no S-bidi, if these have the streaming encoder already; with a teacher_weight in the configuration,
 # that model is the teacher. Otherwise connector and LLM go on; the new encoder is pre-trained with CTC if
 # --unid_ctc_config says how, and with the offline model as its teacher if --unid_teacher_weight says how much.
 train_unid() {
-    local init=("${before_unid}") taught=() weights=
+    local init=("${before_unid}") taught=() weights= offline_encoder encoder teacher_weight
     keep_origin "${unid_exp}" "${origin[@]}" "${offline_weights}" "${before_unid}"
     streaming_config "${unid_config}" "${unid_exp}"
-    if same_encoder "${bestow_config}" "${unid_exp}/train.yaml"; then
-        if grep -q '^ *teacher_weight:' "${unid_exp}/train.yaml"; then
+    offline_encoder=$(values "${bestow_config}" encoder)
+    encoder=$(values "${unid_exp}/train.yaml" encoder)
+    teacher_weight=$(values "${unid_exp}/train.yaml" model_conf.teacher_weight)
+    if [ "${encoder}" = "${offline_encoder}" ]; then
+        if [ -n "${teacher_weight}" ]; then
             taught=(--model_conf "teacher=$(dirname "${before_unid}")")
         fi
     else
@@ -58,7 +55,7 @@ train_unid() {
                 "${unid_init} ${unid_teacher_weight}" "${offline_weights}" -- pretrain_encoder "${unid_exp}/train.yaml" "${unid_ctc_config}" \
                 "${unid_exp}_ctc"
             init+=("${weights}:features:features" "${weights}:encoder:encoder")
-            if has_ctc_head "${unid_exp}/train.yaml"; then init+=("${weights}:ctc:ctc"); fi
+            add_ctc_head "${unid_exp}/train.yaml" "${weights}"
         fi
     fi
     train_model "${unid_exp}/train.yaml" "${unid_exp}" "${stats_dir}" --policy_conf "step=${step}" \
