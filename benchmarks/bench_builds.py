@@ -7,7 +7,6 @@ the first / time of the second). Shapes are those of bench_staircase.py. Uncommi
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from espnet_bestow.ops.native import cpu_isa
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
-from build_ops import COMMON, ISAS, PLAIN, Step, run  # noqa: E402
+from build_ops import COMMON, ISAS, PLAIN, Step, cxx, run  # noqa: E402
 
 WHAT = {"forward": ("forward", 128), "backward": ("backward", 128), "one query": ("forward", 1)}
 
@@ -34,16 +33,16 @@ def build(commit: str, isa: str, into: Path) -> Path:
     archive = subprocess.run(["git", "archive", commit, "csrc"], cwd=ROOT, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
-    compiler = os.environ.get("CXX", "c++")
+    compiler = cxx()
     # With its headers, not with those of the working tree.
     common = [flag for flag in COMMON if not flag.startswith("-I")]
     flags = [*common, *ISAS[isa], f"-DBESTOW_ISA={isa}", f"-I{folder / 'csrc' / 'include'}"]
     sources = [path for path in (folder / "csrc" / "cpu").glob("*.cpp") if path.stem not in PLAIN]
     sources.append(ROOT / "csrc" / "tests" / "time_cpu.cpp")
-    steps = [Step(folder / f"{source.stem}.o", source, [compiler, *flags]) for source in sources]
+    steps = [Step(folder / f"{source.stem}.o", source, [*compiler, *flags]) for source in sources]
     run(steps, folder, sys.stderr)  # the table has standard output for itself
     program = folder / "time_cpu"
-    subprocess.run([compiler, *(str(step.output) for step in steps), "-pthread", "-o", str(program)], check=True)
+    subprocess.run([*compiler, *(str(step.output) for step in steps), "-pthread", "-o", str(program)], check=True)
     return program
 
 

@@ -51,7 +51,7 @@ class WeightOnlyLinear(nn.Module):
         """(..., K) -> (..., N)."""
         rows = x.reshape(-1, x.shape[-1]).float()
         out = few_rows_linear(rows, self.rounded, self.scale, self.bias)
-        return out.view(*x.shape[:-1], -1).to(x.dtype)
+        return out.view(*x.shape[:-1], len(self.rounded)).to(x.dtype)
 
     def extra_repr(self) -> str:
         """As of nn.Linear."""

@@ -1,9 +1,11 @@
 """Import rules of the package, and what an installation offers."""
 
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -121,6 +123,44 @@ def test_wheel_needs_no_compiler_and_holds_the_package_only(tmp_path: Path) -> N
     assert {file.relative_to(REPO).as_posix() for file in sources} <= set(names)
     info = f"espnet_bestow-{espnet_bestow.__version__}.dist-info"
     assert {name.split("/")[0] for name in names} == {"espnet_bestow", info}
+
+
+def test_a_source_distribution_can_be_built_from(tmp_path: Path) -> None:
+    build = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    build += ["sdist", "--dist-dir", str(tmp_path / "dist")]
+    subprocess.run(build, cwd=REPO, check=True, capture_output=True)
+    (archive,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    wanted = {file.relative_to(REPO).as_posix() for part in ("csrc", "tools") for file in (REPO / part).rglob("*.*")}
+    assert {name for name in wanted if not name.endswith(".pyc")} <= names
+
+
+class TestBuildOps:
+    """setup.py build_ext in a checkout that holds an older module, with compilers that fail."""
+
+    @staticmethod
+    def build(checkout: Path, cxx: str) -> subprocess.CompletedProcess[str]:
+        for name in ("setup.py", "README.md", "espnet_bestow/__init__.py"):
+            (checkout / name).parent.mkdir(exist_ok=True)
+            (checkout / name).write_bytes((REPO / name).read_bytes())
+        for name in ("tools", "csrc"):
+            shutil.copytree(REPO / name, checkout / name)
+        (checkout / "espnet_bestow" / "ops").mkdir()
+        (checkout / "espnet_bestow" / "ops" / "_C.abi3.so").touch()
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        env = os.environ | {"CXX": cxx}
+        return subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
+
+    def test_the_older_module_does_not_stay(self, tmp_path: Path) -> None:
+        done = self.build(tmp_path, "false")
+        assert done.returncode == 0 and "attention runs on PyTorch alone" in done.stderr
+        assert not list(tmp_path.rglob("_C.abi3.so"))
+
+    def test_a_compiler_may_be_several_words(self, tmp_path: Path) -> None:
+        told = tmp_path / "told"
+        self.build(tmp_path, f"sh -c 'echo \"$@\" >>{told}; exit 1'")
+        assert "-O3" in told.read_text(encoding="utf-8")
 
 
 class TestMakeVenv:

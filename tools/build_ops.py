@@ -79,9 +79,15 @@ def extensions() -> list[Extension]:
     return [Extension("espnet_bestow.ops._C", sources, py_limited_api=True, optional=True)]
 
 
-def cpu_steps(compiler: str, into: Path, extra: list[str]) -> list[Step]:
+def cxx() -> list[str]:
+    """The C++ compiler's command: CXX, which may be several words ("ccache g++"), or what is there; [] for none."""
+    found = (shlex.quote(path) for path in map(shutil.which, ("c++", "g++", "clang++")) if path)
+    return shlex.split(os.environ.get("CXX") or next(found, ""))
+
+
+def cpu_steps(compiler: list[str], into: Path, extra: list[str]) -> list[Step]:
     """Compiles the kernels once per instruction set, and what needs no kernel or chooses among them."""
-    common = [compiler, *COMMON, *extra]
+    common = [*compiler, *COMMON, *extra]
     steps = [
         Step(into / f"{kernels}_{isa}.o", CSRC / "cpu" / f"{kernels}.cpp", [*common, f"-DBESTOW_ISA={isa}", *flags])
         for kernels in KERNELS
@@ -90,10 +96,10 @@ def cpu_steps(compiler: str, into: Path, extra: list[str]) -> list[Step]:
     return [*steps, *(Step(into / f"{name}.o", CSRC / "cpu" / f"{name}.cpp", common) for name in PLAIN)]
 
 
-def torch_step(compiler: str, into: Path, source: Path, include: list[str]) -> Step:
+def torch_step(compiler: list[str], into: Path, source: Path, include: list[str]) -> Step:
     """Compiles one source that registers ops."""
     defines = [f"-DTORCH_TARGET_VERSION={TARGET}", f"-DPy_LIMITED_API={PYTHON}"]
-    return Step(into / f"{source.stem}.o", source, [compiler, *COMMON, *defines, *include])
+    return Step(into / f"{source.stem}.o", source, [*compiler, *COMMON, *defines, *include])
 
 
 def run(steps: list[Step], into: Path, output: TextIO | None = None) -> None:
@@ -133,7 +139,7 @@ class CudaObjects:
     words: str
 
 
-def cuda_objects(compiler: str, into: Path, include: list[str]) -> CudaObjects:
+def cuda_objects(compiler: list[str], into: Path, include: list[str]) -> CudaObjects:
     """Compiles the CUDA part; a toolkit that fails costs the GPU only, unless BESTOW_CUDA=1 asked for it."""
     wish, log = os.environ.get("BESTOW_CUDA", ""), into / "nvcc.log"
     try:
@@ -149,7 +155,9 @@ def cuda_objects(compiler: str, into: Path, include: list[str]) -> CudaObjects:
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         reason = str(error)
         if isinstance(error, subprocess.CalledProcessError):
-            said = (line for line in log.read_text(encoding="utf-8").splitlines() if re.search(r"\berror\b", line))
+            said = (
+                line for line in log.read_text(encoding="utf-8").splitlines() if re.search(r"\b(error|fatal)\b", line)
+            )
             reason = f"{next(said, 'nvcc failed').strip()} (all of it in {log})"
         if wish == "1":
             raise SystemExit(f"espnet_bestow: BESTOW_CUDA=1: {reason}") from error
@@ -159,11 +167,20 @@ def cuda_objects(compiler: str, into: Path, include: list[str]) -> CudaObjects:
 class BuildOps(build_ext):
     """Compiles and links the module; when that fails the package installs without it and runs on its PyTorch twin."""
 
+    def run(self) -> None:
+        """See setuptools, which takes a failure of ours for a warning: the module of an older build must not stay."""
+        super().run()
+        for ext in self.extensions:
+            name = self.get_ext_filename(ext.name)
+            if self.inplace and not (Path(self.build_lib) / name).exists():
+                (ROOT / name).unlink(missing_ok=True)
+
     def build_extension(self, ext: Extension) -> None:
         """See setuptools."""
-        compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-        torch = torch_folder()
-        if compiler is None or torch is None:
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.unlink(missing_ok=True)
+        compiler, torch = cxx(), torch_folder()
+        if not compiler or torch is None:
             raise CompileError("no C++ compiler: attention runs on PyTorch alone")
         into = Path(self.build_temp).resolve() / "ops"
         include = [f"-isystem{torch / 'include'}", *(f"-isystem{folder}" for folder in self.include_dirs)]
@@ -172,10 +189,9 @@ class BuildOps(build_ext):
         try:
             run(steps, into)
             cuda = cuda_objects(compiler, into / "cuda", include)
-            library = Path(self.get_ext_fullpath(ext.name))
             library.parent.mkdir(parents=True, exist_ok=True)
             objects = [str(step.output) for step in [*steps, *cuda.steps]]
-            command = [compiler, "-shared", *objects, f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *cuda.link]
+            command = [*compiler, "-shared", *objects, f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *cuda.link]
             if platform.system() == "Darwin":
                 command += ["-undefined", "dynamic_lookup"]
             subprocess.run([*command, "-o", str(library)], check=True)

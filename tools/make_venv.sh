@@ -77,9 +77,10 @@ if [ -d csrc ]; then
     shopt -s globstar nullglob
     ops_stamp=$venv/.ops
     native=$(cat "$stamp" setup.py tools/build_ops.py tools/setup_cuda.py csrc/**/*.* | cksum)
-    native+=" ${BESTOW_CUDA:-} ${BESTOW_CUDA_ARCHS:-} ${TORCH_CUDA_ARCH_LIST:-} ${CUDA_HOME:-$(command -v nvcc || true)}"
+    native+=" ${CXX:-} ${BESTOW_CUDA:-} ${BESTOW_CUDA_ARCHS:-} ${TORCH_CUDA_ARCH_LIST:-} ${CUDA_HOME:-$(command -v nvcc || true)}"
     if [ "$(cat "$ops_stamp" 2>/dev/null)" != "$native" ]; then
         "$venv/bin/python" setup.py --quiet build_ext --inplace
-        echo "$native" >"$ops_stamp"
+        # What could not be built is tried again.
+        if compgen -G "espnet_bestow/ops/_C*.so" >/dev/null; then echo "$native" >"$ops_stamp"; fi
     fi
 fi

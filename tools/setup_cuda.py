@@ -5,6 +5,7 @@ directly and its objects go to the linker; that works beside a CPU-only torch.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -64,16 +65,21 @@ def visible_gpus() -> list[str]:
 
 
 def architectures() -> list[str]:
-    """BESTOW_CUDA_ARCHS ("90" or "80 90"), else torch's TORCH_CUDA_ARCH_LIST, else the GPUs here."""
-    if named := os.environ.get("BESTOW_CUDA_ARCHS"):
-        return named.replace(",", " ").split()
-    if named := os.environ.get("TORCH_CUDA_ARCH_LIST"):  # "7.5;8.0 9.0a+PTX"
-        listed = [arch.removesuffix("+PTX").replace(".", "") for arch in named.replace(";", " ").split()]
-        # A list that was made for all of torch may hold what is too old for us.
-        if fit := [arch for arch in listed if arch.rstrip("af").isdigit() and int(arch.rstrip("af")) >= int(PTX)]:
-            return fit
-        raise RuntimeError(f"TORCH_CUDA_ARCH_LIST={named} has nothing from 8.0 on")
-    return visible_gpus()
+    """BESTOW_CUDA_ARCHS ("90" or "80 90"), else torch's TORCH_CUDA_ARCH_LIST, else the GPUs here.
+
+    A list that was made for all of torch, and a machine, may hold what is too old for us.
+    """
+    for name in ("BESTOW_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST"):
+        if named := os.environ.get(name):  # "7.5;8.0 9.0a+PTX"
+            listed = re.sub(r"[;,]", " ", named).replace("+PTX", "").replace(".", "").split()
+            if fit := _new_enough(listed):
+                return fit
+            raise RuntimeError(f"{name}={named} has nothing from 8.0 on")
+    return _new_enough(visible_gpus())
+
+
+def _new_enough(archs: list[str]) -> list[str]:
+    return [arch for arch in archs if arch.rstrip("af").isdigit() and int(arch.rstrip("af")) >= int(PTX)]
 
 
 def compiler(nvcc: Path, archs: list[str], source: Path) -> list[str]:

@@ -35,7 +35,8 @@ void best_path(const Transcript& said, int64_t* token) {
   }
   int64_t state = states - 1;
   if (state > 0 && score[state + 1] > score[state + 2]) --state;
-  if (score[state + 2] <= kNever / 2) return;
+  // Of a score that is no number nobody can tell which states it came from, and the way back might leave the array.
+  if (!(score[state + 2] > kNever / 2)) return;
   for (int64_t frame = said.frames - 1; frame >= 0; --frame) {
     if (state % 2 == 1) token[frame] = state / 2;
     state -= back[frame * states + state];  // 0 in the first frame

@@ -207,7 +207,8 @@ void multiply_many(const FewRows& p, int64_t begin, int64_t end, const Turned& t
 
 // The largest integer that inputs may become: a lane adds up at most every fourth product with a weight, in 32 bits.
 inline int64_t largest_level(int64_t inputs) {
-  const int64_t most = (int64_t{1} << 31) / (128 * ((inputs + 3) / 4)) - 1;
+  const int64_t products = inputs > 4 ? (inputs + 3) / 4 : 1;
+  const int64_t most = (int64_t{1} << 31) / (128 * products) - 1;
   return most < 32767 ? most : 32767;
 }
 

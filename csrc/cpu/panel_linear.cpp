@@ -1,6 +1,7 @@
 // x W^T + b in float32 for a few rows x, where reading W once at the speed of memory is all there is to win.
 //
-// W lies in panels of 16 outputs, input by input: a thread reads it as one stream, and sums stay in vectors.
+// W lies in panels of 16 outputs, input by input: a thread reads it as one stream, and sums stay in vectors. After every
+// kPiece inputs they go to the output, so that many inputs are not one long chain of roundings.
 // Compiled once per instruction set (BESTOW_ISA), like staircase_forward.cpp.
 
 #include "bestow/cpu.h"
@@ -16,10 +17,13 @@ constexpr int kRows = kTileRows * kTileVecs / (kVecs * kWide);    // rows whose 
 constexpr int kSteady = kRows < kSteadyRows ? kRows : kSteadyRows;
 static_assert(kSteadyRows % kSteady == 0, "whole groups");
 constexpr int64_t kAhead = 256;  // floats that are asked for ahead of use: 1 KB
+constexpr int64_t kPiece = 128;
 
-// R rows of x times P panels. Few rows are summed in S strands, so that additions need not wait for each other.
+// Inputs first ... last - 1 of R rows of x times P panels, added to what they get from those before (the bias, or what
+// lies in `out`). Few rows are summed in S strands, so that additions need not wait for each other.
 template <int R, int P>
-void rows_times_panels(const PanelLinear& p, const float* x, const float* panel, const float* bias, float* out) {
+void add_piece(const PanelLinear& p, int64_t first, int64_t last, const float* x, const float* panel,
+               const float* bias, float* out) {
   constexpr int V = P * kVecs;
   constexpr int S = R * V >= 6 ? 1 : R * V >= 3 ? 2 : 4;
   const int64_t apart = p.inputs * kPanel, row = p.from_row();
@@ -27,8 +31,7 @@ void rows_times_panels(const PanelLinear& p, const float* x, const float* panel,
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) {
-      sums[0][r][v] = bias ? load(bias + v * kLanes) : zero();
-      for (int s = 1; s < S; ++s) sums[s][r][v] = zero();
+      for (int s = 0; s < S; ++s) sums[s][r][v] = zero();
     }
   }
   const auto add_input = [&](int64_t k, int s) {
@@ -42,18 +45,34 @@ void rows_times_panels(const PanelLinear& p, const float* x, const float* panel,
       for (int v = 0; v < V; ++v) sums[s][r][v] = fma(w[v], one, sums[s][r][v]);
     }
   };
-  int64_t k = 0;
-  for (; k + S <= p.inputs; k += S) {
+  int64_t k = first;
+  for (; k + S <= last; k += S) {
     for (int s = 0; s < S; ++s) add_input(k + s, s);
   }
-  for (; k < p.inputs; ++k) add_input(k, 0);
+  for (; k < last; ++k) add_input(k, 0);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) {
       for (int s = 1; s < S; ++s) sums[0][r][v] = add(sums[0][r][v], sums[s][r][v]);
-      store(out + r * p.outputs + v * kLanes, sums[0][r][v]);
+      float* to = out + r * p.outputs + v * kLanes;
+      if (first > 0) {
+        sums[0][r][v] = add(load(to), sums[0][r][v]);
+      } else if (bias != nullptr) {
+        sums[0][r][v] = add(load(bias + v * kLanes), sums[0][r][v]);
+      }
+      store(to, sums[0][r][v]);
     }
   }
+}
+
+template <int R, int P>
+void rows_times_panels(const PanelLinear& p, const float* x, const float* panel, const float* bias, float* out) {
+  int64_t first = 0;
+  do {
+    const int64_t last = p.inputs - first < kPiece ? p.inputs : first + kPiece;
+    add_piece<R, P>(p, first, last, x, panel, bias, out);
+    first = last;
+  } while (first < p.inputs);
 }
 
 template <int P, int R = kRows>
@@ -79,6 +98,7 @@ void all_rows(const PanelLinear& p, int64_t unit) {
 }  // namespace
 
 void panel_linear(const PanelLinear& p, int64_t begin, int64_t end) {
+  if (p.rows == 0) return;
   // Of few rows memory sets the pace, and one stream is read faster than several.
   if (p.rows > kRows && !p.steady)
     for (; begin + kWide <= end; begin += kWide) all_rows<kWide>(p, begin);

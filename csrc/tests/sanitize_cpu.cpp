@@ -162,7 +162,7 @@ void some_features(const bestow::Kernels& isa) {
 void one_best_path() {
   const int64_t frames = below(30), classes = 2 + below(10), count = below(12);
   std::vector<float> logp(frames * classes);
-  for (float& x : logp) x = -static_cast<float>(below(1000)) / 100;
+  for (float& x : logp) x = below(50) == 0 ? NAN : -static_cast<float>(below(1000)) / 100;
   std::vector<int64_t> tokens(count), path(frames);
   for (int64_t& token : tokens) token = below(classes - 1);
   bestow::best_path({logp.data(), frames, classes, tokens.data(), count}, path.data());

@@ -52,7 +52,7 @@ struct ConnectorBlock {
   Linear first, second;
 
   ConnectorBlock(Weights& from, int64_t width, int64_t heads, int64_t frame, double eps)
-      : self_norm(from, width, eps),
+      : self_norm(from, width, eps, true),
         self(from, width),
         cross_norm(from, width, eps),
         cross(from, width),

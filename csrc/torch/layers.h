@@ -62,8 +62,8 @@ struct Norm {
   int64_t width;
   float eps;
 
-  Norm(Weights& from, int64_t width_, double eps_)
-      : weight(from.vector(width_, true)),
+  Norm(Weights& from, int64_t width_, double eps_, bool may_miss = false)
+      : weight(from.vector(width_, may_miss)),
         bias(from.vector(width_, true)),
         width(width_),
         eps(static_cast<float>(eps_)) {}

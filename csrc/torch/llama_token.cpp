@@ -34,17 +34,17 @@ struct LlamaLayer {
   LlamaLayer(Weights& from, int64_t width, int64_t head, double eps)
       : before(from, width, eps),
         after(from, width, eps),
-        of_query(from, head, eps),
-        of_key(from, head, eps),
+        of_query(from, head, eps, true),
+        of_key(from, head, eps, true),
         self(from, width),
         gated(from, width),
         raised(from, width),
         down(from, gated.outputs),
         heads(self.query.outputs / head),
         kv_heads(self.key.outputs / head) {
-    STD_TORCH_CHECK(before.weight != nullptr && after.weight != nullptr && kv_heads > 0 && heads % kv_heads == 0 &&
-                        self.query.outputs == heads * head && self.key.outputs == kv_heads * head &&
-                        self.value.outputs == self.key.outputs && self.out.outputs == width,
+    STD_TORCH_CHECK(kv_heads > 0 && heads % kv_heads == 0 && self.query.outputs == heads * head &&
+                        self.key.outputs == kv_heads * head && self.value.outputs == self.key.outputs &&
+                        self.out.outputs == width,
                     "llama_token: the attention of a layer");
     STD_TORCH_CHECK(gated.outputs == raised.outputs && down.outputs == width, "llama_token: the MLP of a layer");
   }
@@ -71,7 +71,7 @@ Tensor llama_token(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> ca
   }
   const Norm last(from, width, eps);
   const Linear vocabulary(from, width);
-  STD_TORCH_CHECK(last.weight != nullptr && from.done(), "llama_token: weights are left over");
+  STD_TORCH_CHECK(from.done(), "llama_token: weights are left over");
   Tensor out = torch::stable::new_empty(x, {batch, vocabulary.outputs});
   const float *cosines = floats(turn), *sines = cosines + batch * head;
 

@@ -53,7 +53,7 @@ struct Network {
         factor(int64_t{1} << count),
         linear(from, stages.back().conv.outputs),
         norm(from, linear.outputs, eps) {
-    STD_TORCH_CHECK(norm.weight != nullptr && from.done(), "conv_subsampling: weights are left over");
+    STD_TORCH_CHECK(from.done(), "conv_subsampling: weights are left over");
     for (const Stage& stage : stages) remembered += stage.past * stage.channels;
   }
 

@@ -24,7 +24,11 @@ if not _choice:
     try:
         native = importlib.import_module("espnet_bestow.ops.native")
     except ImportError as error:
-        logging.getLogger(__name__).warning("attention runs on PyTorch alone, without compiled kernels (%s)", error)
+        logging.getLogger(__name__).warning(
+            "attention runs on PyTorch alone, without compiled kernels (%s); they are built by `make setup`, or by "
+            "`pip install --no-build-isolation .` where torch, ninja and a C++ compiler are",
+            error,
+        )
 
 __all__ = [
     "Linear",
@@ -88,8 +92,8 @@ def few_rows_linear(
 ) -> Tensor:  # (M, N) float32
     """``F.linear`` with few input rows, for inference: what it costs is to read the weights once.
 
-    Sums are float32. Beside int8 weights the kernel rounds each input row to steps of ``max |x| / 32767``, or to fewer,
-    as many as 32-bit sums over K leave room for (8191 at K = 8192).
+    Where a gradient is wanted, PyTorch does it. Sums are float32. Beside int8 weights the kernel rounds each input row
+    to steps of ``max |x| / 32767``, or to fewer, as many as 32-bit sums over K leave room for (8191 at K = 8192).
 
     Raises:
         ValueError: shapes or dtypes that do not belong together.
@@ -99,7 +103,7 @@ def few_rows_linear(
         raise ValueError(f"few_rows_linear wants x (M, K) float32 and weight (N, K), got {shapes}")
     if weight.dtype not in ((torch.float32, torch.bfloat16) if scale is None else (torch.int8,)):
         raise ValueError(f"few_rows_linear wants int8 weights with a scale, or float ones without, got {shapes}")
-    if native is not None and x.device.type == "cpu":
+    if native is not None and x.device.type == "cpu" and not native.wants_gradient(x, weight, scale, bias):
         return native.few_rows_linear(x, weight, scale, bias)
     return reference.few_rows_linear(x, weight, scale, bias)
 

@@ -1,14 +1,15 @@
 """The compiled ops: loads them, and tells torch how they trace, differentiate and autocast.
 
-Importing this module raises ImportError where they were not built.
+Importing this module raises ImportError where they were not built, or before some of them were written.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.library import register_fake
 
 from espnet_bestow.ops import _C  # type: ignore[attr-defined]
@@ -19,14 +20,44 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # CUDA kernels are registered by the same module where it was built with them.
 DEVICES = tuple(key.lower() for key in ("CPU", "CUDA") if torch._C._dispatch_has_kernel_for_dispatch_key(NAME, key))
 
+
+def _traces_as[T: Callable[..., Any]](op: str) -> Callable[[T], T]:
+    """What torch.compile sees of an op."""
+    if not hasattr(torch.ops.bestow, op):
+        raise ImportError(f"{_C.__file__} was built before {op} was written: `make setup` builds it anew")
+    return register_fake(f"bestow::{op}")
+
+
 cpu_isa = _C.cpu_isa
 cpu_isa()  # complains now about a BESTOW_CPU_ISA that cannot run here
 
 
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Will a gradient of any of them be asked for?"""
+    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
+
+
+def _refuse_second_derivatives() -> None:
+    """In a backward pass. torch's once_differentiable is silent where the gradient that comes in is a constant."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("compiled ops have no second derivative (create_graph=True); BESTOW_OPS=reference has")
+
+
+OLDEST_GPU = (8, 0)
+
+
+@cache
+def _new_enough(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= OLDEST_GPU
+
+
 def takes(q: Tensor) -> bool:
     """Is there a kernel for tensors like this one?"""
-    fits = q.device.type == "cpu" or (q.shape[3] % 8 == 0 and q.shape[3] <= 256)
-    return fits and q.device.type in DEVICES and q.dtype in DTYPES
+    if q.device.type not in DEVICES or q.dtype not in DTYPES or q.shape[3] == 0:
+        return False
+    if q.device.type == "cpu":
+        return True
+    return q.shape[3] % 8 == 0 and q.shape[3] <= 256 and (torch.compiler.is_compiling() or _new_enough(q.device))
 
 
 def staircase_attention(
@@ -52,9 +83,8 @@ FEW_QUERIES = 8
 
 def takes_weights(q: Tensor, k: Tensor) -> bool:
     """Is there a kernel for the weights of rows like these?"""
-    wants_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     few = q.shape[1] * q.shape[2] <= FEW_QUERIES * k.shape[1]
-    return few and takes(q) and not wants_gradient
+    return few and takes(q) and not wants_gradient(q, k)
 
 
 def staircase_weights(
@@ -69,7 +99,7 @@ def staircase_weights(
     return torch.ops.bestow.staircase_weights(q, k, visible, scale)
 
 
-@register_fake("bestow::staircase_weights")
+@_traces_as("staircase_weights")
 def _weights_fake(q: Tensor, k: Tensor, visible: Tensor, scale: float) -> Tensor:
     return q.new_empty(*q.shape[:3], k.shape[2])
 
@@ -88,7 +118,7 @@ def panel_linear(
     return torch.ops.bestow.panel_linear(x, panels, bias)
 
 
-@register_fake("bestow::panel_linear")
+@_traces_as("panel_linear")
 def _panel_linear_fake(x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], PANEL * panels.shape[0])
 
@@ -103,7 +133,7 @@ def few_rows_linear(
     return torch.ops.bestow.few_rows_linear(x, weight, scale, bias)
 
 
-@register_fake("bestow::few_rows_linear")
+@_traces_as("few_rows_linear")
 def _few_rows_linear_fake(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     return x.new_empty(len(x), len(weight))
 
@@ -271,9 +301,9 @@ class _Depthwise(torch.autograd.Function):
         return torch.ops.bestow.depthwise(frames, taps, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         """Of frames, weight and bias."""
+        _refuse_second_derivatives()
         frames, taps = ctx.saved_tensors
         wanted, before = ctx.needs_input_grad, len(taps) - 1
         to_frames = to_weight = to_bias = None
@@ -286,37 +316,37 @@ class _Depthwise(torch.autograd.Function):
         return to_frames, to_weight, to_bias
 
 
-@register_fake("bestow::depthwise")
+@_traces_as("depthwise")
 def _depthwise_fake(x: Tensor, taps: Tensor, _: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1] - taps.shape[0] + 1, x.shape[2])
 
 
-@register_fake("bestow::depthwise_taps")
+@_traces_as("depthwise_taps")
 def _depthwise_taps_fake(x: Tensor, gradient: Tensor) -> Tensor:
     return x.new_empty(x.shape[1] - gradient.shape[1] + 1, x.shape[2])
 
 
-@register_fake("bestow::ctc_best_path")
+@_traces_as("ctc_best_path")
 def _ctc_best_path_fake(logp: Tensor, *_: object) -> Tensor:
     return logp.new_empty(logp.shape[:2], dtype=torch.int64)
 
 
-@register_fake("bestow::conformer_whole")
+@_traces_as("conformer_whole")
 def _conformer_whole_fake(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(torch.library.get_ctx().new_dynamic_size(), x.shape[1] // 4)
 
 
-@register_fake("bestow::conformer_begin")
+@_traces_as("conformer_begin")
 def _conformer_begin_fake(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(len(x), 4 * x.shape[1])
 
 
-@register_fake("bestow::conformer_chunk")
+@_traces_as("conformer_chunk")
 def _conformer_chunk_fake(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@register_fake("bestow::log_mel")
+@_traces_as("log_mel")
 def _log_mel_fake(
     audio: list[Tensor], _: Tensor, __: int, window: Tensor, ___: Tensor, spans: Tensor, *____: object
 ) -> Tensor:
@@ -324,12 +354,12 @@ def _log_mel_fake(
     return window.new_empty(len(audio), most, len(spans))
 
 
-@register_fake("bestow::running_mvn")
+@_traces_as("running_mvn")
 def _running_mvn_fake(x: Tensor, _: Tensor, moments: Tensor, *__: object) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), moments.new_empty(moments.shape)
 
 
-@register_fake("bestow::conv_subsampling")
+@_traces_as("conv_subsampling")
 def _conv_subsampling_fake(
     x: Tensor, past: Tensor, _: Tensor, weights: list[Tensor], *__: object
 ) -> tuple[Tensor, Tensor]:
@@ -337,7 +367,7 @@ def _conv_subsampling_fake(
     return x.new_empty(len(x), most, len(weights[-1])), past.new_empty(past.shape)
 
 
-@register_fake("bestow::subsampled_audio")
+@_traces_as("subsampled_audio")
 def _subsampled_audio_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     moments, past, weights = arguments[2], arguments[3], arguments[-3]
     rows = torch.library.get_ctx().new_dynamic_size()
@@ -345,23 +375,23 @@ def _subsampled_audio_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return frames, moments.new_empty(moments.shape), past.new_empty(past.shape)
 
 
-@register_fake("bestow::llama_token")
+@_traces_as("llama_token")
 def _llama_token_fake(x: Tensor, weights: list[Tensor], *_: object) -> Tensor:
     return x.new_empty(len(x), weights[-2].numel() // x.shape[1])
 
 
-@register_fake("bestow::connector_token")
+@_traces_as("connector_token")
 def _connector_token_fake(text: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     blocks = arguments[-3]
     return text.new_empty(text.shape), text.new_empty(blocks, len(text), torch.library.get_ctx().new_dynamic_size())
 
 
-@register_fake(NAME)
+@_traces_as("staircase_forward")
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@register_fake("bestow::staircase_backward")
+@_traces_as("staircase_backward")
 def _backward_fake(
     grad: Tensor,
     q: Tensor,
@@ -395,13 +425,14 @@ class _Staircase(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor | None, _: Tensor | None):  # type: ignore[no-untyped-def]
         """Of q, k and v."""
+        _refuse_second_derivatives()
         if grad is None:
             return (None,) * 5
         return (*_backward(grad, *ctx.saved_tensors, ctx.scale), None, None)
 
 
 def _with_gradient(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if wants_gradient(q, k, v):
         return _Staircase.apply(q, k, v, visible, scale)
     with torch._C._AutoDispatchBelowAutograd():
         return _forward(q, k, v, visible, scale)

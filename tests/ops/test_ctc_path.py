@@ -29,6 +29,19 @@ def test_the_compiled_op_finds_what_its_twin_finds():
 
 
 @pytest.mark.parametrize("find", [pytest.param(ctc_best_path, marks=native), reference.ctc_best_path])
+@pytest.mark.parametrize("tokens", [0, 1, 3])
+def test_scores_that_are_no_numbers_have_no_path(find, tokens):
+    logp, one = torch.full((1, 50, 3), torch.nan), torch.tensor([50])
+    assert find(logp, one, torch.zeros(1, tokens, dtype=torch.int64), torch.tensor([tokens])).tolist() == [[-1] * 50]
+
+
+@native
+def test_a_class_for_blank_must_be_there():
+    with pytest.raises(RuntimeError, match="a class for blank"):
+        ctc_best_path(torch.zeros(1, 2, 0), torch.tensor([2]), torch.zeros(1, 0, dtype=torch.int64), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("find", [pytest.param(ctc_best_path, marks=native), reference.ctc_best_path])
 def test_a_path_by_hand(find):
     likely = torch.tensor([[0, 2, 2, 1, 2, 0]])  # 2 is blank
     logp = torch.full((1, 6, 3), 0.1).scatter(2, likely[..., None], 0.8).log()

@@ -71,6 +71,8 @@ def test_newer_gpus_decode_in_clusters():
         ({}, ["86"], ["86"]),
         ({"TORCH_CUDA_ARCH_LIST": "7.5;8.0 9.0a+PTX"}, ["86"], ["80", "90a"]),
         ({"TORCH_CUDA_ARCH_LIST": "8.0", "BESTOW_CUDA_ARCHS": "90,120"}, ["86"], ["90", "120"]),
+        ({"BESTOW_CUDA_ARCHS": "75 80"}, [], ["80"]),
+        ({}, ["70", "90"], ["90"]),
     ],
 )
 def test_architectures(monkeypatch, environment, gpus, archs):
@@ -82,9 +84,10 @@ def test_architectures(monkeypatch, environment, gpus, archs):
     assert setup_cuda.architectures() == archs
 
 
-def test_a_list_of_too_old_architectures_is_named(monkeypatch):
+@pytest.mark.parametrize("name", ["BESTOW_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST"])
+def test_a_list_of_too_old_architectures_is_named(monkeypatch, name):
     monkeypatch.delenv("BESTOW_CUDA_ARCHS", raising=False)
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Volta 7.5")
+    monkeypatch.setenv(name, "Volta 7.5")
     with pytest.raises(RuntimeError, match=re.escape("Volta 7.5")):
         setup_cuda.architectures()
 
@@ -131,7 +134,7 @@ class TestBuild:
             # ops_cuda.cpp takes torch's headers seconds to compile: an empty file stands for it.
             code += "part = b.cuda_part; import dataclasses; b.cuda_part = lambda wish: (p := part(wish)) and "
             code += f"dataclasses.replace(p, registration=Path({str(source)!r}))\n"
-            code += f"o = b.cuda_objects({compiler!r}, Path({str(tmp_path / 'build')!r}), [])\n"
+            code += f"o = b.cuda_objects([{compiler!r}], Path({str(tmp_path / 'build')!r}), [])\n"
             code += "assert all(step.output.exists() for step in o.steps)\nprint(len(o.steps), o.words)"
             clean = {"PATH": "/usr/bin:/bin", "CUDA_HOME": str(home), "BESTOW_TEST_OBJECT": str(made)}
             command = [sys.executable, "-c", code]

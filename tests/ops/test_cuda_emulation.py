@@ -116,6 +116,22 @@ def test_decode(kernels, shape, splits, clusters, dtype):
     torch.testing.assert_close(lse, forward_lse, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("clusters", [False, True])
+@pytest.mark.parametrize("part", "qk")
+def test_nan_comes_through(kernels, part, clusters):
+    tensors = dict(zip("qkv", inputs(torch.float32, queries=2, keys=40, heads=1, kv_heads=1, batch=2)[:3], strict=True))
+    tensors = {name: x.nan_to_num(0.5) for name, x in tensors.items()}
+    tensors[part][0, :, 0, 3] = torch.nan
+    visible = torch.full((2, 2), 40, dtype=torch.int32)
+    broken = slice(0, 1) if part == "q" else slice(None)  # the row of that query, or all that see that key
+    for out, lse in (
+        kernels.forward(*tensors.values(), visible, 0.3),
+        kernels.decode(*tensors.values(), visible, 0.3, 2, clusters),
+    ):
+        assert out[0, 0, broken].isnan().all() and lse[0, 0, broken].isnan().all()
+        assert out[1].isfinite().all() and lse[1].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", ALL, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_weights(kernels, shape, dtype):

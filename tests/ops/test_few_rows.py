@@ -48,6 +48,20 @@ def test_sums_of_many_extreme_products_do_not_overflow():
     torch.testing.assert_close(out, torch.full((1, 2), -128.0 * inputs), rtol=1e-6, atol=0)
 
 
+def test_of_no_inputs_the_bias_is_left():
+    for dtype in DTYPES:
+        x, weight, scale, bias = problem(2, 0, 3, dtype)
+        assert few_rows_linear(x, weight, scale, bias).equal(bias.expand(2, 3))
+
+
+def test_a_gradient_that_is_wanted_is_not_lost():
+    x, weight, scale, bias = problem(2, 5, 3, torch.int8)
+    x.requires_grad_(), bias.requires_grad_()
+    few_rows_linear(x, weight, scale, bias).sum().backward()
+    torch.testing.assert_close(x.grad, (weight.float() * scale[:, None]).sum(0).expand(2, 5))
+    assert bias.grad.equal(torch.full((3,), 2.0))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_stays_in_its_row(dtype, bad):

@@ -180,6 +180,19 @@ def test_nan_and_infinity_come_through(u):
     assert out[0].isnan().all() and out[1].isfinite().all()
 
 
+def test_a_second_derivative_is_refused_not_wrong():
+    problem = case(u=4, f=8, d=8)
+    q = problem.q.requires_grad_()
+    out = staircase_attention(q, problem.k, problem.v, problem.visible).sum()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(out, q, create_graph=True)
+
+
+def test_a_module_from_before_an_op_was_written_counts_as_none():
+    with pytest.raises(ImportError, match=r"_C.* was built before tomorrows_op was written: `make setup`"):
+        ops.native._traces_as("tomorrows_op")
+
+
 @pytest.mark.parametrize(
     "broken",
     [

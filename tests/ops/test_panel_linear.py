@@ -48,6 +48,16 @@ assert max(largest_error(rows, inputs, 48, True) for rows in (*range(1, 14), 29)
 
 
 @needs_kernels
+@pytest.mark.parametrize("rows", [1, 3, 8, 40])
+def test_error_over_many_inputs_is_at_most_twice_that_of_pytorch(rows):
+    for inputs in (512, 4096):
+        x, weight, _ = problem(rows, inputs, 64)
+        exact = F.linear(x.double(), weight.double())
+        ours = ops.native.panel_linear(x, reference.panels(weight), None)
+        assert (ours - exact).square().mean() <= 4 * (F.linear(x, weight) - exact).square().mean()
+
+
+@needs_kernels
 def test_any_leading_dimensions_and_strides():
     x, weight, bias = problem(12, 8, 16)
     panels = reference.panels(weight)

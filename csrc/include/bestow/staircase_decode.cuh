@@ -58,16 +58,16 @@ __device__ __forceinline__ Found together(int count, const Part& part) {
   return all;
 }
 
-// What is known of a row's column when all keys are together.
+// What is known of a row's column when all keys are together. A sum that is no number is no sum of nothing.
 template <class T>
 __device__ __forceinline__ void write_found(const BestowAttention& a, int stream, PackedRow row, int column,
                                             const Found& all) {
   const Rows<T> out = rows_of<T>(a.out, stream, row.head);
   if (column < a.width)
-    out.data[row.query * out.stride + column] = narrow<T>(all.sum > 0.f ? all.total / all.sum : 0.f);
+    out.data[row.query * out.stride + column] = narrow<T>(all.sum == 0.f ? 0.f : all.total / all.sum);
   if (column == 0 && a.lse != nullptr)
     a.lse[(static_cast<int64_t>(stream) * a.heads + row.head) * a.queries + row.query] =
-        all.sum > 0.f ? (all.top + log2f(all.sum)) * kLn2 : kNothing;
+        all.sum == 0.f ? kNothing : (all.top + log2f(all.sum)) * kLn2;
 }
 
 // The part of a block: whose keys, which of them, and for which of the rows that share them, which are all queries of a

@@ -166,10 +166,10 @@ __global__ void __launch_bounds__(ForwardShape<T, Width>::kThreads, ForwardShape
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float sum = quad_sum(softmax.sum[half]);
-    inverse[half] = sum > 0.f ? 1.f / sum : 0.f;
+    inverse[half] = sum == 0.f ? 0.f : 1.f / sum;
     const int own = first + lane / 4 + 8 * half;
     if (a.lse != nullptr && lane % 4 == 0 && own < a.queries)
-      a.lse[here.line(a, own)] = sum > 0.f ? (softmax.largest[half] + log2f(sum)) * kLn2 : kNothing;
+      a.lse[here.line(a, own)] = sum == 0.f ? kNothing : (softmax.largest[half] + log2f(sum)) * kLn2;
   }
   write_rows<T, Width>(rows_of<T>(a.out, here.stream, here.head), out, inverse, first, a.queries, a.width, q_tile,
                        16 * group, lane);
