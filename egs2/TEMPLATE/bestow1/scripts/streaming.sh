@@ -33,7 +33,7 @@ train_bidi() {
 # that model is the teacher. Otherwise connector and LLM go on; the new encoder is pre-trained with CTC if
 # --unid_ctc_config says how, and with the offline model as its teacher if --unid_teacher_weight says how much.
 train_unid() {
-    local init=("${before_unid}") taught=() weights= offline_encoder encoder teacher_weight
+    local init=("${before_unid}") taught=() weights='' offline_encoder encoder teacher_weight
     keep_origin "${unid_exp}" "${origin[@]}" "${offline_weights}" "${before_unid}"
     streaming_config "${unid_config}" "${unid_exp}"
     offline_encoder=$(values "${bestow_config}" encoder)
