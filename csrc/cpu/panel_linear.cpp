@@ -1,8 +1,8 @@
 // x W^T + b in float32 for a few rows x, where reading W once at the speed of memory is all there is to win.
 //
-// W lies in panels of 16 outputs, input by input: a thread reads it as one stream, and sums stay in vectors. After every
-// kPiece inputs they go to the output, so that many inputs are not one long chain of roundings.
-// Compiled once per instruction set (BESTOW_ISA), like staircase_forward.cpp.
+// W lies in panels of 16 outputs, input by input: a thread reads it as one stream, and sums stay in vectors. After
+// every kPiece inputs they go to the output, so that many inputs are not one long chain of roundings. Compiled once per
+// instruction set (BESTOW_ISA), like staircase_forward.cpp.
 
 #include "bestow/cpu.h"
 #include "bestow/simd.h"
@@ -22,8 +22,8 @@ constexpr int64_t kPiece = 128;
 // Inputs first ... last - 1 of R rows of x times P panels, added to what they get from those before (the bias, or what
 // lies in `out`). Few rows are summed in S strands, so that additions need not wait for each other.
 template <int R, int P>
-void add_piece(const PanelLinear& p, int64_t first, int64_t last, const float* x, const float* panel,
-               const float* bias, float* out) {
+void add_piece(const PanelLinear& p, int64_t first, int64_t last, const float* x, const float* panel, const float* bias,
+               float* out) {
   constexpr int V = P * kVecs;
   constexpr int S = R * V >= 6 ? 1 : R * V >= 3 ? 2 : 4;
   const int64_t apart = p.inputs * kPanel, row = p.from_row();

@@ -15,8 +15,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 Tensor ctc_best_path(Tensor logp, Tensor lengths, Tensor target, Tensor target_lengths) {
-  STD_TORCH_CHECK(logp.is_cpu() && logp.dim() == 3 && logp.scalar_type() == ScalarType::Float &&
-                      logp.size(2) > 0,
+  STD_TORCH_CHECK(logp.is_cpu() && logp.dim() == 3 && logp.scalar_type() == ScalarType::Float && logp.size(2) > 0,
                   "ctc_best_path: logp must be float32 (B, F, C) with a class for blank");
   const int64_t batch = logp.size(0), frames = logp.size(1), classes = logp.size(2);
   for (const Tensor* each : {&lengths, &target, &target_lengths}) {
