@@ -23,7 +23,8 @@ def get_parser() -> argparse.ArgumentParser:
     """Options of the tool."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path, help="YAML file")
-    parser.add_argument("place", nargs="+", help="Key, or keys of mappings within mappings with dots between them")
+    parser.add_argument("place", nargs="*", help="Key, or keys of mappings within mappings with dots between them")
+    parser.add_argument("--but", nargs="+", help="All keys but these, with their values")
     return parser
 
 
@@ -34,6 +35,8 @@ def main(cmd: list[str] | None = None) -> None:
         config = read_yaml(args.config)
         for place in args.place:
             print(one_line(config, place))
+        for key in sorted(set(config) - set(args.but)) if args.but else ():
+            print(f"{key}: {one_line(config, key)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Put one YAML configuration over another: the second wins, mappings are merged."""
+"""Put configurations over each other, files and options in the order given: the last wins, mappings are merged."""
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -10,7 +10,7 @@ from espnet_bestow.bin.arguments import fail_with_one_line
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over``.
+    """``base`` with the values of ``over``; an empty mapping empties.
 
     The options of another choice are not merged: with ``encoder: rnn`` in ``over``,
     ``encoder_conf`` starts empty rather than with the keys of the encoder in ``base``.
@@ -21,7 +21,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             del merged[f"{key}_conf"]
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
+        if value and isinstance(old, dict) and isinstance(value, dict):
             merged[key] = merge(old, value)
         else:
             merged[key] = value
@@ -39,11 +39,34 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return config
 
 
+def read_options(words: str) -> dict[str, Any]:
+    """What options of bestow_train say, as a configuration would."""
+    if not words.split():
+        return {}
+    from espnet_bestow.task import BestowTask  # imports ESPnet, which files alone need not wait for
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{words.strip()}: {message}")
+
+    parser = BestowTask.get_parser()
+    parser.error = refuse
+    # Of what was not given, nothing may be said.
+    parser._defaults.clear()
+    for action in parser._actions:
+        if action.dest != "config":
+            action.default = argparse.SUPPRESS
+    given = vars(parser.parse_args(words.split()))
+    return {name: value for name, value in given.items() if name != "config"}
+
+
 def get_parser() -> argparse.ArgumentParser:
     """Options of the tool."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("base", type=Path, help="Complete configuration")
-    parser.add_argument("over", type=Path, help="What differs")
+    for name, read, meaning in (
+        ("--config", lambda path: (read_yaml, Path(path)), "A YAML file"),
+        ("--options", lambda words: (read_options, words), 'Options of bestow_train, --options="--max_epoch 3"'),
+    ):
+        parser.add_argument(name, dest="layers", action="append", type=read, default=[], help=meaning)
     parser.add_argument("--output", type=Path, required=True, help="File to write")
     return parser
 
@@ -52,7 +75,10 @@ def main(cmd: list[str] | None = None) -> None:
     """Entry point."""
     with fail_with_one_line():
         args = get_parser().parse_args(cmd)
-        merged = merge(read_yaml(args.base), read_yaml(args.over))
+        merged: dict[str, Any] = {}
+        for read, source in args.layers:
+            merged = merge(merged, read(source))
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(yaml.safe_dump(merged, sort_keys=False), encoding="utf-8")
 
 

@@ -30,6 +30,12 @@ def test_a_value_is_a_line(tmp_path, capsys, place, line):
     assert capsys.readouterr().out == f"{line}\ngröße\n"
 
 
+def test_all_but_some_keys(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text(CONFIG, encoding="utf-8")
+    main([str(tmp_path / "a.yaml"), "--but", "encoder", "frontend_conf", "absent"])
+    assert capsys.readouterr().out == 'model_conf: {"ctc_weight": 0.2, "lsm_weight": 0.001}\nnormalize: null\n'
+
+
 def test_a_file_that_is_none_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"nothing\.yaml"):
         main([str(tmp_path / "nothing.yaml"), "encoder"])

@@ -24,17 +24,43 @@ def test_options_of_another_choice_do_not_survive():
     assert merge(base, same)["encoder_conf"] == {"num_blocks": 4, "dropout_rate": 0.0}
 
 
-def test_files(tmp_path):
-    (tmp_path / "a.yaml").write_text("lr: 1.0e-3\nname: größe\n", encoding="utf-8")
-    (tmp_path / "b.yaml").write_text("lr: 2.0e-3\n", encoding="utf-8")
-    main([str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), "--output", str(tmp_path / "c.yaml")])
-    merged = yaml.safe_load((tmp_path / "c.yaml").read_text(encoding="utf-8"))
-    assert merged == {"lr": 2e-3, "name": "größe"}
+def test_an_empty_mapping_empties():
+    assert merge(
+        {"model_conf": {"task_weights": {"a": 2.0}, "lsm_weight": 0.1}}, {"model_conf": {"task_weights": {}}}
+    ) == {"model_conf": {"task_weights": {}, "lsm_weight": 0.1}}
+
+
+def test_files_and_options_lie_over_each_other_in_their_order(tmp_path):
+    (tmp_path / "a.yaml").write_text("max_epoch: 9\nconnector_conf: {dropout: 0.1}\ninit: größe\n", encoding="utf-8")
+    (tmp_path / "b.yaml").write_text("max_epoch: 2\n", encoding="utf-8")
+    out = tmp_path / "made" / "train.yaml"
+    options = " --max_epoch 3 --template plain --connector_conf num_blocks=1 --init_param x.pth:encoder:encoder"
+    main(
+        [
+            f"--config={tmp_path}/a.yaml",
+            f"--options={options}",
+            f"--config={tmp_path}/b.yaml",
+            "--options=",
+            f"--output={out}",
+        ]
+    )
+    assert yaml.safe_load(out.read_text(encoding="utf-8")) == {
+        "max_epoch": 2,
+        "connector_conf": {"dropout": 0.1, "num_blocks": 1},
+        "init": "größe",
+        "template": "plain",
+        "init_param": ["x.pth:encoder:encoder"],
+    }
+
+
+@pytest.mark.parametrize("options", ["--learning_rate 1", "--max_epoch many"])
+def test_options_that_are_none_are_named(tmp_path, options):
+    with pytest.raises(SystemExit, match=f"^error: {options}: "):
+        main([f"--options={options}", f"--output={tmp_path}/c.yaml"])
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [1\n", ""])
 def test_file_that_is_no_configuration(tmp_path, content):
     (tmp_path / "a.yaml").write_text(content)
-    (tmp_path / "b.yaml").write_text("x: 1\n")
     with pytest.raises(SystemExit, match=r"a\.yaml: not"):
-        main([str(tmp_path / f"{n}.yaml") for n in "ab"] + ["--output", str(tmp_path / "c.yaml")])
+        main([f"--config={tmp_path}/a.yaml", f"--output={tmp_path}/c.yaml"])

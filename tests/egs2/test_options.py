@@ -31,6 +31,10 @@ def test_help_lists_every_option_with_its_default(tmp_path):
         (["--skip_train", "yes"], "--skip_train must be true or false, not 'yes'"),
         (["--stage"], "--stage needs a value"),
         (["train"], "unexpected argument 'train' (options look like --name value)"),
+        ([""], "unexpected argument '' (options look like --name value)"),
+        (["--beam=5", "--nj", "1"], "unknown option --beam (see --help)"),
+        (["--inference_nj", "0"], "--inference_nj must be at least 1, not 0"),
+        (["--skip_stages", "2 three"], "--skip_stages must be numbers, not '2 three'"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(tmp_path, words, message):
@@ -48,10 +52,38 @@ def test_empty_range_of_stages_does_nothing(tmp_path, words):
 
 
 def test_stages_can_be_left_out(tmp_path):
-    done = run(tmp_path, BESTOW, "--stop_stage", "5", "--skip_stages", "1 2 3 4 5")
-    assert (done.returncode, done.stdout) == (0, "")
+    for stages in ("1 2 3 4 5", "1,2,3, 4,5"):
+        done = run(tmp_path, BESTOW, "--stop_stage", "5", "--skip_stages", stages)
+        assert (done.returncode, done.stdout) == (0, "")
     done = run(tmp_path, BESTOW, "--stop_stage", "5", "--skip_data_prep", "true")
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_seconds_may_be_fractions(tmp_path):
+    done = run(tmp_path, BESTOW, "--stage", "99", "--max_wav_duration", "12.5", "--max_raw_duration", "30")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", [["--part", "a b", "--nj", "3"], ["--nj", "3", "--part=a b"]])
+def test_a_recipe_takes_its_own_options_and_passes_the_others_on(tmp_path, words):
+    (tmp_path / "run.sh").write_text(f"""set -euo pipefail
+# options begin
+part=x  # Which
+# options end
+. {TEMPLATE}/scripts/parse_options.sh
+take_options run.sh "$@"
+printf '%s\n' "${{part}}" "${{others[@]}}"
+""")
+    assert run(tmp_path, "bash", "run.sh", *words).stdout.splitlines() == ["a b", "--nj", "3"]
+
+
+def test_quotes_keep_blanks_in_options_for_the_data_stage(tmp_path):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "data.sh").write_text("#!/bin/sh\nprintf '<%s>' \"$@\"\n")
+    (tmp_path / "local" / "data.sh").chmod(0o755)
+    words = ["--stop_stage", "1", "--warm", "false", "--train_set", "t", "--local_data_opts"]
+    assert "<--folder><a b>" in run(tmp_path, BESTOW, *words, "--folder 'a b'").stdout
+    assert "<--folder><a b><>" in run(tmp_path, BESTOW, *words, r"--folder a\ b ''").stdout
 
 
 def test_stages_without_work_say_so(tmp_path):
@@ -85,7 +117,8 @@ def test_mini_recipe_passes_options_on(tmp_path):
     assert run(tmp_path, run_sh, "--stage", "99").returncode == 0
     done = run(tmp_path, run_sh, "--oops", "1")
     assert (done.returncode, done.stderr) == (2, "error: unknown option --oops (see --help)\n")
-    assert run(tmp_path, run_sh, "--help").stdout.startswith("Usage: bestow.sh")
+    own, shared = run(tmp_path, run_sh, "--help").stdout.split("Usage: bestow.sh")
+    assert own.startswith("Usage: run.sh") and "--tier " in own and "--nbpe " in shared
 
 
 def test_espnet_root_must_be_a_clone(tmp_path, monkeypatch):

@@ -151,6 +151,87 @@ def test_a_configuration_that_cannot_be_read_ends_the_stage(tmp_path):
     assert (done.returncode, done.stdout) == (1, "") and "broken.yaml: not YAML" in done.stderr
 
 
+TRAIN = (
+    VALUES
+    + """
+stats_dir=stats llm_path=llm train_launcher= node_rank=0 current_stage=11
+set_data_options() { data_options=(); }
+set_trainer() { trainer=(train); }
+run_logged() { printf '%s\\n' "$@"; }
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("conf", "words"),
+    [
+        ("encoder: x\n", ["--normalize", "global_mvn", "--normalize_conf", "stats_file=stats/train/feats_stats.npz"]),
+        ("normalize: global_mvn\n", ["--normalize", "global_mvn", "--normalize_conf"]),
+        ("normalize: global_mvn\nnormalize_conf: {stats_file: mine.npz}\n", []),
+        ("normalize: running_mvn\n", ["--normalize_conf", "stats_file=stats/train/feats_stats.npz"]),
+        ("normalize: utterance_mvn\n", []),
+        ("normalize: null\n", []),
+    ],
+)
+def test_statistics_go_to_what_normalises_by_them(tmp_path, conf, words):
+    for name in ("stats/train/feats_stats.npz", "exp/train.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(conf)
+    told = bash(tmp_path, TRAIN + "train_model exp stats").stdout.splitlines()
+    found = told[told.index("stats/valid/text_shape") + 1 :]
+    assert found[: len(words)] == words and bool(found) == bool(words)
+
+
+def test_without_statistics_global_mvn_says_why(tmp_path):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "train.yaml").write_text("encoder: x\n")
+    done = bash(tmp_path, TRAIN + "train_model exp stats")
+    assert done.returncode == 1 and "extract_feats_in_collect_stats" in done.stderr
+
+
+@pytest.mark.parametrize(("conf", "begins"), [("init_param: [mine.pth]\n", False), ("seed: 1\n", True)])
+def test_a_configuration_may_say_where_to_begin(tmp_path, conf, begins):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "train.yaml").write_text(f"normalize: null\n{conf}")
+    told = bash(tmp_path, TRAIN + "train_model exp stats --init_param a.pth b.pth:x:x --model_conf teacher=t")
+    begin = ["--init_param", "a.pth", "b.pth:x:x"] if begins else []
+    assert told.stdout.splitlines()[-2 - len(begin) :] == [*begin, "--model_conf", "teacher=t"]
+    assert ("a.pth" in told.stdout) == begins
+
+
+def test_a_training_goes_on_only_with_what_it_began_with(tmp_path):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "checkpoint.pth").touch()
+    began = "max_epoch: 1\nbatch_size: 8\nseed: 1\noptim_conf: {lr: 0.1}\n"
+    keep = VALUES + "keep_origin exp data.scp; echo goes on"
+    for conf, goes_on in (
+        (began, True),
+        (began.replace("max_epoch: 1", "max_epoch: 2").replace("size: 8", "size: 4"), True),
+        (began.replace("0.1", "0.2"), False),
+        (began + "connector: slm\n", False),
+        (began, True),
+    ):
+        (tmp_path / "exp" / "train.yaml").write_text(conf)
+        done = bash(tmp_path, keep)
+        assert (done.stdout == "goes on\n") == goes_on and ("began with other" in done.stderr) != goes_on
+
+
+def test_a_configuration_is_made_of_layers_in_their_order(tmp_path):
+    script = (
+        f'. {TEMPLATE}/scripts/model.sh\npy() {{ printf \'%s\\n\' files "$@"; }}\nwarm_py() {{ py options "$@"; }}\n'
+    )
+    plain = bash(tmp_path, script + "configure out base.yaml '' over.yaml").stdout.splitlines()
+    assert plain[0] == "files" and plain[3:] == [
+        "--config=base.yaml",
+        "--config=over.yaml",
+        "--output",
+        "out/train.yaml",
+    ]
+    mixed = bash(tmp_path, script + "configure out base.yaml ' --seed 3' over.yaml '--max_epoch 5'").stdout.splitlines()
+    assert mixed[:2] == ["files", "options"]  # ESPnet is needed
+    assert mixed[4:8] == ["--config=base.yaml", "--options= --seed 3", "--config=over.yaml", "--options=--max_epoch 5"]
+
+
 def test_texts_under_other_names_are_inputs(tmp_path):
     script = f"text_file=text.tc.de src_text_file=text.tc.en\n. {TEMPLATE}/scripts/data.sh\ntables data/train"
     assert {"data/train/text.tc.de", "data/train/text.tc.en"} <= set(bash(tmp_path, script).stdout.split())
@@ -186,23 +267,25 @@ def test_a_weight_makes_the_model_before_the_teacher_of_a_streaming_encoder(tmp_
     (tmp_path / "unid.yaml").write_text(f"encoder: {encoder}\nmodel_conf:\n    ctc_weight: 0.2\n{model_conf}")
     script = f"""{VALUES}
 . {TEMPLATE}/scripts/streaming.sh
-origin=() unid_words=() before_unid=exp/bidi/valid.pth offline_weights=exp/offline.pth unid_exp=unid step=2
-bestow_config=offline.yaml unid_config=unid.yaml unid_ctc_config= stats_dir=stats
+origin=() before_unid=exp/bidi/valid.pth offline_weights=exp/offline.pth unid_exp=unid unid_ctc_config= stats_dir=stats
+offline_config=offline.yaml
+mkdir unid; cp unid.yaml unid/train.yaml
 keep_origin() {{ :; }}
-streaming_config() {{ mkdir "$2" && cp "$1" "$2/train.yaml"; }}
 train_model() {{ printf '%s\n' "$@"; }}
 train_unid
 """
     words = bash(tmp_path, script).stdout.splitlines()
-    assert words[:3] == ["unid/train.yaml", "unid", "stats"]
+    assert words[:2] == ["unid", "stats"]
     assert [word for word in words if word.startswith("teacher")] == teacher
 
 
 FILTERS = f"""
-raw=raw tokenizer=tok train_set=train valid_set=valid tests=() nj=1 fs=16000 bestow_config=c.yaml skip_bad_utts=true
+raw=raw tokenizer=tok train_set=train valid_set=valid tests=() nj=1 fs=16000 offline_config=c.yaml skip_bad_utts=true
 min_wav_duration=0.1 max_wav_duration=9 max_raw_duration=9 text_file=text src_text_file=src_text
 . {TEMPLATE}/scripts/data.sh
 warm_py() {{ :; }}
+configure_offline() {{ :; }}
+values() {{ echo "$@"; }}
 """
 
 

@@ -35,11 +35,11 @@ master_port=29500  # Port on machine 0
 train_set=  # Training set, a directory under data/
 valid_set=  # Validation set
 test_sets=  # Test sets, separated by spaces
-local_data_opts=  # Options for local/data.sh
+local_data_opts=  # Options for local/data.sh; quotes keep blanks together
 fs=16k  # Sampling rate
 min_wav_duration=0.1  # Shorter audio of training and validation is rejected (seconds)
-max_wav_duration=30  # Longer audio of training and validation is rejected (seconds)
-max_raw_duration=600  # Longer audio of any set is not even decoded (seconds)
+max_wav_duration=30.0  # Longer audio of training and validation is rejected (seconds)
+max_raw_duration=600.0  # Longer audio of any set is not even decoded (seconds)
 speed_perturb_factors=""  # Speeds of the training set, e.g. "0.9 1.0 1.1"
 skip_bad_utts=true  # List bad rows and go on; false: any bad row is fatal
 default_task=""  # Task of data that has no utt2task, e.g. asr_en or ast_en-de
@@ -55,14 +55,15 @@ lm_dev_text=""  # Text for its validation; empty: texts of the validation set
 
 ## Model
 bestow_config=conf/train_bestow.yaml  # Training configuration
-bestow_args=""  # More options for bestow_train, e.g. "--max_epoch 3"
+model_args=""  # Options of bestow_train over it in all trainings, e.g. "--template chat"
+bestow_args=""  # Options of bestow_train over these in the training of stage 11, e.g. "--max_epoch 3"
 bestow_tag=""  # Name of the experiment; default: from the configuration's file name
 bestow_exp=""  # Its directory; default: <expdir>/bestow_<tag>
 ctc_config=""  # What CTC pre-training of the encoder changes in bestow_config; empty: none
-ctc_args=""  # More options for bestow_train in CTC pre-training
+ctc_args=""  # Options of bestow_train over ctc_config
 ctc_exp=""  # Its directory; default: <bestow_exp>_ctc
 asr_config=""  # What training on transcripts alone, before all tasks, changes in bestow_config; empty: none
-asr_args=""  # More options for bestow_train on transcripts alone
+asr_args=""  # Options of bestow_train over asr_config
 asr_exp=""  # Its directory; default: <bestow_exp>_asr
 
 ## Decoding, packing
@@ -78,13 +79,13 @@ streaming_tasks="asr ast"  # Tasks, or families of tasks, that are streamed
 streaming_sets=""  # Test sets for it; empty: the first one
 streaming_step=""  # Encoder frames per written token (wait-k's step); empty: median of the training set
 bidi_config=""  # What streaming with a re-computed encoder (S-bidi) changes in bestow_config; empty: none
-bidi_args=""  # More options for its training
+bidi_args=""  # Options of bestow_train over it
 bidi_exp=""  # Its directory; default: <bestow_exp>_bidi
 unid_config=""  # What streaming with a streaming encoder (S-unid) changes in bestow_config; empty: none
 unid_ctc_config=""  # What CTC pre-training of that encoder, if it is not the offline model's, changes in it; empty: none
 unid_init=""  # Parts of the offline model that this pre-training begins with, "<part>:<part of the new model> ..."
 unid_teacher_weight=""  # Weight of the offline encoder's frames as a target in it, if both make 80 ms frames; empty: none
-unid_args=""  # More options for its training
+unid_args=""  # Options of bestow_train over it
 unid_exp=""  # Its directory; default: <bestow_exp>_unid
 streaming_model=valid.acc.best.pth  # Checkpoint in the directories of both
 segment_size=320  # Milliseconds of audio that are sent at a time
@@ -127,6 +128,8 @@ if [ -f ./cmd.sh ]; then
     # shellcheck source=cmd.sh
     . ./cmd.sh
 fi
+at_least_one nj inference_nj nproc num_threads num_nodes
+[[ ${skip_stages} =~ ^[0-9\ ,]*$ ]] || option_error "--skip_stages must be numbers, not '${skip_stages}'"
 read -r -a python_words <<<"${python}"
 # Threads that wait actively take the processor from the data loader.
 threads=(env "OMP_NUM_THREADS=${num_threads}" OMP_WAIT_POLICY=PASSIVE)
@@ -135,12 +138,7 @@ set_warm_words
 export python
 read -r -a tests <<<"${test_sets}"
 read -r -a speeds <<<"${speed_perturb_factors}"
-read -r -a bestow_words <<<"${bestow_args}"
-read -r -a ctc_words <<<"${ctc_args}"
-read -r -a asr_words <<<"${asr_args}"
 read -r -a inference_words <<<"${inference_args}"
-read -r -a bidi_words <<<"${bidi_args}"
-read -r -a unid_words <<<"${unid_args}"
 read -r -a unid_parts <<<"${unid_init}"
 read -r -a simuleval_words <<<"${simuleval_args}"
 read -r -a simulate_words <<<"${simulate_args}"
@@ -170,6 +168,9 @@ if [ -n "${download_model}" ]; then
     bestow_exp=${expdir}/${download_model//\//_}
     system=${download_model}
 fi
+# What all trainings have in common, and the configuration of the offline model.
+of_all=("${bestow_config}" "${model_args}")
+offline_config=${bestow_exp}/train.yaml
 inference_model=${inference_model%.pth}
 if [ -z "${inference_tag}" ]; then
     inference_tag=$(basename "${inference_config}" .yaml)_${inference_model}
@@ -190,9 +191,11 @@ else
     if [ -n "${unid_config}" ]; then stream_models[${unid_exp}]=${unid_exp}/${streaming_model}; fi
 fi
 
-# Where models decode and stream.
+# Where models train, and where they decode and stream.
+train_launcher=${train_cmd:-}
+if [ "${ngpu}" -gt 0 ]; then train_launcher=${cuda_cmd:+${cuda_cmd} --gpu ${ngpu}}; fi
 if "${gpu_inference}"; then
-    decode_launcher=${cuda_cmd:-} decode_device=cuda
+    decode_launcher=${cuda_cmd:+${cuda_cmd} --gpu 1} decode_device=cuda
 else
     decode_launcher=${decode_cmd:-} decode_device=cpu
 fi
@@ -207,7 +210,7 @@ if [ ${#speeds[@]} -gt 0 ]; then train_source=${train_set}_sp; fi
 
 # --- data: stages 1 to 5 ---
 if begin_stage 1 "data preparation (local/data.sh)"; then
-    read -r -a data_words <<<"${local_data_opts}"
+    mapfile -t data_words < <(xargs -r printf '%s\n' <<<"${local_data_opts}")
     if [ ! -f "data/${train_set}/wav.scp" ]; then warm_ahead; fi
     local/data.sh "${data_words[@]}"
 fi
@@ -296,12 +299,13 @@ if begin_stage 9 "pre-training: the encoder with CTC, then transcripts alone"; t
     fi
     if [ -n "${ctc_config}" ]; then
         need_file "${ctc_config}" "--ctc_config"
-        once "${ctc_exp}/.done" "${origin[@]}" "${bestow_config}" "${ctc_config}" \
-            "${ctc_args}" -- pretrain_encoder "${bestow_config}" "${ctc_config}" "${ctc_exp}"
+        configure "${ctc_exp}" "${of_all[@]}" "${ctc_config}" "${ctc_args}"
+        once "${ctc_exp}/.done" "${origin[@]}" "${ctc_exp}/train.yaml" -- pretrain_encoder "${ctc_exp}"
     fi
     if [ -n "${asr_config}" ]; then
         need_file "${asr_config}" "--asr_config"
-        once "${asr_exp}/.done" "${origin[@]}" "${bestow_config}" "${asr_config}" "${asr_args}" \
+        configure "${asr_exp}" "${of_all[@]}" "${asr_config}" "${asr_args}"
+        once "${asr_exp}/.done" "${origin[@]}" "${asr_exp}/train.yaml" \
             "${ctc_config:+${ctc_exp}/valid.loss.best.pth}" "${llm_path}/.done" -- pretrain_asr
     fi
 fi
@@ -310,8 +314,9 @@ if begin_stage 10 "statistics of the training data"; then ensure_stats; fi
 
 if begin_stage 11 "train BESTOW"; then
     need_file "${stats_dir}/train/speech_shape" "run stage 10"
+    configure_offline
     mapfile -t origin < <(training_origin)
-    once "${bestow_exp}/.done" "${origin[@]}" "${bestow_config}" "${bestow_args}" \
+    once "${bestow_exp}/.done" "${origin[@]}" "${offline_config}" \
         "${ctc_config:+${ctc_exp}/valid.loss.best.pth}" "${asr_config:+${asr_exp}/valid.acc.best.pth}" \
         "${llm_path}/.done" -- train_bestow
 fi
@@ -329,7 +334,7 @@ if begin_stage 12 "decode"; then
     fi
     for name in "${tests[@]}"; do
         need_file "${raw}/${name}/wav.scp" "run stages 3 and 4"
-        once "${bestow_exp}/${inference_tag}/${name}/.done" "${raw}/${name}"/{wav.scp,prompt} \
+        once "${bestow_exp}/${inference_tag}/${name}/.done" "${raw}/${name}"/{wav.scp,prompt,.done} \
             "${inference_config}" "${inference_args}" "${bestow_exp}/${inference_model}.pth" \
             "${bestow_exp}/config.yaml" "${download_model}" -- decode_set "${name}"
     done
@@ -372,9 +377,10 @@ if begin_stage 16 "train for streaming with a re-computed encoder (S-bidi)"; the
         need_file "${bidi_config}" "--bidi_config"
         need_file "${offline_weights}" "run stage 11"
         set_step
+        configure_offline
+        configure "${bidi_exp}" "${of_all[@]}" "${bidi_config}" "--policy_conf step=${step} ${bidi_args}"
         mapfile -t origin < <(training_origin)
-        once "${bidi_exp}/.done" "${origin[@]}" "${bestow_config}" "${bidi_config}" "${bidi_args}" "${step}" \
-            "${offline_weights}" -- train_bidi
+        once "${bidi_exp}/.done" "${origin[@]}" "${bidi_exp}/train.yaml" "${offline_weights}" -- train_bidi
     fi
 fi
 
@@ -386,10 +392,11 @@ if begin_stage 17 "train for streaming with a streaming encoder (S-unid)"; then
         need_file "${offline_weights}" "run stage 11"
         need_file "${before_unid}" "run stage 16"
         set_step
+        configure_offline
+        configure "${unid_exp}" "${of_all[@]}" "${unid_config}" "--policy_conf step=${step} ${unid_args}"
         mapfile -t origin < <(training_origin)
-        once "${unid_exp}/.done" "${origin[@]}" "${bestow_config}" "${unid_config}" "${unid_args}" "${step}" \
-            "${unid_init} ${unid_teacher_weight}" "${unid_ctc_config}" "${ctc_args}" "${offline_weights}" \
-            "${before_unid}" -- train_unid
+        once "${unid_exp}/.done" "${origin[@]}" "${unid_exp}/train.yaml" "${unid_ctc_config}" "${ctc_args}" \
+            "${unid_init} ${unid_teacher_weight}" "${offline_weights}" "${before_unid}" -- train_unid
     fi
 fi
 
@@ -405,7 +412,7 @@ if begin_stage 18 "simuleval"; then
             for exp in "${!stream_models[@]}"; do
                 model=${stream_models[${exp}]}
                 if [ -z "${download_model}" ]; then need_file "${model}" "run stages 16 and 17"; fi
-                once "${exp}/simuleval/${name}/.done" "${raw}/${name}"/{wav.scp,text,prompt,utt2task} "${policy}" \
+                once "${exp}/simuleval/${name}/.done" "${raw}/${name}"/{wav.scp,text,prompt,utt2task,.done} "${policy}" \
                     "${segment_size}" "${streaming_tasks}" "${simuleval_rows}" "${simuleval_args}" "${model}" \
                     -- simuleval_set "${model}" "${exp}/simuleval/${name}" "${name}" "${policy}"
             done
@@ -431,7 +438,7 @@ if begin_stage 19 "latency-quality curves"; then
             read -r -a policies <<<"${wanted//STEP/${step}}"
             for name in "${stream_sets[@]}"; do
                 need_file "${raw}/${name}/wav.scp" "run stages 3 and 4"
-                once "${exp}/simulate/${name}/.done" "${raw}/${name}"/{wav.scp,text,prompt,utt2task} \
+                once "${exp}/simulate/${name}/.done" "${raw}/${name}"/{wav.scp,text,prompt,utt2task,.done} \
                     "${policies[@]}" "${segment_size}" "${streaming_tasks}" "${simulate_args}" "${model}" \
                     -- simulate_set "${model}" "${exp}/simulate/${name}" "${name}" "${policies[@]}"
             done
@@ -441,7 +448,7 @@ if begin_stage 19 "latency-quality curves"; then
             draw_once simulate "${name}"
             policy=${simuleval_policy//STEP/${step}}
             once "${expdir}/simulate/${name}/.done_reading" "${drawn}" "${policy}" "${streaming_tasks}" \
-                "${raw}/${name}"/{wav.scp,prompt,utt2task} "data/${name}/ctm" \
+                "${raw}/${name}"/{wav.scp,prompt,utt2task,.done} "data/${name}/ctm" \
                 -- draw_reading "${drawn}" "${name}" "${policy}"
         done
         # One policy again, one session at a time: what computation adds to its latency.
@@ -451,7 +458,7 @@ if begin_stage 19 "latency-quality curves"; then
         for name in "${stream_sets[@]}"; do
             for exp in "${!stream_models[@]}"; do
                 model=${stream_models[${exp}]}
-                once "${exp}/clock/${name}/.done" "${raw}/${name}"/{wav.scp,text,prompt,utt2task} "${policy}" \
+                once "${exp}/clock/${name}/.done" "${raw}/${name}"/{wav.scp,text,prompt,utt2task,.done} "${policy}" \
                     "${segment_size}" "${streaming_tasks}" "${simulate_args}" "${model}" \
                     -- simulate_set "${model}" "${exp}/clock/${name}" "${name}" "${policy}" --sessions 1
             done

@@ -3,8 +3,8 @@
 # (ESPNET_ROOT, see path.sh) its launchers run.pl, slurm.pl, queue.pl, pbs.pl take the same place.
 # shellcheck disable=SC2034
 
-train_cmd=""   # statistics and language model
-cuda_cmd=""    # training; decoding and streaming on GPUs
+train_cmd=""   # statistics, and training on CPUs
+cuda_cmd=""    # training, decoding and streaming on GPUs: --gpu and their number are added
 decode_cmd=""  # decoding and streaming on CPUs
 
 case ${cmd_backend:-local} in
@@ -12,7 +12,7 @@ case ${cmd_backend:-local} in
     run) train_cmd=run.pl cuda_cmd=run.pl decode_cmd=run.pl ;;
     slurm)
         train_cmd="slurm.pl --config conf/slurm.conf"
-        cuda_cmd="slurm.pl --config conf/slurm.conf --gpu 1"
+        cuda_cmd="slurm.pl --config conf/slurm.conf"
         decode_cmd="slurm.pl --config conf/slurm.conf" ;;
     *)
         echo "error: cmd_backend=${cmd_backend} is not known; known: local run slurm" >&2

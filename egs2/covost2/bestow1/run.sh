@@ -1,24 +1,22 @@
 #!/usr/bin/env bash
 # CoVoST 2, from Common Voice's clips to BLEU and WER: one model translates and transcribes, then it streams.
-# ./run.sh --help lists the options; all of them are passed on to bestow.sh, except these of its own:
-#   --directions "en-de de-en"  (these two)
-#   --commonvoice <folder>  (COMMONVOICE of db.sh)
-#   --covost2 <folder>  (COVOST2 of db.sh)
+# ./run.sh --help lists the options: its own first, then those of bestow.sh, to which all others go.
+# shellcheck source-path=SCRIPTDIR
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-directions="en-de de-en"
-data_opts=
-options=()
-while [ $# -gt 0 ]; do
-    case $1 in
-        --directions) directions=${2:?--directions needs a value such as "en-de de-en"}; shift 2 ;;
-        --commonvoice | --covost2) data_opts+="$1 ${2:?$1 needs a value: a folder} "; shift 2 ;;
-        *) options+=("$1"); shift ;;
-    esac
-done
+# options begin
+## This recipe
+directions="en-de de-en"  # Pairs of languages
+commonvoice=""  # Folder of Common Voice; empty: COMMONVOICE of db.sh
+covost2=""  # Folder of CoVoST's tables; empty: COVOST2 of db.sh
+# options end
+
+# shellcheck source=../../TEMPLATE/bestow1/scripts/parse_options.sh
+. scripts/parse_options.sh
+take_options run.sh "$@"
 read -r -a each <<<"${directions//,/ }"
-directions=${each[*]}
+data_opts=$(printf '%q ' --commonvoice "${commonvoice}" --covost2 "${covost2}" --directions "${each[*]}")
 
 ./bestow.sh \
     --stop_stage 20 \
@@ -30,7 +28,7 @@ directions=${each[*]}
     --train_set train \
     --valid_set dev \
     --test_sets "${each[*]/#/test_}" \
-    --local_data_opts "${data_opts}--directions ${directions// /,}" \
+    --local_data_opts "${data_opts}" \
     --llm TinyLlama/TinyLlama-1.1B-Chat-v1.0 \
     --ctc_config conf/train_ctc.yaml \
     --bidi_config conf/train_bidi.yaml \
@@ -40,8 +38,7 @@ directions=${each[*]}
     --streaming_sets "${each[*]/#/test_}" \
     --streaming_step 4 \
     --simuleval_policy "wait_k:k=10,step=STEP" \
-    --simuleval_args "--bestow-device cuda" \
     --simuleval_rows 200 \
     --curve_policies "wait_k:k=3/4/6/8/10/12,step=STEP" \
-    --simulate_args "--device cuda --sessions 16" \
-    "${options[@]}"
+    --simulate_args "--sessions 16" \
+    "${others[@]}"

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
 # Dynamic-SUPERB: follow instructions about speech, also those of tasks that training has not seen.
-# ./run.sh --help lists the options; all of them are passed on to bestow.sh, except these of its own:
-#   --unseen_tasks "<folder of a task> ..."  (must be given)
-#   --task_names <file>  (none: tasks are named after their folders)
-#   --dynamic_superb <folder>  (DYNAMIC_SUPERB of db.sh)
+# ./run.sh --help lists the options: its own first, then those of bestow.sh, to which all others go.
+# shellcheck source-path=SCRIPTDIR
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-data_opts=()
-options=()
-while [ $# -gt 0 ]; do
-    case $1 in
-        --unseen_tasks | --task_names | --dynamic_superb)
-            value=${2:?$1 needs a value}
-            data_opts+=("$1" "${value// /,}"); shift 2 ;;
-        *) options+=("$1"); shift ;;
-    esac
-done
+# options begin
+## This recipe
+unseen_tasks=""  # Folders of tasks that training does not see
+task_names=""  # File that names tasks; empty: they are named after their folders
+dynamic_superb=""  # Folder of the corpus; empty: DYNAMIC_SUPERB of db.sh
+# options end
+
+# shellcheck source=../../TEMPLATE/bestow1/scripts/parse_options.sh
+. scripts/parse_options.sh
+take_options run.sh "$@"
+data_opts=$(printf '%q ' --nj 4 --unseen_tasks "${unseen_tasks}" --task_names "${task_names}" \
+    --dynamic_superb "${dynamic_superb}")
 
 ./bestow.sh \
     --stop_stage 14 \
@@ -28,6 +28,6 @@ done
     --train_set train \
     --valid_set valid \
     --test_sets "test_seen test_unseen" \
-    --local_data_opts "--nj 4 ${data_opts[*]}" \
+    --local_data_opts "${data_opts}" \
     --llm TinyLlama/TinyLlama-1.1B-Chat-v1.0 \
-    "${options[@]}"
+    "${others[@]}"

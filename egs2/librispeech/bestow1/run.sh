@@ -1,21 +1,19 @@
 #!/usr/bin/env bash
 # LibriSpeech, from audio books to WER: CTC for the encoder, BESTOW on a frozen TinyLlama with LoRA, streaming.
-# ./run.sh --help lists the options; all of them are passed on to bestow.sh, except these of its own:
-#   --train_parts "train-clean-100 train-clean-360 train-other-500"  (train-clean-100)
-#   --librispeech <folder>  (LIBRISPEECH of db.sh)
+# ./run.sh --help lists the options: its own first, then those of bestow.sh, to which all others go.
+# shellcheck source-path=SCRIPTDIR
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-train_parts=train-clean-100
-data_opts=
-options=()
-while [ $# -gt 0 ]; do
-    case $1 in
-        --train_parts) train_parts=${2:?--train_parts needs a value: folders of LibriSpeech}; shift 2 ;;
-        --librispeech) data_opts="--librispeech ${2:?--librispeech needs a value: a folder}"; shift 2 ;;
-        *) options+=("$1"); shift ;;
-    esac
-done
+# options begin
+## This recipe
+train_parts=train-clean-100  # Folders of training, e.g. "train-clean-100 train-clean-360 train-other-500"
+librispeech=""  # Folder of the corpus; empty: LIBRISPEECH of db.sh
+# options end
+
+# shellcheck source=../../TEMPLATE/bestow1/scripts/parse_options.sh
+. scripts/parse_options.sh
+take_options run.sh "$@"
 
 # One part gives the set its name, several give it their hours: train_clean_100, train_460, train_960.
 read -r -a parts <<<"${train_parts//,/ }"
@@ -25,8 +23,7 @@ if [ ${#parts[@]} -gt 1 ]; then
     for part in "${parts[@]}"; do hours=$((hours + 10#0${part//[!0-9]/})); done
     train_set=train_${hours}
 fi
-train_parts=${parts[*]}
-data_opts+=" --train_set ${train_set} --train_parts ${train_parts// /,}"
+data_opts=$(printf '%q ' --train_set "${train_set}" --train_parts "${parts[*]}" --librispeech "${librispeech}")
 
 ./bestow.sh \
     --stop_stage 20 \
@@ -38,7 +35,7 @@ data_opts+=" --train_set ${train_set} --train_parts ${train_parts// /,}"
     --train_set "${train_set}" \
     --valid_set dev \
     --test_sets "test_clean test_other" \
-    --local_data_opts "${data_opts# }" \
+    --local_data_opts "${data_opts}" \
     --llm TinyLlama/TinyLlama-1.1B-Chat-v1.0 \
     --ctc_config conf/train_ctc.yaml \
     --bidi_config conf/train_bidi.yaml \
@@ -48,8 +45,7 @@ data_opts+=" --train_set ${train_set} --train_parts ${train_parts// /,}"
     --streaming_sets test_other \
     --streaming_step 4 \
     --simuleval_policy "wait_k:k=6,step=STEP" \
-    --simuleval_args "--bestow-device cuda" \
     --simuleval_rows 200 \
     --curve_policies "wait_k:k=3/4/6/8/10/12,step=STEP" \
-    --simulate_args "--device cuda --sessions 16" \
-    "${options[@]}"
+    --simulate_args "--sessions 16" \
+    "${others[@]}"

@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
 # The built-in corpus, from nothing to scores: transcripts, translations, answers and commands, then the same streaming.
-# ./run.sh --help lists the options; all of them are passed on to bestow.sh.
+# ./run.sh --help lists the options: its own first, then those of bestow.sh, to which all others go.
+# shellcheck source-path=SCRIPTDIR
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-tier=mini
-options=()
-while [ $# -gt 0 ]; do
-    case $1 in
-        --tier) tier=${2:?--tier needs a value: smoke, mini or full}; shift 2 ;;
-        *) options+=("$1"); shift ;;
-    esac
-done
+# options begin
+## This recipe
+tier=mini  # Size of the corpus: smoke, mini or full
+# options end
+
+# shellcheck source=../../TEMPLATE/bestow1/scripts/parse_options.sh
+. scripts/parse_options.sh
+take_options run.sh "$@"
 
 # The other trainings take epochs, which are short where recordings are few.
 if [ "${tier}" = smoke ]; then
     few="--num_iters_per_epoch 100 --scheduler_conf max_steps=100"
-    options=(--bidi_args "${few}" --unid_args "${few}" "${options[@]}")
+    others=(--bidi_args "${few}" --unid_args "${few}" "${others[@]}")
 fi
 
 ./bestow.sh \
@@ -43,4 +44,4 @@ fi
     --curve_policies "wait_k:k=1/2/4/6/8/12,step=STEP align_att:threshold=2/4/8/12,step=STEP" \
     --offline_curve_policies "offline local_agreement:n=2,step=4/8/16" \
     --simulate_args "--sessions 60" \
-    "${options[@]}"
+    "${others[@]}"

@@ -36,13 +36,15 @@ filter_set() {
     fi
     warm_py -m espnet_bestow.bin.filter_data_dir --data_dir "${raw}/org/${name}" \
         --output_dir "${raw}/${name}" --fs "${fs}" --skip_bad_utts "${skip_bad_utts}" \
-        "${limits[@]}" --bestow_config "${bestow_config}" "$@"
+        "${limits[@]}" --bestow_config "${offline_config}" "$@"
 }
 
 # filter_all STAMP OPTION...: up to nj sets at a time, since most of a set's seconds are imports.
 filter_all() {
-    local stamp=$1 name pid inputs running=() failed=0
+    local stamp=$1 name pid inputs template running=() failed=0
     shift
+    configure_offline
+    template=$(values "${offline_config}" template template_conf)
     for name in "${train_set}" "${valid_set}" "${tests[@]}"; do
         if [ ${#running[@]} -ge "${nj}" ]; then
             wait "${running[0]}" || failed=$((failed + 1))
@@ -50,7 +52,7 @@ filter_all() {
         fi
         mapfile -t inputs < <(tables "${raw}/org/${name}")
         if [ "$1" = --tokenizer ]; then inputs+=("$2/tokenizer.json"); fi
-        once "${raw}/${name}/${stamp}" "${inputs[@]}" "$@" "${bestow_config}" \
+        once "${raw}/${name}/${stamp}" "${inputs[@]}" "${raw}/org/${name}/.done" "$@" "${template}" \
             "${fs} ${min_wav_duration} ${max_wav_duration} ${max_raw_duration}" \
             "${skip_bad_utts}" -- filter_set "${name}" "$@" &
         running+=($!)

@@ -25,6 +25,7 @@ decode_set() {
         done | LC_ALL=C sort >"${dir}/${file}"
     done
     log "$1: $(wc -l <"${dir}/text") of $(wc -l <"${data}/wav.scp") rows decoded, ${dir}/text"
+    [ "$(wc -l <"${dir}/text")" -eq "$(wc -l <"${data}/wav.scp")" ] || fail "$1: not all rows were decoded, see ${logdir}"
 }
 
 score_set() {

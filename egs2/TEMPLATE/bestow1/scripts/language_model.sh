@@ -17,7 +17,7 @@ count_text() {
 train_llm() {
     local device=()
     if [ "${ngpu}" -gt 0 ]; then device=(--device cuda); fi
-    run_logged "${cuda_cmd:-}" "${llm_path}/train.log" "${threads[@]}" "${warm_words[@]}" \
+    run_logged "${train_launcher}" "${llm_path}/train.log" "${threads[@]}" "${warm_words[@]}" \
         -m espnet_bestow.bin.text_llm_train --config "${llm_config}" --tokenizer "${tokenizer}" \
         --train_text "${llm_train_text}" --valid_text "${llm_valid_text}" \
         --output_dir "${llm_path}" --resume "${same_inputs}" "${device[@]}"

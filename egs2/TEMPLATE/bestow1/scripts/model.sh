@@ -20,6 +20,30 @@ set_data_options() {
     done
 }
 
+# configure DIR LAYER...: DIR/train.yaml, which says how the training in DIR is made. Layers are configurations and
+# options of bestow_train, each over those before it.
+configure() {
+    local dir=$1 layer layers=() python=py
+    shift
+    for layer in "$@"; do
+        if [[ ${layer} =~ ^[[:space:]]*-- ]]; then
+            layers+=("--options=${layer}") python=warm_py
+        elif [ -n "${layer}" ]; then
+            layers+=("--config=${layer}")
+        fi
+    done
+    "${python}" -m espnet_bestow.bin.merge_configs "${layers[@]}" --output "${dir}/train.yaml"
+}
+
+# configure_offline: offline_config, which also says how audio and text are read in stages 4 to 10.
+offline_configured=false
+configure_offline() {
+    if "${offline_configured}"; then return; fi
+    need_file "${bestow_config}" "--bestow_config"
+    configure "${bestow_exp}" "${of_all[@]}" "${bestow_args}"
+    offline_configured=true
+}
+
 # The training program with the options of its processes, in the array `trainer`.
 set_trainer() {
     local module=espnet_bestow.bin.bestow_train processes=${nproc} backend=gloo
@@ -50,9 +74,9 @@ collect_stats() {
     watched_jobs "$(cat "${raw}"/{"${train_set}","${valid_set}"}/wav.scp | wc -l)" \
         "${logdir}/stats.*/*/speech_shape" "${train_cmd:-}" "${jobs}" "${logdir}/stats.JOB.log" "${warm_words[@]}" \
         -m espnet_bestow.bin.bestow_train --collect_stats true --ngpu 0 \
-        --config "${bestow_config}" --llm_conf "path=${llm_path}" "${data_options[@]}" \
+        --config "${offline_config}" --llm_conf "path=${llm_path}" "${data_options[@]}" \
         --train_shape_file "${logdir}/train.JOB.scp" --valid_shape_file "${logdir}/valid.JOB.scp" \
-        --output_dir "${logdir}/stats.JOB" "${bestow_words[@]}"
+        --output_dir "${logdir}/stats.JOB"
     for ((job = 1; job <= jobs; job++)); do parts+=(--input_dir "${logdir}/stats.${job}"); done
     warm_py -m espnet2.bin.aggregate_stats_dirs "${parts[@]}" --output_dir "${stats_dir}" \
         --log_level WARNING
@@ -61,60 +85,74 @@ collect_stats() {
 
 # What statistics depend on: of the configuration only how audio and text are read.
 stats_inputs() {
-    printf '%s\n' "${raw}/${train_set}"/{wav.scp,text,prompt} "${raw}/${valid_set}"/{wav.scp,text,prompt}
+    printf '%s\n' "${raw}"/{"${train_set}","${valid_set}"}/{wav.scp,text,prompt,.done}
     printf '%s\n' "${llm_path}" "${llm_path}/tokenizer.json"
-    values "${bestow_config}" frontend frontend_conf template template_conf default_prompt normalize normalize_conf
-    grep -oE -e '--(frontend|template|default_prompt)[^-]*' <<<"${bestow_args}" || true
+    values "${offline_config}" frontend frontend_conf template template_conf default_prompt normalize normalize_conf \
+        model_conf.extract_feats_in_collect_stats
 }
 
 # What tells one training from another that must not be resumed in its place.
 training_origin() {
-    printf '%s\n' "${raw}"/{"${train_set}","${valid_set}"}/{wav.scp,text,src_text,prompt,utt2task} "${llm_path}"
+    printf '%s\n' "${raw}"/{"${train_set}","${valid_set}"}/{wav.scp,text,src_text,prompt,utt2task,.done} "${llm_path}"
     printf '%s\n' "${stats_dir}"/{train,valid}/{speech_shape,text_shape} "${llm_path}/tokenizer.json"
 }
 
 ensure_stats() {
     need train_set valid_set
-    need_file "${bestow_config}" "--bestow_config"
+    configure_offline
     need_file "${raw}/${train_set}/wav.scp" "run stages 3 and 4"
     mapfile -t inputs < <(stats_inputs)
     once "${stats_dir}/.done" "${inputs[@]}" -- collect_stats
 }
 
-# train_model CONFIG DIR SHAPES OPTION...: SHAPES/{train,valid}/*_shape say which rows are used.
+# train_model DIR SHAPES OPTION...: DIR/train.yaml says how, SHAPES/{train,valid}/*_shape with which rows, and the options
+# with which weights to begin, unless the configuration names others.
 train_model() {
-    local config=$1 dir=$2 shapes=$3
-    shift 3
-    local kind normalize=() stats_file=${stats_dir}/train/feats_stats.npz
-    kind=$(values "${config}" normalize)
-    if [ -z "${kind}" ]; then
+    local dir=$1 shapes=$2 word given kind log_file taken=true options=()
+    shift 2
+    given=$(values "${dir}/train.yaml" init_param)
+    for word in "$@"; do
+        if [ "${word}" = --init_param ] && [ -n "${given}" ]; then taken=false; elif [[ ${word} == --* ]]; then taken=true; fi
+        if "${taken}"; then options+=("${word}"); fi
+    done
+    local normalize=() stats_file=${stats_dir}/train/feats_stats.npz
+    kind=$(values "${dir}/train.yaml" normalize)
+    given=$(values "${dir}/train.yaml" normalize_conf.stats_file)
+    if [ -z "${kind}" ] || [ "${kind}${given}" = global_mvn ]; then
+        need_file "${stats_file}" "global_mvn needs it: model_conf: extract_feats_in_collect_stats: true, and stage 10"
         normalize=(--normalize global_mvn --normalize_conf "stats_file=${stats_file}")
-    elif [ "${kind}" = running_mvn ] && [ -f "${stats_file}" ]; then
+    elif [ "${kind}${given}" = running_mvn ] && [ -f "${stats_file}" ]; then
         normalize=(--normalize_conf "stats_file=${stats_file}")
     fi
     set_data_options
     set_trainer
-    run_logged "${cuda_cmd:-}" "${dir}/train.out" "${trainer[@]}" --config "${config}" \
+    log_file=${dir}/train.out
+    if [ "${node_rank}" -gt 0 ]; then log_file=${dir}/train.${node_rank}.out; fi
+    run_logged "${train_launcher}" "${log_file}" "${trainer[@]}" --config "${dir}/train.yaml" \
         --output_dir "${dir}" --resume true --llm_conf "path=${llm_path}" "${data_options[@]}" \
         --train_shape_file "${shapes}/train/speech_shape" \
         --train_shape_file "${shapes}/train/text_shape" \
         --valid_shape_file "${shapes}/valid/speech_shape" \
         --valid_shape_file "${shapes}/valid/text_shape" \
         "${normalize[@]}" \
-        "$@"
+        "${options[@]}"
 }
 
-# keep_origin DIR ITEM...: refuse to resume in DIR a training that began with other data or models.
-# A changed configuration may be resumed, as in ESPnet: that is how a training gets more epochs.
+# What may change when a training goes on: for how long, what is kept and shown, how rows are read and put together.
+goes_on=(max_epoch patience num_iters_per_epoch keep_nbest_models log_interval num_att_plot use_tensorboard use_wandb
+    num_workers max_cache_size batch_size batch_bins valid_batch_size valid_batch_bins accum_grad)
+
+# keep_origin DIR ITEM...: refuse to resume in DIR a training that began with other data, models or options. Its weights
+# would not be what its configuration says, or would not fit it.
 keep_origin() {
-    local dir=$1 now
+    local dir=$1 now made
     shift
-    now=$(fingerprint "$@")
+    made=$(values "${dir}/train.yaml" --but "${goes_on[@]}")
+    now=$(fingerprint "$@" "${made}")
     if [ -f "${dir}/checkpoint.pth" ] && [ -f "${dir}/.origin" ] \
         && [ "$(cat "${dir}/.origin")" != "${now}" ]; then
-        fail "the training in ${dir} began with other data or another LLM: remove it or name a new one"
+        fail "the training in ${dir} began with other data, another LLM or other options: remove it or name a new one"
     fi
-    mkdir -p "${dir}"
     echo "${now}" >"${dir}/.origin"
 }
 
@@ -142,12 +180,13 @@ one_row_each() {
     done
 }
 
-# pretrain_encoder CONFIG CTC_CONFIG DIR: only what differs is written in CTC_CONFIG, so the encoder is CONFIG's.
+# pretrain_encoder DIR OPTION...: what a configuration for CTC changes leaves the encoder as it is.
 pretrain_encoder() {
-    keep_origin "$3" "${origin[@]}"
-    py -m espnet_bestow.bin.merge_configs "$1" "$2" --output "$3/train.yaml"
-    one_row_each "$3"
-    train_model "$3/train.yaml" "$3" "$3/shapes" "${ctc_words[@]}"
+    local dir=$1
+    shift
+    keep_origin "${dir}" "${origin[@]}"
+    one_row_each "${dir}"
+    train_model "${dir}" "${dir}/shapes" "$@"
 }
 
 # add_ctc_head CONFIG WEIGHTS: a model with the auxiliary CTC loss begins with the head in WEIGHTS, too.
@@ -171,12 +210,10 @@ set_init() {
 # pretrain_asr: the whole model on transcripts alone. With one task it finds out where to look in fewer steps.
 pretrain_asr() {
     local init
-    mkdir -p "${asr_exp}"
-    py -m espnet_bestow.bin.merge_configs "${bestow_config}" "${asr_config}" --output "${asr_exp}/train.yaml"
     set_init "${asr_exp}/train.yaml"
     keep_origin "${asr_exp}" "${origin[@]}" "${llm_path}/.done" "${init[1]-no CTC}"
     one_row_each "${asr_exp}"
-    train_model "${asr_exp}/train.yaml" "${asr_exp}" "${asr_exp}/shapes" "${init[@]}" "${asr_words[@]}"
+    train_model "${asr_exp}" "${asr_exp}/shapes" "${init[@]}"
 }
 
 train_bestow() {
@@ -185,8 +222,8 @@ train_bestow() {
         need_file "${asr_exp}/valid.acc.best.pth" "run stage 9"
         init=(--init_param "${asr_exp}/valid.acc.best.pth")
     else
-        set_init "${bestow_config}"
+        set_init "${offline_config}"
     fi
     keep_origin "${bestow_exp}" "${origin[@]}" "${llm_path}/.done" "${init[1]-no CTC}"
-    train_model "${bestow_config}" "${bestow_exp}" "${stats_dir}" "${init[@]}" "${bestow_words[@]}"
+    train_model "${bestow_exp}" "${stats_dir}" "${init[@]}"
 }

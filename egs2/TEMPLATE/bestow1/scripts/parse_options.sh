@@ -46,26 +46,48 @@ check_value() {
     esac
 }
 
-# parse_options SCRIPT "$@": set the variables named by the options; --help prints and exits.
-parse_options() {
+# at_least_one NAME...: these options count what there must be.
+at_least_one() {
+    local name
+    for name in "$@"; do ((${!name} > 0)) || option_error "--${name} must be at least 1, not ${!name}"; done
+}
+
+# take_options SCRIPT WORD...: set the variables named by the options; words that SCRIPT has no option for, and --help once
+# it was printed, go to `others`.
+take_options() {
     local script=$1 name value
     shift
     local -A defaults=()
     while IFS='|' read -r name value _; do
         if [ -n "${name}" ]; then defaults[${name}]=${value}; fi
     done < <(list_options "${script}")
+    others=()
     while [ $# -gt 0 ]; do
+        name=${1#--} name=${name%%=*} name=${name//-/_}
         case $1 in
-            --help | -h) print_help "${script}"; exit 0 ;;
-            --*=*) name=${1%%=*} value=${1#*=}; shift ;;
-            --*) name=$1
-                [ $# -gt 1 ] || option_error "$1 needs a value"
-                value=$2; shift 2 ;;
-            *) option_error "unexpected argument '$1' (options look like --name value)" ;;
+            --help | -h) print_help "${script}"; others+=("$1"); shift; continue ;;
+            --*) if [[ ! -v defaults[${name}] ]]; then others+=("$1"); shift; continue; fi ;;
+            *) others+=("$1"); shift; continue ;;
         esac
-        name=${name#--} name=${name//-/_}
-        [[ -v defaults[${name}] ]] || option_error "unknown option --${name} (see --help)"
+        if [[ $1 == *=* ]]; then
+            value=${1#*=}; shift
+        else
+            [ $# -gt 1 ] || option_error "$1 needs a value"
+            value=$2; shift 2
+        fi
         check_value "${name}" "${defaults[${name}]}" "${value}"
         printf -v "${name}" '%s' "${value}"
     done
+}
+
+# parse_options SCRIPT WORD...: take_options where nobody else takes the others; --help exits.
+parse_options() {
+    local others
+    take_options "$@"
+    case ${others[0]-} in
+        "") [ ${#others[@]} -eq 0 ] || option_error "unexpected argument '' (options look like --name value)" ;;
+        --help | -h) exit 0 ;;
+        --*) others=("${others[0]%%=*}"); option_error "unknown option --${others[0]#--} (see --help)" ;;
+        *) option_error "unexpected argument '${others[0]}' (options look like --name value)" ;;
+    esac
 }

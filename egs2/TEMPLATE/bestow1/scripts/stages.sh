@@ -18,7 +18,7 @@ fail() {
 # begin_stage NUMBER NAME: succeed, with a header, if the stage is to be run.
 begin_stage() {
     end_stage
-    if (($1 < stage || $1 > stop_stage)) || [[ " ${skip_stages} " == *" $1 "* ]]; then
+    if (($1 < stage || $1 > stop_stage)) || [[ " ${skip_stages//,/ } " == *" $1 "* ]]; then
         return 1
     fi
     current_stage=$1
@@ -67,8 +67,9 @@ once() {
     rm -f "${stamp}"
     echo "${now}" >"${stamp}.begun"
     "$@"
-    # Inputs are hashed before the command: what it changes in them must not count as new.
-    mv "${stamp}.begun" "${stamp}"
+    # Inputs are hashed before the command: what it changes in them must not count as new. Several machines may stamp.
+    echo "${now}" >"${stamp}"
+    rm -f "${stamp}.begun"
 }
 
 need() {

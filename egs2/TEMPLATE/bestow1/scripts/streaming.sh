@@ -14,18 +14,10 @@ set_step() {
     fi
 }
 
-# streaming_config OVER DIR: DIR/train.yaml, what a streaming model is trained with.
-streaming_config() {
-    mkdir -p "$2"
-    py -m espnet_bestow.bin.merge_configs "${bestow_config}" "$1" --output "$2/train.yaml"
-}
-
 # train_bidi: every part goes on from the offline model.
 train_bidi() {
     keep_origin "${bidi_exp}" "${origin[@]}" "${offline_weights}"
-    streaming_config "${bidi_config}" "${bidi_exp}"
-    train_model "${bidi_exp}/train.yaml" "${bidi_exp}" "${stats_dir}" --policy_conf "step=${step}" \
-        --init_param "${offline_weights}" "${bidi_words[@]}"
+    train_model "${bidi_exp}" "${stats_dir}" --init_param "${offline_weights}"
 }
 
 # train_unid: every part goes on from S-bidi, which has learnt to write before it has heard all, or from the offline
@@ -33,10 +25,9 @@ train_bidi() {
 # that model is the teacher. Otherwise connector and LLM go on; the new encoder is pre-trained with CTC if
 # --unid_ctc_config says how, and with the offline model as its teacher if --unid_teacher_weight says how much.
 train_unid() {
-    local init=("${before_unid}") taught=() weights='' offline_encoder encoder teacher_weight
+    local init=("${before_unid}") taught=() weights='' offline_encoder encoder teacher_weight ctc=()
     keep_origin "${unid_exp}" "${origin[@]}" "${offline_weights}" "${before_unid}"
-    streaming_config "${unid_config}" "${unid_exp}"
-    offline_encoder=$(values "${bestow_config}" encoder)
+    offline_encoder=$(values "${offline_config}" encoder)
     encoder=$(values "${unid_exp}/train.yaml" encoder)
     teacher_weight=$(values "${unid_exp}/train.yaml" model_conf.teacher_weight)
     if [ "${encoder}" = "${offline_encoder}" ]; then
@@ -47,19 +38,18 @@ train_unid() {
         init=("${before_unid}:connector:connector" "${before_unid}:llm:llm")
         if [ -n "${unid_ctc_config}" ]; then
             weights=${unid_exp}_ctc/valid.loss.best.pth
-            if [ -n "${unid_init}" ]; then ctc_words+=(--init_param "${unid_parts[@]/#/${offline_weights}:}"); fi
+            if [ -n "${unid_init}" ]; then ctc+=(--init_param "${unid_parts[@]/#/${offline_weights}:}"); fi
             if [ -n "${unid_teacher_weight}" ]; then
-                ctc_words+=(--model_conf "teacher=${bestow_exp}" --model_conf "teacher_weight=${unid_teacher_weight}")
+                ctc+=(--model_conf "teacher=${bestow_exp}" --model_conf "teacher_weight=${unid_teacher_weight}")
             fi
-            once "${unid_exp}_ctc/.done" "${origin[@]}" "${unid_exp}/train.yaml" "${unid_ctc_config}" "${ctc_args}" \
-                "${unid_init} ${unid_teacher_weight}" "${offline_weights}" -- pretrain_encoder "${unid_exp}/train.yaml" "${unid_ctc_config}" \
-                "${unid_exp}_ctc"
+            configure "${unid_exp}_ctc" "${unid_exp}/train.yaml" "${unid_ctc_config}" "${ctc_args}"
+            once "${unid_exp}_ctc/.done" "${origin[@]}" "${unid_exp}_ctc/train.yaml" "${ctc[*]}" "${offline_weights}" \
+                -- pretrain_encoder "${unid_exp}_ctc" "${ctc[@]}"
             init+=("${weights}:features:features" "${weights}:encoder:encoder")
             add_ctc_head "${unid_exp}/train.yaml" "${weights}"
         fi
     fi
-    train_model "${unid_exp}/train.yaml" "${unid_exp}" "${stats_dir}" --policy_conf "step=${step}" \
-        --init_param "${init[@]}" "${taught[@]}" "${unid_words[@]}"
+    train_model "${unid_exp}" "${stats_dir}" --init_param "${init[@]}" "${taught[@]}"
 }
 
 # empty_but_stamps DIR: what another model or another policy wrote is no part of a curve.
