@@ -342,6 +342,8 @@ fi
 
 if begin_stage 13 "score"; then
     need test_sets
+    # Scores of all sets lie in one file; without it no set has any.
+    if [ ! -f "${expdir}/results.json" ]; then rm -f "${bestow_exp}/${inference_tag}"/*/.done_score; fi
     for name in "${tests[@]}"; do
         hyp=${bestow_exp}/${inference_tag}/${name}/text
         need_file "${hyp}" "run stage 12"
