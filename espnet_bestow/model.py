@@ -128,9 +128,11 @@ class BestowModel(nn.Module):
 
     def read(self, ids: Tensor, mask: Tensor, visible: Tensor, state: ModelState | SeatedModelState) -> LLMInput:
         """The connector's part of a step: the new tokens read the speech."""
-        # A frozen LLM may be stored in another precision than what is trained.
-        embeddings = self.llm.embed(ids).to(next(self.connector.parameters()).dtype)
-        return self.connector(embeddings, mask, visible, state.connector)
+        # A frozen LLM may be stored in another precision than what is trained; a connector whose weights were all
+        # rounded has no parameters left and takes any.
+        embeddings = self.llm.embed(ids)
+        wanted = next(self.connector.parameters(), embeddings).dtype
+        return self.connector(embeddings.to(wanted), mask, visible, state.connector)
 
     def think(self, text: LLMInput, state: ModelState | SeatedModelState, keep: Tensor | int = 0) -> Tensor:
         """The LLM's part of a step; ``keep`` counts positions of ``text``. Returns logits (B, kept, V)."""
