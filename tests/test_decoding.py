@@ -84,7 +84,7 @@ def test_beam_scores_are_the_models(model):
 @torch.no_grad()
 def test_a_beam_as_wide_as_the_vocabulary_finds_the_best_of_all_answers(model):
     """Two tokens at most: every answer can be scored by hand."""
-    size = model.llm.vocab_size
+    size = model.llm.model.config.vocab_size
     found = Beam(size=size, length_penalty=0.0)(stepper(model, [0]), END, 2)[0][0]
     first = stepper(model, [0])
     start = first.logp[0].clone()

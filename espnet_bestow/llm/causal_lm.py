@@ -63,13 +63,18 @@ class CausalLM(nn.Module):
 
     Args:
         path: directory or hub id of the LLM.
-        dtype: torch dtype of its weights (default: float32).
+        dtype: torch dtype of those of its weights that stay as they are (default: float32); here there are none.
     """
 
     def __init__(self, path: str, dtype: str | None = None):
         super().__init__()
         self.path = path
         self.model = self.prepare(load_causal_lm(path, dtype))
+        if any(p.requires_grad and p.dtype != torch.float32 for p in self.model.parameters()):
+            # ESPnet would train it in --train_dtype, and decoding round what was learned.
+            raise ValueError(
+                f"llm dtype={dtype!r} is for weights that stay frozen (llm: frozen or lora); leave it out of llm: full"
+            )
         self._sight = Sight(self.model.config)
         self._short_step = suits(self.model)
         # Not whatever is frozen later (ESPnet's --freeze_param): those weights may differ from the ones at the path.
@@ -170,7 +175,9 @@ class CausalLM(nn.Module):
         if not readers:
             yield
             return
-        lists = (each for each in self.model.modules() if isinstance(each, nn.ModuleList) and len(each) == self.depth)
+        # An LLM that also sees may have as many layers there.
+        modules = self.model.get_decoder().modules()
+        lists = (each for each in modules if isinstance(each, nn.ModuleList) and len(each) == self.depth)
         layers = next(lists, None)  # the outermost list of so many is that of the layers
         if layers is None:
             raise ValueError(f"{type(self.model).__name__} has no list of its {self.depth} layers to read speech in")
