@@ -246,7 +246,12 @@ def test_an_end_token_before_the_end_of_the_audio_means_read(pool):
     wait = [(token.visible - 3) // 3 - n for n, token in enumerate(segment.written)]
     assert wait[0] >= 1 and wait == sorted(wait) and wait[-1] <= segment.reads
     gone = opened(early, "wait_k", SessionOptions(suppress_end=False), k=1, step=3)
-    assert gone.push(TALK) == [] and gone.finish() == [] and not gone.segments
+    assert gone.push(TALK) == []
+    (segment,) = gone.segments
+    heard = segment.ear.received
+    gone.push(TALK)  # nobody listens any more, so nothing of it is kept
+    assert segment.done and segment.ear.received == heard and gone.seconds == 2 * len(TALK) / RATE
+    assert gone.finish() == [] and not gone.segments
     session.close()
 
 
