@@ -57,9 +57,10 @@ class Stepper:
 
     def repeat(self, times: int) -> None:
         """Each row ``times`` times in a row, sharing its utterance's speech."""
-        self.state = self.state.repeat(times)
+        rows = torch.arange(len(self.logp), device=self.logp.device).repeat_interleave(times)
+        self.select(rows)
         for name in ("encoder_lengths", "prompt_lengths", "seen", "logp"):
-            setattr(self, name, getattr(self, name).repeat_interleave(times, 0))
+            setattr(self, name, getattr(self, name).index_select(0, rows))
 
     def select(self, rows: Tensor) -> None:
         """Rearranges rows (B',) within their utterances."""

@@ -26,12 +26,8 @@ class ModelState:
     connector: ConnectorState
     llm: LLMState | None
 
-    def repeat(self, times: int) -> "ModelState":
-        """Each text row ``times`` times (beams); the speech is shared by the rows of an utterance."""
-        return ModelState(self.connector.repeat(times), self.llm and self.llm.repeat(times))
-
     def select(self, rows: Tensor) -> "ModelState":
-        """Keeps the given text rows; a row may only move within its own utterance."""
+        """The given text rows, each as often as it is named (beams); a row may only move within its own utterance."""
         return ModelState(self.connector.select(rows), self.llm and self.llm.select(rows))
 
 

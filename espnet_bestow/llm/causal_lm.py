@@ -28,13 +28,8 @@ class LLMState:
     cache: Cache
     mask: Tensor  # (B, N) bool
 
-    def repeat(self, times: int) -> "LLMState":
-        """Each row ``times`` times in a row."""
-        rows = torch.arange(self.mask.shape[0], device=self.mask.device).repeat_interleave(times)
-        return self.select(rows)
-
     def select(self, rows: Tensor) -> "LLMState":
-        """Keeps the given rows."""
+        """The given rows, each as often as it is named."""
         self.cache.reorder_cache(rows.long())  # type: ignore[arg-type]
         return LLMState(self.cache, self.mask.index_select(0, rows))
 

@@ -98,7 +98,8 @@ def test_several_texts_may_be_about_one_utterance(build):
     text = torch.randn(6, 4, 12)
     mask, visible = torch.ones(6, 4, dtype=torch.bool), torch.full((6, 4), 7, dtype=torch.int32)
     shared = prepend(text, mask, visible, prepend.start(speech))
-    for state in (prepend.start(speech.repeat(3)), prepend.start(speech).repeat(3)):
+    thrice = torch.tensor([0, 0, 0, 1, 1, 1])
+    for state in (prepend.start(speech.select(thrice)), prepend.start(speech).select(thrice)):
         torch.testing.assert_close(shared.embeddings, prepend(text, mask, visible, state).embeddings)
     rows = torch.tensor([1, 1, 0])
     chosen = prepend(text[:3], mask[:3], visible[:3], prepend.start(speech).select(rows))
