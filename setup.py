@@ -52,7 +52,7 @@ setup(
         "soxr",
         "torch>=2.11,!=2.12.*,<2.15",
         "tqdm",
-        "transformers>=5,<6",
+        "transformers>=5.13,<6",
         "whisper-normalizer",
     ],
     extras_require={

@@ -19,6 +19,9 @@ _NO_LENGTH = 1 << 62
 # The length in an MP3 header is an estimate; other formats count their frames exactly.
 _MP3_TOLERANCE = 0.95
 
+_CHANNELS = 64
+"""More are taken for samples in the place of channels."""
+
 
 class AudioError(ValueError):
     """Audio that cannot be used; keeps the parts of its message for tables of rejected rows."""
@@ -133,6 +136,32 @@ def read_audio(
     if len(mono) == 0:
         raise AudioError("zero samples", name, f"0 samples at {rate} Hz", uid)
     return mono
+
+
+def mono(samples: np.ndarray, whose: str) -> np.ndarray:
+    """Samples as callers have them as float32 (S,), channels averaged.
+
+    Args:
+        samples: (S,) or (S, channels), float in -1 to 1 or signed integer PCM.
+        whose: "samples" and where they come from: what an error is about.
+
+    Raises:
+        ValueError: They are neither, or not finite.
+    """
+    kind = samples.dtype.kind
+    if kind == "i":  # PCM; training saw -1 to 1
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    elif kind != "f" and samples.size:
+        raise ValueError(f"{whose} are of type {samples.dtype}; float or signed integer PCM is needed")
+    samples = samples.astype(np.float32, copy=False)  # whoever keeps samples copies them
+    # (channels, S) as torchaudio has it would be averaged over time without a word.
+    if samples.ndim == 2 and 1 <= samples.shape[1] <= _CHANNELS:
+        samples = samples.mean(axis=1, dtype=np.float32)
+    if samples.ndim != 1:
+        raise ValueError(f"{whose} have shape {samples.shape}; (S,) or (S, channels) is needed")
+    if bad := int(np.count_nonzero(~np.isfinite(samples))):
+        raise ValueError(f"{whose} are NaN or infinite: {bad} of {len(samples)}")
+    return np.ascontiguousarray(samples)
 
 
 def resample(samples: np.ndarray, rate_in: float, rate_out: float) -> np.ndarray:

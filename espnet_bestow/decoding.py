@@ -57,9 +57,10 @@ class Stepper:
 
     def repeat(self, times: int) -> None:
         """Each row ``times`` times in a row, sharing its utterance's speech."""
-        self.state = self.state.repeat(times)
+        rows = torch.arange(len(self.logp), device=self.logp.device).repeat_interleave(times)
+        self.select(rows)
         for name in ("encoder_lengths", "prompt_lengths", "seen", "logp"):
-            setattr(self, name, getattr(self, name).repeat_interleave(times, 0))
+            setattr(self, name, getattr(self, name).index_select(0, rows))
 
     def select(self, rows: Tensor) -> None:
         """Rearranges rows (B',) within their utterances."""
@@ -181,7 +182,7 @@ class Beam:
             source = (offset + beam.gather(1, pick)).flatten()
             chosen = token.gather(1, pick).flatten()
             written = torch.cat([written.index_select(0, source), chosen[:, None]], 1)
-            unsettled = {b for b in unsettled if not self._settled(finished[b], scores[b])}
+            unsettled = {b for b in unsettled if not self._settled(finished[b], float(scores[b].max()), length)}
             if length == max_tokens or not unsettled:
                 break
             stepper.select(source)
@@ -198,13 +199,18 @@ class Beam:
         """What hypotheses compete by."""
         return score / max(length, 1) ** self.length_penalty
 
-    def _settled(self, finished: list[Hypothesis], scores: Tensor) -> bool:
-        """Enough endings, and no open beam that could still beat the worst kept one at its present length."""
+    def _settled(self, finished: list[Hypothesis], best: float, length: int) -> bool:
+        """Enough endings, and no open beam could beat the worst kept one if it ended now.
+
+        Every further token costs, so a beam of score ``best`` and ``length`` tokens ranks at most
+        ``best / m ** length_penalty`` once its end makes it m > ``length`` long. With a penalty of 0 or less that is
+        highest at m = ``length + 1``, and nothing is lost by stopping. Above 0 it grows with m, and only the longest
+        answer allowed would bound it; few beams get better by going on, though, so they are taken as they stand.
+        """
         if len(finished) < self.size:
             return False
         ranks = sorted((self.rank(h.score, len(h.ids) + 1) for h in finished), reverse=True)
-        longest = max(len(h.ids) for h in finished) + 1
-        return self.rank(float(scores.max()), longest) < ranks[self.size - 1]
+        return self.rank(best, length + 1) < ranks[self.size - 1]
 
 
 def _one_by_one(

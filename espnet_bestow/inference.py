@@ -159,7 +159,10 @@ class Speech2Text:
         return self
 
     def __call__(self, audio: Audio, prompt: str | None = None, sample_rate: int | None = None) -> Result:
-        """Answers ``prompt`` about ``audio`` (a file, or samples (S,) or (S, channels) at ``sample_rate``)."""
+        """Answers ``prompt`` about ``audio`` (a file, or samples (S,) or (S, channels) at ``sample_rate``).
+
+        Samples are float in -1 to 1 or signed integer PCM.
+        """
         return self.batch([audio], [prompt or self.default_prompt], sample_rate)[0]
 
     def batch(self, audios: Sequence[Audio], prompts: Sequence[str], sample_rate: int | None = None) -> list[Result]:
@@ -313,8 +316,6 @@ class Speech2Text:
         if isinstance(audio, str | Path):
             return check_length(str(audio), read_audio(audio, self.sample_rate), self.sample_rate)
         samples = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else audio
-        if samples.dtype.kind == "i":  # PCM as other readers return it; training saw -1 to 1
-            samples = samples / -float(np.iinfo(samples.dtype).min)
         samples = resample(check_speech(_name(audio), samples), sample_rate or self.sample_rate, self.sample_rate)
         return check_length(_name(audio), samples, self.sample_rate)
 

@@ -39,7 +39,7 @@ def too_long(lengths: Tensor, target: Tensor, target_lengths: Tensor) -> Tensor:
     Returns:
         (B,) bool.
     """
-    inside = torch.arange(1, target.shape[1], device=target.device) < target_lengths[:, None]
+    inside = torch.arange(target.shape[1], device=target.device)[1:] < target_lengths[:, None]
     repeats = ((target[:, 1:] == target[:, :-1]) & inside).sum(1)
     return target_lengths + repeats > lengths
 

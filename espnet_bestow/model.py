@@ -26,12 +26,8 @@ class ModelState:
     connector: ConnectorState
     llm: LLMState | None
 
-    def repeat(self, times: int) -> "ModelState":
-        """Each text row ``times`` times (beams); the speech is shared by the rows of an utterance."""
-        return ModelState(self.connector.repeat(times), self.llm and self.llm.repeat(times))
-
     def select(self, rows: Tensor) -> "ModelState":
-        """Keeps the given text rows; a row may only move within its own utterance."""
+        """The given text rows, each as often as it is named (beams); a row may only move within its own utterance."""
         return ModelState(self.connector.select(rows), self.llm and self.llm.select(rows))
 
 
@@ -128,9 +124,11 @@ class BestowModel(nn.Module):
 
     def read(self, ids: Tensor, mask: Tensor, visible: Tensor, state: ModelState | SeatedModelState) -> LLMInput:
         """The connector's part of a step: the new tokens read the speech."""
-        # A frozen LLM may be stored in another precision than what is trained.
-        embeddings = self.llm.embed(ids).to(next(self.connector.parameters()).dtype)
-        return self.connector(embeddings, mask, visible, state.connector)
+        # A frozen LLM may be stored in another precision than what is trained; a connector whose weights were all
+        # rounded has no parameters left and takes any.
+        embeddings = self.llm.embed(ids)
+        wanted = next(self.connector.parameters(), embeddings).dtype
+        return self.connector(embeddings.to(wanted), mask, visible, state.connector)
 
     def think(self, text: LLMInput, state: ModelState | SeatedModelState, keep: Tensor | int = 0) -> Tensor:
         """The LLM's part of a step; ``keep`` counts positions of ``text``. Returns logits (B, kept, V)."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from espnet2.train.preprocessor import AbsPreprocessor
 
+from espnet_bestow.audio import mono
 from espnet_bestow.errors import BadUtteranceError
 from espnet_bestow.prompt import PromptTemplate
 
@@ -62,12 +63,7 @@ def check_speech(uid: str, speech: np.ndarray) -> np.ndarray:
     """Mono float32 samples (S,), or an error that names the utterance and what is wrong."""
     if speech.size == 0:
         raise BadUtteranceError(f"utterance {uid!r}: the audio has 0 samples")
-    # (channels, S) as torchaudio has it would be averaged over time without a word.
-    if speech.ndim not in (1, 2) or (speech.ndim == 2 and speech.shape[1] > speech.shape[0]):
-        raise BadUtteranceError(f"utterance {uid!r}: audio must be (S,) or (S, channels), got shape {speech.shape}")
-    if speech.ndim == 2:
-        speech = speech.mean(1)
-    if not np.isfinite(speech).all():
-        count = int((~np.isfinite(speech)).sum())
-        raise BadUtteranceError(f"utterance {uid!r}: {count} of {speech.size} audio samples are NaN or infinite")
-    return speech.astype(np.float32)
+    try:
+        return mono(speech, f"utterance {uid!r}: samples")
+    except ValueError as error:
+        raise BadUtteranceError(str(error)) from None

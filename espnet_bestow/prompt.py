@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from espnet_bestow.llm.tokenizer import context_length, load_tokenizer
+from espnet_bestow.llm.tokenizer import context_length, load_config, load_tokenizer
 
 _REMEMBERED = 4096
 """Instructions whose ids a template keeps: most corpora have a few phrasings for all their utterances."""
@@ -164,7 +164,7 @@ def build_template(name: str, path: str, max_length: int | None = None, **option
     """
     if name not in TEMPLATES:
         raise ValueError(f"template={name!r} is not known; known: {', '.join(TEMPLATES)}")
-    limits = [n for n in (max_length, context_length(path)) if n is not None]
+    limits = [n for n in (max_length, context_length(load_config(path))) if n is not None]
     return TEMPLATES[name](load_tokenizer(path), max_tokens=min(limits, default=None), **options)
 
 

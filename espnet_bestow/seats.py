@@ -43,11 +43,14 @@ class Placement:
         return max(self.seats) + 1
 
     @cached_property
-    def allowed(self) -> Tensor | None:
-        """(B, U, N) bool: each position sees itself and what is before it. None: that is everything."""
-        if self.single is not None:
-            return None
+    def before(self) -> Tensor:
+        """(B, U, N) bool: each position itself and what is before it."""
         return torch.arange(self.total, device=self.slots.device) <= self.slots[..., None]
+
+    @property
+    def allowed(self) -> Tensor | None:
+        """What each position sees, as :attr:`before`. None: that is everything."""
+        return None if self.single is not None else self.before
 
     def select(self, keep: Sequence[int]) -> "Placement":
         """Only these of the B seats."""

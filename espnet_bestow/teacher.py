@@ -20,6 +20,7 @@ class Teacher:
     def __init__(self, model: BestowModel):
         self.model = model.eval().requires_grad_(False)
         self._device: torch.device | None = None
+        self._dtype = next(model.encoder.parameters()).dtype
         self._whole: Any = None
 
     @torch.no_grad()
@@ -27,6 +28,7 @@ class Teacher:
         """Its frames of recordings (B, S) of lengths (B,)."""
         if self._device != waveform.device:
             self._move(waveform.device)
+        waveform = waveform.to(self._dtype)  # its weights stay as they are, whatever its pupil trains in
         if self._whole is None:
             return self.model.encode(waveform, lengths)
         rows = self._whole(*self.model.features(waveform, lengths))

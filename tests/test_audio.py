@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_bestow.audio import AudioError, Span, audio_info, audio_pieces, read_audio, resample
+from espnet_bestow.audio import AudioError, Span, audio_info, audio_pieces, mono, read_audio, resample
 
 
 def tone(seconds: float, rate: int, frequency: float = 440.0) -> np.ndarray:
@@ -194,3 +194,26 @@ def test_long_file_is_never_decoded(tmp_path, monkeypatch):
 def test_resample_keeps_what_needs_no_change():
     samples = tone(0.1, 16000)
     assert resample(samples, 16000, 16000) is samples
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.float64, np.float32])
+def test_samples_of_any_width_and_channels_are_the_same_audio(kind):
+    wave = 0.25 * np.round(4 * tone(0.01, 16000))  # in quarters, which every kind has
+    scale = 1 if np.issubdtype(kind, np.floating) else -float(np.iinfo(kind).min)
+    stereo = np.stack([0.5 * wave, 1.5 * wave], 1)  # up to 0.75
+    for samples in ((wave * scale).astype(kind), (stereo * scale).astype(kind)):
+        found = mono(samples, "samples")
+        assert found.dtype == np.float32 and np.array_equal(found, wave)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros(3, np.uint8), "samples of x are of type uint8; float or signed integer PCM is needed"),
+        (np.zeros((2, 100)), r"samples of x have shape \(2, 100\); \(S,\) or \(S, channels\) is needed"),
+        (np.array([0.0, np.inf]), "samples of x are NaN or infinite: 1 of 2"),
+    ],
+)
+def test_samples_that_are_no_audio_are_named(samples, message):
+    with pytest.raises(ValueError, match=message):
+        mono(samples, "samples of x")

@@ -84,7 +84,7 @@ def test_beam_scores_are_the_models(model):
 @torch.no_grad()
 def test_a_beam_as_wide_as_the_vocabulary_finds_the_best_of_all_answers(model):
     """Two tokens at most: every answer can be scored by hand."""
-    size = model.llm.vocab_size
+    size = model.llm.model.config.vocab_size
     found = Beam(size=size, length_penalty=0.0)(stepper(model, [0]), END, 2)[0][0]
     first = stepper(model, [0])
     start = first.logp[0].clone()
@@ -134,6 +134,56 @@ def test_who_has_found_an_answer_does_not_go_on_for_others():
         together = Beam(size=2)(Markov(*matrices), END, 40)
         alone = [Beam(size=2)(Markov(matrix), END, 40)[0] for matrix in matrices]
         assert [[h.ids for h in nbest] for nbest in together] == [[h.ids for h in nbest] for nbest in alone]
+
+
+class Branching:
+    """A stepper of one utterance whose next token depends on all before it."""
+
+    def __init__(self, rule):
+        self.rule, self.rows = rule, [()]
+        self._look()
+
+    def _look(self):
+        self.logp = torch.tensor([self.rule(row) for row in self.rows]).log()
+
+    def repeat(self, times):
+        self.rows = [row for row in self.rows for _ in range(times)]
+        self._look()
+
+    def select(self, rows):
+        self.rows = [self.rows[row] for row in rows.tolist()]
+
+    def write(self, tokens):
+        self.rows = [(*row, token) for row, token in zip(self.rows, tokens.tolist(), strict=True)]
+        self._look()
+
+
+def _short_or_long(row):
+    """Chances of the end, 1, 2 and 3 behind a row."""
+    tiny = 1e-9
+    early = [[tiny, 0.6, 0.4, tiny], [0.05, 0.02, 0.03, 0.54], [0.3, 0.02, 0.03, 0.65], [0.1, 0.25, 0.25, 0.4]]
+    if row[:1] == (2,):
+        return [0.65, 0.3, 0.02, 0.03]
+    if len(row) < len(early):
+        return early[len(row)]
+    return [tiny, tiny, tiny, 1.0] if len(row) < 15 else [1.0, tiny, tiny, tiny]
+
+
+def test_beams_longer_than_what_has_ended_are_ranked_by_their_own_length():
+    """The two answers that end first are short; open beams, though they have said more, are worth more by the token."""
+    (best,) = Beam(size=2)(Branching(_short_or_long), 0, 40)
+    assert [len(h.ids) for h in best] == [15, 15]
+    assert Beam().rank(best[0].score, 16) > -0.16
+
+
+@pytest.mark.parametrize("penalty", [-1.0, 0.0])
+def test_nothing_is_lost_by_stopping_where_longer_answers_gain_nothing(penalty):
+    class Patient(Beam):
+        def _settled(self, finished, best, length):
+            return False
+
+    (found,), (expected,) = (kind(2, penalty)(Branching(_short_or_long), 0, 40) for kind in (Beam, Patient))
+    assert [h.ids for h in found] == [h.ids for h in expected]
 
 
 @torch.no_grad()

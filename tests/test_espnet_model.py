@@ -398,3 +398,10 @@ def test_targets_longer_than_their_frames_are_counted():
     lengths = torch.tensor([3, 4, 2])
     # the second needs a blank between equal tokens: 6 frames
     assert too_long(torch.tensor([3, 5, 3]), target, lengths).tolist() == [False, True, False]
+
+
+def test_a_batch_without_any_transcribed_word_trains_all_the_same(llm):
+    data = batch() | {"src_text": torch.zeros(3, 0, dtype=torch.long), "src_text_lengths": torch.zeros(3).long()}
+    loss, stats, _ = build(llm, ctc_weight=0.3)(**data)
+    loss.backward()
+    assert torch.isfinite(loss) and stats["ctc_too_long"] == 0

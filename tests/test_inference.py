@@ -164,8 +164,9 @@ def test_a_prompt_with_little_room_cuts_only_its_own_answer(vivid_experiment):
     ("samples", "message"),
     [
         (np.zeros(0), "0 samples"),
-        (np.array([0.0, np.nan]), "1 of 2 audio samples are NaN"),
-        (np.zeros((1, 16000)), r"got shape \(1, 16000\)"),
+        (np.array([0.0, np.nan]), "samples are NaN or infinite: 1 of 2"),
+        (np.zeros((1, 16000)), r"have shape \(1, 16000\)"),
+        (np.full(16000, 128, np.uint8), "are of type uint8; float or signed integer PCM is needed"),
     ],
 )
 def test_bad_samples_are_named(s2t, samples, message):

@@ -58,11 +58,12 @@ def test_stereo_is_averaged():
 @pytest.mark.parametrize(
     ("speech", "message"),
     [
-        (np.array([0.0, np.nan, np.inf]), "2 of 3 audio samples are NaN or infinite"),
+        (np.array([0.0, np.nan, np.inf]), "samples are NaN or infinite: 2 of 3"),
         (np.zeros(0), "the audio has 0 samples"),
         (np.zeros((0, 2)), "the audio has 0 samples"),
-        (np.zeros((3, 2, 1)), r"got shape \(3, 2, 1\)"),
-        (np.zeros((2, 16000)), r"got shape \(2, 16000\)"),
+        (np.zeros((3, 2, 1)), r"samples have shape \(3, 2, 1\)"),
+        (np.zeros((2, 16000)), r"samples have shape \(2, 16000\)"),
+        (np.zeros(10, np.uint8), "samples are of type uint8; float or signed integer PCM is needed"),
     ],
 )
 def test_bad_audio_names_utterance_and_value(preprocess, speech, message):

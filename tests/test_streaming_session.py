@@ -246,7 +246,12 @@ def test_an_end_token_before_the_end_of_the_audio_means_read(pool):
     wait = [(token.visible - 3) // 3 - n for n, token in enumerate(segment.written)]
     assert wait[0] >= 1 and wait == sorted(wait) and wait[-1] <= segment.reads
     gone = opened(early, "wait_k", SessionOptions(suppress_end=False), k=1, step=3)
-    assert gone.push(TALK) == [] and gone.finish() == [] and not gone.segments
+    assert gone.push(TALK) == []
+    (segment,) = gone.segments
+    heard = segment.ear.received
+    gone.push(TALK)  # nobody listens any more, so nothing of it is kept
+    assert segment.done and segment.ear.received == heard and gone.seconds == 2 * len(TALK) / RATE
+    assert gone.finish() == [] and not gone.segments
     session.close()
 
 
@@ -260,10 +265,11 @@ def test_bad_input(pool):
     session = opened(pool, "wait_k")
     assert session.push(np.zeros(0, np.float32)) == []
     session.push(TALK[:800], RATE)
-    with pytest.raises(ValueError, match=r"after 0\.050 s: 1 of 3 are NaN"):
+    with pytest.raises(ValueError, match=r"after 0\.050 s are NaN or infinite: 1 of 3"):
         session.push(np.array([0.0, np.nan, 0.0]))
-    with pytest.raises(ValueError, match="type bool"):
-        session.push(np.zeros(3, bool))
+    for kind in (bool, np.uint8):
+        with pytest.raises(ValueError, match=f"type {np.dtype(kind)}; float or signed integer PCM is needed"):
+            session.push(np.zeros(3, kind))
     with pytest.raises(ValueError, match=r"shape \(2, 800\)"):
         session.push(np.zeros((2, 800)))
     with pytest.raises(ValueError, match=r"sample_rate=8000 after 0\.050 s at 16000"):

@@ -43,6 +43,15 @@ def test_the_teacher_is_neither_trained_nor_saved(llm):  # noqa: F811
     assert not teacher.training and not taught.train().teacher.model.training
 
 
+def test_a_pupil_may_train_in_another_precision(llm):  # noqa: F811
+    """As ESPnet's --train_dtype float64 has it: model and recordings alike."""
+    teacher, data = build(llm), batch()
+    _, expected, _ = build(llm, teacher=teacher)(**data)
+    _, found, _ = build(llm, teacher=teacher).double()(**data | {"speech": data["speech"].double()})
+    assert next(teacher.encoder.parameters()).dtype == torch.float32
+    torch.testing.assert_close(found["loss_teacher"].float(), expected["loss_teacher"])
+
+
 def test_a_pupil_becomes_its_teacher(llm):  # noqa: F811
     teacher = build(llm)
     pupil = build(llm, teacher=teacher, teacher_weight=100.0)

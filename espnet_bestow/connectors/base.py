@@ -29,10 +29,6 @@ class Speech:
         """The frames of each utterance without padding, (F_i, D_enc)."""
         return [frames[:length] for frames, length in zip(self.frames, self.lengths.tolist(), strict=True)]
 
-    def repeat(self, times: int) -> "Speech":
-        """Each utterance ``times`` times in a row (for beams)."""
-        return Speech(self.frames.repeat_interleave(times, 0), self.lengths.repeat_interleave(times, 0))
-
 
 @dataclass(frozen=True)
 class LLMInput:
@@ -51,12 +47,11 @@ class LLMInput:
 class ConnectorState(Protocol):
     """What a connector remembers between calls: speech projected once, and its own text caches."""
 
-    def repeat(self, times: int) -> "ConnectorState":
-        """Each text row ``times`` times in a row; several text rows may share one utterance."""
-        ...
-
     def select(self, rows: Tensor) -> "ConnectorState":
-        """Keeps the text rows ``rows`` (B',); a row may only move within its own utterance."""
+        """The text rows ``rows`` (B',), each as often as it is named (beams).
+
+        Rows about one utterance may share its speech, so a row may only move within its own.
+        """
         ...
 
 

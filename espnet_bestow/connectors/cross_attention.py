@@ -71,13 +71,8 @@ class CrossAttentionState:
     text: list[KeysValues]  # per block, B' >= B text rows
     mask: Tensor = field(repr=False)  # (B', N) bool, real text positions so far
 
-    def repeat(self, times: int) -> "CrossAttentionState":
-        """Each text row ``times`` times; the speech stays as it is, shared by the rows of an utterance."""
-        rows = torch.arange(self.mask.shape[0], device=self.mask.device).repeat_interleave(times)
-        return self.select(rows)
-
     def select(self, rows: Tensor) -> "CrossAttentionState":
-        """Keeps the given text rows."""
+        """The given text rows; the speech stays as it is, shared by the rows of an utterance."""
         text = [cache.select(rows) for cache in self.text]
         return CrossAttentionState(self.speech, text, self.mask.index_select(0, rows))
 

@@ -60,12 +60,8 @@ class PerLayerState:
 
     speech: list[KeysValues]  # of B utterances
 
-    def repeat(self, times: int) -> "PerLayerState":
-        """The speech is shared by the rows of an utterance."""
-        return self
-
     def select(self, rows: Tensor) -> "PerLayerState":
-        """Rows move within their utterances only."""
+        """The speech is shared by the rows of an utterance, and they move within it only."""
         return self
 
     def watch(self) -> WatchedSpeech:

@@ -27,12 +27,8 @@ class PrependState:
     prefix: Tensor  # (B, F', D_llm); F' is 0 afterwards
     mask: Tensor  # (B, F') bool, true at real frames
 
-    def repeat(self, times: int) -> "PrependState":
-        """Each text row ``times`` times, each with the speech that it has not read yet."""
-        return PrependState(self.prefix.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
-
     def select(self, rows: Tensor) -> "PrependState":
-        """Keeps the given text rows."""
+        """The given text rows, each with the speech that it has not read yet."""
         return PrependState(self.prefix.index_select(0, rows), self.mask.index_select(0, rows))
 
     def take(self, rows: int) -> tuple[Tensor, Tensor]:

@@ -18,12 +18,8 @@ class RecurrentState:
     speech: KeysValues  # B utterances
     hidden: Tensor  # (layers, B', D)
 
-    def repeat(self, times: int) -> "RecurrentState":
-        """Each text row ``times`` times; the speech is shared."""
-        return RecurrentState(self.speech, self.hidden.repeat_interleave(times, 1))
-
     def select(self, rows: Tensor) -> "RecurrentState":
-        """Keeps the given text rows."""
+        """The given text rows; the speech is shared."""
         return RecurrentState(self.speech, self.hidden.index_select(1, rows))
 
     def watch(self) -> WatchedSpeech:

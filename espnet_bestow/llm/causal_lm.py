@@ -16,7 +16,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from espnet_bestow.llm.llama_step import NO_READERS, Reader, llama_step, suits
 from espnet_bestow.llm.llama_token import LlamaToken
 from espnet_bestow.llm.seated import SeatedLLMState
-from espnet_bestow.llm.tokenizer import not_found
+from espnet_bestow.llm.sight import Sight
+from espnet_bestow.llm.tokenizer import context_length, not_found
 from espnet_bestow.visibility import causal_mask
 
 
@@ -27,13 +28,8 @@ class LLMState:
     cache: Cache
     mask: Tensor  # (B, N) bool
 
-    def repeat(self, times: int) -> "LLMState":
-        """Each row ``times`` times in a row."""
-        rows = torch.arange(self.mask.shape[0], device=self.mask.device).repeat_interleave(times)
-        return self.select(rows)
-
     def select(self, rows: Tensor) -> "LLMState":
-        """Keeps the given rows."""
+        """The given rows, each as often as it is named."""
         self.cache.reorder_cache(rows.long())  # type: ignore[arg-type]
         return LLMState(self.cache, self.mask.index_select(0, rows))
 
@@ -45,14 +41,6 @@ class LLMState:
 
 def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)
-
-
-def _added(allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The mask (B, U, N) as what transformers adds to scores, (B, 1, U, N)."""
-    if allowed is None:
-        return None
-    bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return bias.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def load_causal_lm(path: str, dtype: str | None = None) -> PreTrainedModel:
@@ -70,13 +58,19 @@ class CausalLM(nn.Module):
 
     Args:
         path: directory or hub id of the LLM.
-        dtype: torch dtype of its weights (default: float32).
+        dtype: torch dtype of those of its weights that stay as they are (default: float32); here there are none.
     """
 
     def __init__(self, path: str, dtype: str | None = None):
         super().__init__()
         self.path = path
         self.model = self.prepare(load_causal_lm(path, dtype))
+        if any(p.requires_grad and p.dtype != torch.float32 for p in self.model.parameters()):
+            # ESPnet would train it in --train_dtype, and decoding round what was learned.
+            raise ValueError(
+                f"llm dtype={dtype!r} is for weights that stay frozen (llm: frozen or lora); leave it out of llm: full"
+            )
+        self._sight = Sight(self.model.config)
         self._short_step = suits(self.model)
         # Not whatever is frozen later (ESPnet's --freeze_param): those weights may differ from the ones at the path.
         self._at_path = {name for name, p in _by_all_names(self) if not p.requires_grad}
@@ -111,7 +105,7 @@ class CausalLM(nn.Module):
     @property
     def context(self) -> int | None:
         """Positions that it can take; None where its configuration does not say."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return context_length(self.model.config)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, U) -> (B, U, D_llm)."""
@@ -119,11 +113,14 @@ class CausalLM(nn.Module):
 
     def start(self, batch: int, device: torch.device) -> LLMState:
         """An empty cache for ``batch`` rows."""
-        return LLMState(DynamicCache(config=self.model.config), torch.zeros(batch, 0, dtype=torch.bool, device=device))
+        # Without the configuration, by which layers with a window would forget what a mask still counts.
+        return LLMState(DynamicCache(), torch.zeros(batch, 0, dtype=torch.bool, device=device))
 
     def seated(self) -> SeatedLLMState:
         """An empty cache with seats for streaming sessions."""
-        return SeatedLLMState(self.model.config, LlamaToken(self.model) if LlamaToken.fits(self.model) else None)
+        self._sight.check_seats()
+        token = LlamaToken(self.model) if LlamaToken.fits(self.model) else None
+        return SeatedLLMState(self.depth, self._sight.limited, token)
 
     def forward(
         self,
@@ -147,15 +144,18 @@ class CausalLM(nn.Module):
             logits (B, kept, V) in float32.
         """
         x = embeddings.to(self.model.dtype)
+        options: dict[str, Any]
         if state is None:
-            options = {"attention_mask": mask.long(), "position_ids": _positions(mask), "use_cache": False}
+            # Where all layers see all of the text, transformers makes the mask, and none at all if it can.
+            seen = self._sight.masks(causal_mask(mask, mask.shape[1]), x.dtype) if self._sight.limited else mask.long()
+            options = {"attention_mask": seen, "position_ids": _positions(mask), "use_cache": False}
             return self._run(x, keep, readers, options)
         if not readers and isinstance(state, SeatedLLMState) and (logits := state.one_token(x)) is not None:
             return logits
         allowed, positions = state.enter(mask)
         if self._short_step:
             return llama_step(self.model, x, allowed, positions, state.cache, keep, readers).float()
-        options = {"attention_mask": _added(allowed, x.dtype), "position_ids": positions}
+        options = {"attention_mask": self._sight.masks(allowed, x.dtype), "position_ids": positions}
         options |= {"past_key_values": state.cache, "use_cache": True}
         return self._run(x, keep, readers, options)
 
@@ -170,7 +170,9 @@ class CausalLM(nn.Module):
         if not readers:
             yield
             return
-        lists = (each for each in self.model.modules() if isinstance(each, nn.ModuleList) and len(each) == self.depth)
+        # An LLM that also sees may have as many layers there.
+        modules = self.model.get_decoder().modules()
+        lists = (each for each in modules if isinstance(each, nn.ModuleList) and len(each) == self.depth)
         layers = next(lists, None)  # the outermost list of so many is that of the layers
         if layers is None:
             raise ValueError(f"{type(self.model).__name__} has no list of its {self.depth} layers to read speech in")

@@ -4,14 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from espnet_bestow.llm.llama_token import LlamaToken
 from espnet_bestow.seats import Placement, SeatBuffer
-
-_PLAIN = {None, "full_attention"}
-"""Layer types that see all of the text before a token; the mask below knows no window."""
 
 
 class _SeatedLayer(CacheLayerMixin):
@@ -64,16 +60,14 @@ class SeatedLLMState:
     """The LLM's part of many sessions' state.
 
     Args:
-        config: of the LLM.
+        layers: how many the LLM has.
+        limited: whether some of them see only the last positions of the text, so that a mask has to say which.
         token: the step of one token in one call, where it can be had.
     """
 
-    def __init__(self, config: PreTrainedConfig, token: LlamaToken | None = None):
-        text = config.get_text_config()
-        kinds = set(getattr(text, "layer_types", None) or [None])
-        if not kinds <= _PLAIN:
-            raise ValueError(f"this LLM cannot stream: it has layers of types {sorted(map(str, kinds - _PLAIN))}")
-        self.cache = SeatedCache(text.num_hidden_layers)
+    def __init__(self, layers: int, limited: bool = False, token: LlamaToken | None = None):
+        self.cache = SeatedCache(layers)
+        self.limited = limited
         self.token = token
 
     def sit(self, at: Placement) -> None:
@@ -94,7 +88,7 @@ class SeatedLLMState:
         """New positions, mask (B, U): which of all N they may see, (B, U, N), None for all; their numbers (B, U)."""
         at = self.cache.at
         assert at is not None
-        return at.allowed, at.slots
+        return at.before if self.limited else at.allowed, at.slots
 
     def one_token(self, x: Tensor) -> Tensor | None:
         """Logits (B, 1, V) of x (B, U, D) where :class:`LlamaToken` takes it, else None."""

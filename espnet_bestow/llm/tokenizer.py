@@ -23,9 +23,10 @@ def load_config(path: str) -> PretrainedConfig:
         raise not_found(path, "config.json", error) from error
 
 
-def context_length(path: str) -> int | None:
-    """How many tokens the LLM at ``path`` can take; None where its configuration does not say."""
-    return getattr(load_config(path), "max_position_embeddings", None)
+def context_length(config: PretrainedConfig) -> int | None:
+    """How many positions an LLM can take; None where its configuration does not say."""
+    # A multimodal LLM says it in the part of its configuration that is about text.
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def not_found(path: str, what: str, error: Exception) -> LLMNotFoundError:

@@ -4,8 +4,7 @@ import numpy as np
 import soxr
 from torch import Tensor
 
-_CHANNELS = 64
-"""More are taken for samples in the place of channels."""
+from espnet_bestow.audio import mono
 
 
 class Intake:
@@ -28,12 +27,13 @@ class Intake:
 
     def take(self, samples: np.ndarray | Tensor, sample_rate: int | None = None) -> np.ndarray:
         """samples (S,) or (S, channels), float in -1 to 1 or integer PCM -> what can be said of (S',) so far."""
-        mono = self._mono(samples)
+        array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
+        taken = mono(array, f"samples after {self.seconds:.3f} s")
         self._fix_rate(sample_rate or self.rate_in or self.rate)
-        self.samples_in += len(mono)
+        self.samples_in += len(taken)
         if self._resampler is None:
-            return mono
-        return np.asarray(self._resampler.resample_chunk(mono))
+            return taken
+        return np.asarray(self._resampler.resample_chunk(taken))
 
     def end(self) -> np.ndarray:
         """The rest, once no more audio comes."""
@@ -53,27 +53,3 @@ class Intake:
                 f"sample_rate={rate} after {self.seconds:.3f} s at {self.rate_in}: the rate of a session is fixed by "
                 "its first push"
             )
-
-    @property
-    def _where(self) -> str:
-        return f"after {self.seconds:.3f} s"
-
-    def _mono(self, samples: np.ndarray | Tensor) -> np.ndarray:
-        array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
-        kind = array.dtype.kind
-        if kind == "f":
-            array = array.astype(np.float32, copy=False)  # whoever keeps samples copies them
-        elif kind == "i":  # PCM; training saw -1 to 1
-            array = (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
-        elif array.size == 0:
-            array = array.astype(np.float32)
-        else:
-            raise ValueError(f"samples {self._where} are of type {array.dtype}; float or signed integer PCM is needed")
-        if array.ndim == 2 and 1 <= array.shape[1] <= _CHANNELS:
-            array = array.mean(axis=1, dtype=np.float32)
-        if array.ndim != 1:
-            raise ValueError(f"samples {self._where} have shape {array.shape}; (S,) or (S, channels) is needed")
-        if not np.isfinite(array).all():
-            bad = int(np.count_nonzero(~np.isfinite(array)))
-            raise ValueError(f"samples {self._where}: {bad} of {len(array)} are NaN or infinite")
-        return np.ascontiguousarray(array)

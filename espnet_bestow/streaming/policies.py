@@ -112,10 +112,17 @@ class WaitK(TokenPolicy):
 
 
 class _ByReads(Policy):
-    """Frames come ``step`` by ``step`` after the ``first`` ones, however much is written."""
+    """Frames come ``step`` by ``step`` after the ``first`` ones (default: ``step``), however much is written.
 
-    first: int
-    step: int
+    Args:
+        name: of the policy, for errors.
+        step: frames per READ.
+        first: frames before the first token or draft.
+    """
+
+    def __init__(self, name: str, step: int, first: int | None):
+        self.step, self.first = step, step if first is None else first
+        _at_least(name, 1, step=self.step, first=self.first)
 
     def frames(self, written: int, reads: int) -> int:
         """See base class."""
@@ -136,10 +143,9 @@ class AlignAtt(_ByReads, TokenPolicy):
     def __init__(
         self, threshold: int = 8, step: int = 4, first: int | None = None, sink: int = 2, blind_prompt: bool = True
     ):
+        super().__init__("align_att", step, first)
         _at_least("align_att", 0, threshold=threshold, sink=sink)
-        _at_least("align_att", 1, step=step, first=step if first is None else first)
-        self.threshold, self.step, self.sink = threshold, step, sink
-        self.first = step if first is None else first
+        self.threshold, self.sink = threshold, sink
         self.blind_prompt = blind_prompt
 
     def accepts(self, view: View) -> bool:
@@ -170,10 +176,10 @@ class EDAtt(_ByReads, TokenPolicy):
     ):
         if not 0.0 < alpha <= 1.0:
             raise ValueError(f"ed_att: alpha={alpha} must be in (0, 1]")
+        super().__init__("ed_att", step, first)
         _at_least("ed_att", 0, sink=sink)
-        _at_least("ed_att", 1, newest=newest, step=step, first=step if first is None else first)
-        self.alpha, self.newest, self.step, self.sink = alpha, newest, step, sink
-        self.first = step if first is None else first
+        _at_least("ed_att", 1, newest=newest)
+        self.alpha, self.newest, self.sink = alpha, newest, sink
         self.blind_prompt = blind_prompt
 
     def accepts(self, view: View) -> bool:
@@ -194,10 +200,9 @@ class LocalAgreement(_ByReads, DraftPolicy):
     """
 
     def __init__(self, n: int = 2, step: int = 8, first: int | None = None):
+        super().__init__("local_agreement", step, first)
         _at_least("local_agreement", 2, n=n)
-        _at_least("local_agreement", 1, step=step, first=step if first is None else first)
-        self.n, self.step = n, step
-        self.first = step if first is None else first
+        self.n = n
 
     def agreed(self, drafts: Sequence[Sequence[int]]) -> int:
         """See base class."""
@@ -221,10 +226,9 @@ class HoldN(_ByReads, DraftPolicy):
     """
 
     def __init__(self, n: int = 4, step: int = 8, first: int | None = None):
+        super().__init__("hold_n", step, first)
         _at_least("hold_n", 0, n=n)
-        _at_least("hold_n", 1, step=step, first=step if first is None else first)
-        self.n, self.step = n, step
-        self.first = step if first is None else first
+        self.n = n
 
     def agreed(self, drafts: Sequence[Sequence[int]]) -> int:
         """See base class."""

@@ -220,7 +220,8 @@ class Session:
             if isinstance(event, Begin):
                 self.segments.append(self._segment(event.offset))
             elif isinstance(event, Audio):
-                self.segments[-1].ear.push(event.samples)
+                if not self.segments[-1].done:  # else it ended early (only without suppress_end): nobody listens
+                    self.segments[-1].ear.push(event.samples)
             else:
                 self.segments[-1].ear.end()
 
@@ -237,7 +238,7 @@ class Session:
         """The segment to decode now."""
         while self.segments and self.segments[0].done and self.segments[0].ear.ended:
             self.segments.popleft()
-        # One that is done but still receives audio ended early (only without suppress_end): nobody listens to the rest.
+        # One that is done but has not ended waits for the end of its audio, which is left unheard.
         return self.segments[0] if self.segments and not self.segments[0].done else None
 
     def consumed(self, segment: Segment) -> float:

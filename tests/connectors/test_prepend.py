@@ -13,6 +13,7 @@ from espnet_bestow.inference import DecodingOptions, Speech2Text
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.model import BestowModel
 from espnet_bestow.prompt import build_template
+from espnet_bestow.quantize import quantize
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
 from tests.llm_fixtures import write_llm
 from tests.test_espnet_model import D_ENC, WINDOW, FrameEncoder
@@ -97,7 +98,8 @@ def test_several_texts_may_be_about_one_utterance(build):
     text = torch.randn(6, 4, 12)
     mask, visible = torch.ones(6, 4, dtype=torch.bool), torch.full((6, 4), 7, dtype=torch.int32)
     shared = prepend(text, mask, visible, prepend.start(speech))
-    for state in (prepend.start(speech.repeat(3)), prepend.start(speech).repeat(3)):
+    thrice = torch.tensor([0, 0, 0, 1, 1, 1])
+    for state in (prepend.start(speech.select(thrice)), prepend.start(speech).select(thrice)):
         torch.testing.assert_close(shared.embeddings, prepend(text, mask, visible, state).embeddings)
     rows = torch.tensor([1, 1, 0])
     chosen = prepend(text[:3], mask[:3], visible[:3], prepend.start(speech).select(rows))
@@ -197,3 +199,20 @@ def test_what_it_cannot_do_is_named():
     with pytest.raises(ValueError, match="WaitKPolicy: PrependConnector lets every word hear everything"):
         ESPnetBestowModel(**parts, policy=WaitKPolicy())
     assert ESPnetBestowModel(**parts, policy=OfflinePolicy()).connector is parts["connector"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_nothing_but_linears_can_be_rounded(tmp_path, precision):
+    """Then no parameter is left that would say in which precision it computes."""
+    path = str(write_llm(tmp_path, "llama"))
+    prepend = PrependConnector(32, 6, dim=8, num_layers=0, subsampling=1)
+    model = BestowModel(nn.Identity(), prepend, CausalLM(path), nn.Identity()).eval()
+    speech = Speech(torch.randn(1, 5, 6), torch.tensor([5]))
+    ids = torch.tensor([[7, 8, 9]])
+    mask, visible = torch.ones_like(ids, dtype=torch.bool), torch.full((1, 3), 5, dtype=torch.int32)
+    before = model.teacher_forced(speech, ids, mask, visible)
+    quantize(model.connector, precision)
+    assert not list(model.connector.parameters())
+    after = model.teacher_forced(speech, ids, mask, visible)
+    torch.testing.assert_close(after, before, rtol=0.1, atol=0.1)

@@ -42,7 +42,7 @@ def test_beams_move_with_their_state(connector):
     state = connector.start(speech)
     text, mask = torch.randn(2, 2, 8), torch.ones(2, 2, dtype=torch.bool)
     connector(text, mask, visible, state)
-    beams = state.repeat(2)
+    beams = state.select(torch.tensor([0, 0, 1, 1]))
     assert beams.hidden.shape[1] == 4 and beams.speech is state.speech
     assert torch.equal(beams.hidden, state.hidden[:, [0, 0, 1, 1]])
     grown = torch.randn(4, 1, 8)

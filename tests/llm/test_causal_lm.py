@@ -1,10 +1,11 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from espnet_bestow.llm.causal_lm import CausalLM, FrozenCausalLM, load_causal_lm
 from espnet_bestow.llm.lora import LoRACausalLM
+from espnet_bestow.llm.tokenizer import context_length, load_config
 from tests.llm_fixtures import write_llm
 
 FAMILIES = ("llama", "qwen2", "gpt2")
@@ -114,6 +115,20 @@ def test_a_merged_llm_is_a_plain_checkpoint(paths, tmp_path):
     torch.testing.assert_close(again(input_ids=ids).logits, llm.model(input_ids=ids).logits)
 
 
+def test_adapters_on_an_output_layer_that_is_also_the_table_leave_the_table_alone(paths, tmp_path):
+    llm = lora(paths["qwen2"], targets=["q_proj", "lm_head"]).eval()
+    assert llm.model.lm_head.base_layer.weight is llm.model.model.embed_tokens.weight
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        for name, parameter in llm.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.3)
+        trained = llm(llm.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+        llm.merged().save_pretrained(tmp_path)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path)(input_ids=ids).logits
+    torch.testing.assert_close(again, trained, rtol=1e-4, atol=1e-4)
+
+
 def test_shared_first_matrices_are_one_parameter(paths):
     plain, shared = lora(paths["llama"]), lora(paths["llama"], share_input=["q_proj", "k_proj", "v_proj"])
 
@@ -129,6 +144,55 @@ def test_shared_first_matrices_are_one_parameter(paths):
 def test_unknown_lora_targets_list_the_linear_layers(paths):
     with pytest.raises(ValueError, match=r"lora targets \['nope'\] are not layers .*'q_proj'"):
         LoRACausalLM(paths["llama"], targets=["nope"])
+    with pytest.raises(ValueError, match=r"lora targets \['embed_tokens'\] are not layers"):
+        LoRACausalLM(paths["llama"], targets=["embed_tokens"])
+
+
+def test_what_is_trained_has_no_precision_of_its_own(paths):
+    assert CausalLM(paths["llama"], dtype="float32").model.dtype == torch.float32
+    with pytest.raises(ValueError, match="llm dtype='bfloat16' is for weights that stay frozen"):
+        CausalLM(paths["llama"], dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    """An LLM that also takes images, its vision tower as deep as its language model."""
+    path = tmp_path_factory.mktemp("gemma3")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    heads = {"num_key_value_heads": 2, "head_dim": 8}
+    text = {"vocab_size": 60, "max_position_embeddings": 96, "sliding_window": 6, "pad_token_id": 0}
+    sight = {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(
+        text_config={**shape, **heads, **text}, vision_config={**shape, **sight}, mm_tokens_per_image=1
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    return str(path)
+
+
+@torch.no_grad()
+def test_of_an_llm_that_also_sees_only_the_language_model_counts(seeing):
+    llm = CausalLM(seeing).eval()
+    assert (llm.context, context_length(load_config(seeing)), llm.depth) == (96, 96, 2)
+    ids = torch.randint(4, 60, (1, 10))
+    x, mask = llm.embed(ids), torch.ones_like(ids, dtype=torch.bool)
+    full = llm(x, mask)
+    torch.testing.assert_close(full, llm.model(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+    state = llm.start(1, ids.device)
+    steps = torch.cat([llm(x[:, u : u + 1], mask[:, u : u + 1], state) for u in range(10)], 1)
+    torch.testing.assert_close(steps, full, rtol=1e-5, atol=1e-5)
+    calls = []
+    llm(x, mask, readers={1: lambda hidden: calls.append(hidden.shape) or hidden})
+    assert calls == [(1, 10, 32)]
+
+
+def test_adapters_of_an_llm_that_also_sees_are_where_text_goes_through(seeing):
+    llm = lora(seeing)
+    ids = torch.randint(4, 60, (1, 5))
+    llm.train()(llm.embed(ids), torch.ones_like(ids, dtype=torch.bool)).sum().backward()
+    trained = {name: parameter for name, parameter in llm.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 2 * 3 * 2  # layers, targets, matrices
+    assert all(parameter.grad is not None for parameter in trained.values())
 
 
 def test_missing_llm_and_wrong_dtype_are_named(paths, tmp_path):

@@ -85,7 +85,7 @@ def test_it_learns_and_keeps_its_history(trained):
 
 def test_causal_lm_loads_it_with_the_tokenizers_ends(trained):
     llm = CausalLM(str(trained))
-    assert (llm.width, llm.vocab_size) == (16, len(load_tokenizer(str(trained))))
+    assert (llm.width, llm.model.config.vocab_size) == (16, len(load_tokenizer(str(trained))))
     assert llm.model.config.bos_token_id == 1 and llm.model.generation_config.eos_token_id == 2
 
 

@@ -278,7 +278,7 @@ def test_characters_and_reduced_precision(scripted, files):
 
 def test_a_bad_sample_is_an_error_with_its_place(scripted):
     agent = make_agent(scripted)
-    with pytest.raises(ValueError, match=r"samples after 0.000 s: 1 of 3 are NaN or infinite"):
+    with pytest.raises(ValueError, match=r"samples after 0.000 s are NaN or infinite: 1 of 3"):
         agent.pushpop(SpeechSegment(content=[0.0, float("nan"), 0.0], sample_rate=MODEL_RATE, tgt_lang=None))
 
 
