@@ -9,6 +9,7 @@ from espnet2.layers.abs_normalize import AbsNormalize
 from torch import Tensor, nn
 
 from espnet_bestow.encoders.log_mel import NativeLogMel
+from espnet_bestow.encoders.padding import ignores_padding
 from espnet_bestow.silence import SilenceAround
 
 SILENCE = 1024
@@ -36,6 +37,11 @@ class Features(nn.Module):
         self.normalize = normalize
         self.preencoder = preencoder
         self._log_mel: NativeLogMel | None = None
+
+    @property
+    def ignores_padding(self) -> bool:
+        """See :mod:`.padding`."""
+        return all(map(ignores_padding, (self.frontend, self.normalize, self.preencoder)))
 
     def extract(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) -> (B, T, 80), before augmentation and normalisation.
