@@ -9,10 +9,12 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 from espnet2.tasks.asr import encoder_choices
 
 from espnet_bestow.connectors import CrossAttentionConnector
+from espnet_bestow.encoders import HFWhisperEncoder, WhisperLogMelFrontend
 from espnet_bestow.encoders.features import Features
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.inference import DecodingOptions, Speech2Text
 from espnet_bestow.llm.causal_lm import CausalLM
+from espnet_bestow.streaming.listener import samples_per_frame
 from espnet_bestow.visibility import OfflinePolicy
 from tests.encoders.test_espnet_encoders import CONFS
 from tests.llm_fixtures import write_llm
@@ -23,6 +25,28 @@ ENCODERS: dict[str, Any] = {
     "vgg_rnn": CONFS["vgg_rnn"],
     "e_branchformer": CONFS["e_branchformer"],
 }
+WHISPER = {"output_size": 16, "num_blocks": 1, "attention_heads": 2, "linear_units": 24}
+
+
+def measured(features: Features, encoder: torch.nn.Module) -> int:
+    model = ESPnetBestowModel(features, encoder, None, None, OfflinePolicy(), ctc_weight=1.0).eval()
+    with torch.no_grad():
+        return samples_per_frame(lambda *batch: model.encode(*batch).rows(), 16000)
+
+
+@pytest.mark.parametrize(("input_layer", "factor"), [("conv2d", 4), ("conv2d6", 6), ("conv2d8", 8)])
+@pytest.mark.parametrize("hop_length", [80, 128, 160, 200, 256])
+def test_the_hop_is_measured_exactly(hop_length, input_layer, factor):
+    """An error of 1 % would have used up the right context after 100 s."""
+    encoder = encoder_choices.get_class("transformer")(16, **CONFS["transformer"] | {"input_layer": input_layer})
+    features = Features(DefaultFrontend(fs=16000, n_fft=512, hop_length=hop_length, n_mels=16))
+    assert measured(features, encoder) == hop_length * factor
+
+
+@pytest.mark.parametrize("positions", [200, 1500])
+def test_the_hop_of_an_encoder_with_a_window(positions):
+    encoder = HFWhisperEncoder(80, **WHISPER, config={"max_source_positions": positions})
+    assert measured(Features(WhisperLogMelFrontend()), encoder) == 320
 
 
 @pytest.fixture(scope="module")
