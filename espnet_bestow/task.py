@@ -282,9 +282,14 @@ class BestowTask(ASRTask):
         return model
 
     @classmethod
-    def _build_frontend(cls, args: argparse.Namespace) -> tuple[nn.Module, int]:
+    def _build_frontend(cls, args: argparse.Namespace) -> tuple[nn.Module | None, int]:
+        if args.frontend is None:  # ESPnet's whisper, wav2vec2, hubert, beats take waveforms
+            return None, args.input_size or 1
         if args.input_size is not None:
-            raise ValueError(f"input_size={args.input_size}: BESTOW reads waveforms, not features from files")
+            raise ValueError(
+                f"input_size={args.input_size} beside frontend: {args.frontend}; BESTOW reads waveforms, not features "
+                "from files, and with frontend: null the encoder takes them"
+            )
         frontend = _build(frontend_choices, args)
         return frontend, frontend.output_size()
 
