@@ -1,5 +1,7 @@
 """What comes before an encoder: ESPnet's frontend, SpecAugment, normalisation and pre-encoder, as one module."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
@@ -51,12 +53,17 @@ class Features(nn.Module):
         """
         if self.frontend is None:
             return waveform, lengths
+        with in_full_precision(waveform.device):
+            return self._extract(waveform, lengths)
+
+    def _extract(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.frontend is not None
         plain = waveform.dim() == 2 and waveform.dtype == torch.float32 and not waveform.requires_grad
         if plain and NativeLogMel.fits(self.frontend):
             return self._extract_natively(waveform, lengths)
         waveform = F.pad(waveform[:, : int(lengths.max())], (0, SILENCE))
         feats, lengths = self.frontend(waveform, lengths)
-        return feats[:, : int(lengths.max())], lengths
+        return feats[:, : int(lengths.max())].contiguous(), lengths  # ESPnet's sinc takes no views
 
     def _extract_natively(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         if self._log_mel is None:  # not before: weights may have been loaded since
@@ -78,7 +85,17 @@ class Features(nn.Module):
         if self.specaug is not None and self.training:
             feats, lengths = self.specaug(feats, lengths)
         if self.normalize is not None:
-            feats, lengths = self.normalize(feats, lengths)
+            with in_full_precision(feats.device):
+                feats, lengths = self.normalize(feats, lengths)
         if self.preencoder is not None:
             feats, lengths = self.preencoder(feats, lengths)
         return feats, lengths
+
+
+def in_full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A context without autocast: the power of loud samples is more than float16 holds, its logarithm less exact.
+
+    ESPnet's models compute features so, too.
+    """
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
