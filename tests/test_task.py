@@ -3,10 +3,12 @@
 import argparse
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from espnet_bestow.errors import BadUtteranceError
 from espnet_bestow.task import BestowTask
 from tests.tiny_training import CONFIG, run_module, train
 
@@ -75,6 +77,15 @@ def test_an_encoder_of_waveforms_needs_no_frontend(tiny, tmp_path, size):
 def test_features_from_files_are_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"^input_size=80 beside frontend: default; BESTOW reads waveforms"):
         train(tiny, tmp_path / "exp", input_size=80)
+
+
+@pytest.mark.parametrize(("conf", "needed"), [({"fs": "8k"}, 800), ({}, 1600)])
+def test_training_audio_that_is_too_short_is_named(tiny, tmp_path, conf, needed):
+    args = BestowTask.get_parser().parse_args(["--config", str(tiny.config(tmp_path, frontend_conf=conf))])
+    preprocess = BestowTask.build_preprocess_fn(args, True)
+    assert len(preprocess("short", {"speech": np.ones(needed)})["speech"]) == needed
+    with pytest.raises(BadUtteranceError, match=rf"^utterance 'click': audio of {needed - 1} samples .* is too short"):
+        preprocess("click", {"speech": np.ones(needed - 1)})
 
 
 def test_training_learns_and_reports_per_task(tiny_experiment):
