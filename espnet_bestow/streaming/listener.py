@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espnet_bestow.errors import BadRowError
+from espnet_bestow.errors import BadRowError, rows_among
 from espnet_bestow.visibility import Chunks
 
 RIGHT_CONTEXT = 13
@@ -88,6 +88,9 @@ class Listener(ABC):
 
         Args:
             requests: ears and how many frames of each; one encoder call serves all of them.
+
+        Raises:
+            BadRowError: one of the requests cannot be served.
         """
 
     def ready(self, ear: Ear, frames: int) -> bool:
@@ -131,13 +134,15 @@ class BeginningsListener(Listener):
         if not rows:
             return out
         ears, asked = zip(*[requests[row] for row in rows], strict=True)
-        encoded = self.encode_beginnings(ears, [ends[row] for row in rows], asked)
+        with rows_among(rows):
+            encoded = self.encode_beginnings(ears, [ends[row] for row in rows], asked)
         for row, frames in zip(rows, encoded, strict=True):
             ear, wanted = requests[row]
             if len(frames) < wanted and ear.received >= self.needed(wanted):
-                raise ValueError(
+                raise BadRowError(
+                    row,
                     f"the encoder made {len(frames)} frames of {ends[row]} samples, {wanted} were asked for; "
-                    f"right_context={self.right_context} is too small for it, or hop={self.hop} wrong"
+                    f"right_context={self.right_context} is too small for it, or hop={self.hop} wrong",
                 )
             out[row] = frames[:wanted]
         return out
