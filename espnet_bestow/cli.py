@@ -41,7 +41,7 @@ def answer_files(s2t: "Speech2Text", files: Sequence[str], prompt: str, batch_si
     """Answers in the order of ``files``; one that cannot be read or answered costs the others nothing."""
     from espnet_bestow.audio import AudioError, read_audio
     from espnet_bestow.errors import BadUtteranceError
-    from espnet_bestow.inference import check_length
+    from espnet_bestow.preprocess import check_length
 
     ids = s2t.template.encode_prompt(prompt)
 

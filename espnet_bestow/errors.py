@@ -23,6 +23,15 @@ class BadRowError(ValueError):
 
 
 @contextlib.contextmanager
+def rows_among(rows: Sequence[int]) -> Iterator[None]:
+    """Within this context only ``rows`` of a batch are looked at, and an error about one says which of all it is."""
+    try:
+        yield
+    except BadRowError as error:
+        raise BadRowError(rows[error.row], error.problem) from None
+
+
+@contextlib.contextmanager
 def rows_named(names: Sequence[str]) -> Iterator[None]:
     """Within this context an error about a row says which of B utterances it is, if they have names."""
     try:

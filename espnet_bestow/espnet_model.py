@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from espnet2.asr.encoder.transformer_encoder import TooShortUttError
 from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from espnet_bestow.connectors.attention import AttendingState, WatchedSpeech
 from espnet_bestow.encoders.chain import final
 from espnet_bestow.encoders.chunks import chunks_of
 from espnet_bestow.encoders.features import Features
-from espnet_bestow.errors import rows_named
+from espnet_bestow.encoders.padding import EncodeBatch, by_length, ignores_padding
+from espnet_bestow.errors import BadRowError, rows_named
 from espnet_bestow.llm.causal_lm import CausalLM
 from espnet_bestow.losses import ctc_losses, frame_distance, too_long
 from espnet_bestow.model import BestowModel, ModelState
@@ -92,14 +94,28 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
 
     def encode(self, waveform: Tensor, lengths: Tensor) -> Speech:
         """See BestowModel."""
-        speech = super().encode(waveform, lengths)
-        return Speech(final(speech.frames), speech.lengths)
+        return self._speech(lambda *batch: self._frames(*self.features(*batch)), waveform, lengths)
 
     def encode_extracted(self, feats: Tensor, lengths: Tensor) -> Speech:
         """:meth:`encode` from what :meth:`Features.extract` makes of a waveform: feats (B, T, 80), lengths (B,)."""
-        assert isinstance(self.features, Features)
-        frames, frame_lengths, _ = self.encoder(*self.features.refine(feats, lengths))
-        return Speech(final(frames), frame_lengths)
+        refine = self.features.refine
+        assert callable(refine)
+        return self._speech(lambda *batch: self._frames(*refine(*batch)), feats, lengths)
+
+    def _speech(self, encode: EncodeBatch, batch: Tensor, lengths: Tensor) -> Speech:
+        """What ``encode`` makes of a batch (B, N, ...): in training all at once, for answers each row as if alone."""
+        at_once = self.training or (ignores_padding(self.features) and ignores_padding(self.encoder))
+        return Speech(*(encode(batch, lengths) if at_once else by_length(encode, batch, lengths)))
+
+    def _frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """feats (B, T, 80), lengths (B,) -> frames (B, F, D_enc), lengths (B,)."""
+        try:
+            frames, counts, _ = self.encoder(feats, lengths)
+        except TooShortUttError as error:  # the longest row is
+            name = type(self.encoder).__name__
+            problem = f"{error.actual_size} frames are too few for {name}, which needs {error.limit}"
+            raise BadRowError(int(lengths.argmax()), problem) from None
+        return final(frames), counts
 
     def collect_feats(self, speech: Tensor, speech_lengths: Tensor, **_: Tensor) -> dict[str, Tensor]:
         """Statistics for global_mvn."""

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espnet_bestow.audio import hertz, read_audio, resample
+from espnet_bestow.audio import read_audio, resample
 from espnet_bestow.circles import CIRCLES
 from espnet_bestow.decoding import Beam, Greedy, Hypothesis, Sampling, Search, Stepper
 from espnet_bestow.encoders.chunks import WHOLE, needs_the_whole
 from espnet_bestow.encoders.log_mel import works_frame_by_frame
-from espnet_bestow.errors import BadRowError, BadUtteranceError, rows_named
+from espnet_bestow.errors import BadRowError, rows_named
 from espnet_bestow.espnet_model import ESPnetBestowModel
 from espnet_bestow.long_audio import pieces
 from espnet_bestow.model_dir import locate
-from espnet_bestow.preprocess import check_speech
+from espnet_bestow.preprocess import SHORTEST, check_length, check_speech
 from espnet_bestow.prompt import PromptTemplate
 from espnet_bestow.quantize import Precision, quantize
 from espnet_bestow.streaming.cache_aware import CacheAwareListener
@@ -34,8 +34,6 @@ from espnet_bestow.streaming.subsampled import Begun
 
 Audio = str | Path | np.ndarray | Tensor
 
-SHORTEST = 0.1
-"""Seconds; below, frontends and down-sampling encoders fail each in its own way."""
 _PIECES = 8
 """Of long recordings, that are answered together at least; otherwise as many as the caller gives recordings."""
 
@@ -133,8 +131,8 @@ class Speech2Text:
         from espnet_bestow.task import BestowTask
 
         model, args = BestowTask.build_model_from_file(config, model_file, device)
-        rate = args.frontend_conf.get("fs", 16000)
-        return cls(model, BestowTask.build_template(args), args.default_prompt, options, device, hertz(rate))
+        rate = BestowTask.sample_rate(args)
+        return cls(model, BestowTask.build_template(args), args.default_prompt, options, device, rate)
 
     @classmethod
     def from_pretrained(
@@ -318,16 +316,6 @@ class Speech2Text:
         samples = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else audio
         samples = resample(check_speech(_name(audio), samples), sample_rate or self.sample_rate, self.sample_rate)
         return check_length(_name(audio), samples, self.sample_rate)
-
-
-def check_length(uid: str, samples: np.ndarray, rate: int) -> np.ndarray:
-    """samples (S,) as they are, or an error where no encoder would make a frame of them."""
-    if len(samples) < SHORTEST * rate:
-        raise BadUtteranceError(
-            f"utterance {uid!r}: audio of {len(samples)} samples ({len(samples) / rate:.3f} s) is too short; "
-            f"at least {SHORTEST} s are needed"
-        )
-    return samples
 
 
 def _name(audio: Audio) -> str:

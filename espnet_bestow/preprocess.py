@@ -10,6 +10,9 @@ from espnet_bestow.audio import mono
 from espnet_bestow.errors import BadUtteranceError
 from espnet_bestow.prompt import PromptTemplate
 
+SHORTEST = 0.1
+"""Seconds; below, frontends and down-sampling encoders fail each in its own way."""
+
 
 class BestowPreprocessor(AbsPreprocessor):
     """Checks the audio, and turns instruction, answer and transcript into token ids.
@@ -20,6 +23,7 @@ class BestowPreprocessor(AbsPreprocessor):
         default_prompt: instruction of utterances without a ``prompt`` entry.
         tasks: names that ``task`` entries may have; their index is what the model sees.
         encode_transcript: ids of ``src_text``, the CTC target (default: the LLM's tokenizer).
+        rate: of the audio, in Hz.
     """
 
     def __init__(
@@ -29,6 +33,7 @@ class BestowPreprocessor(AbsPreprocessor):
         default_prompt: str,
         tasks: Sequence[str] = (),
         encode_transcript: Callable[[str], list[int]] | None = None,
+        rate: int = 16000,
     ):
         super().__init__(train)
         self.template = template
@@ -37,12 +42,13 @@ class BestowPreprocessor(AbsPreprocessor):
         self.encode_transcript = encode_transcript or (
             lambda text: list(template.tokenizer(text, add_special_tokens=False).input_ids)
         )
+        self.rate = rate
 
     def __call__(self, uid: str, data: dict[str, Any]) -> dict[str, np.ndarray]:
         """Speech (S,) or (S, channels), and strings -> arrays."""
         out: dict[str, np.ndarray] = {}
         if "speech" in data:
-            out["speech"] = check_speech(uid, data["speech"])
+            out["speech"] = check_length(uid, check_speech(uid, data["speech"]), self.rate)
         prompt = data.get("prompt", self.default_prompt)
         if "text" in data:
             example = self.template.encode(prompt, data["text"], uid)
@@ -67,3 +73,13 @@ def check_speech(uid: str, speech: np.ndarray) -> np.ndarray:
         return mono(speech, f"utterance {uid!r}: samples")
     except ValueError as error:
         raise BadUtteranceError(str(error)) from None
+
+
+def check_length(uid: str, samples: np.ndarray, rate: int) -> np.ndarray:
+    """samples (S,) as they are, or an error where no encoder would make a frame of them."""
+    if len(samples) < SHORTEST * rate:
+        raise BadUtteranceError(
+            f"utterance {uid!r}: audio of {len(samples)} samples ({len(samples) / rate:.3f} s) is too short; "
+            f"at least {SHORTEST} s are needed"
+        )
+    return samples

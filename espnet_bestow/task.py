@@ -186,8 +186,9 @@ class BestowTask(ASRTask):
         cls, args: argparse.Namespace, train: bool
     ) -> Callable[[str, dict[str, Any]], dict[str, np.ndarray]] | None:
         """Runs in the data-loader workers."""
-        template = cls.build_template(args)
-        return BestowPreprocessor(train, template, args.default_prompt, cls.task_names(args), _transcript_encoder(args))
+        encode, rate = _transcript_encoder(args), cls.sample_rate(args)
+        template, tasks = cls.build_template(args), cls.task_names(args)
+        return BestowPreprocessor(train, template, args.default_prompt, tasks, encode, rate)
 
     @classmethod
     def build_sequence_iter_factory(
@@ -218,6 +219,11 @@ class BestowTask(ASRTask):
         """The prompt template of the configured LLM."""
         _check_conf("template", TEMPLATES[args.template], args.template_conf)
         return build_template(args.template, _llm_path(args), **args.template_conf)
+
+    @classmethod
+    def sample_rate(cls, args: argparse.Namespace) -> int:
+        """What the model hears, in Hz."""
+        return hertz(args.frontend_conf.get("fs", 16000))
 
     @classmethod
     def task_names(cls, args: argparse.Namespace) -> tuple[str, ...]:
@@ -260,7 +266,7 @@ class BestowTask(ASRTask):
             specaug=_build(asr.specaug_choices, args),
             normalize=_build(normalize_choices, args),
             preencoder=_build_preencoder(args, size),
-            silence=_build(silence_choices, args, rate=hertz(args.frontend_conf.get("fs", 16000))),
+            silence=_build(silence_choices, args, rate=cls.sample_rate(args)),
         )
         if features.preencoder is not None:
             size = features.preencoder.output_size()
@@ -282,9 +288,14 @@ class BestowTask(ASRTask):
         return model
 
     @classmethod
-    def _build_frontend(cls, args: argparse.Namespace) -> tuple[nn.Module, int]:
+    def _build_frontend(cls, args: argparse.Namespace) -> tuple[nn.Module | None, int]:
+        if args.frontend is None:  # ESPnet's whisper, wav2vec2, hubert, beats take waveforms
+            return None, args.input_size or 1
         if args.input_size is not None:
-            raise ValueError(f"input_size={args.input_size}: BESTOW reads waveforms, not features from files")
+            raise ValueError(
+                f"input_size={args.input_size} beside frontend: {args.frontend}; BESTOW reads waveforms, not features "
+                "from files, and with frontend: null the encoder takes them"
+            )
         frontend = _build(frontend_choices, args)
         return frontend, frontend.output_size()
 

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.asr.frontend.windowing import SlidingWindow
 from espnet2.asr.postencoder.length_adaptor_postencoder import LengthAdaptorPostEncoder
 from espnet2.asr.preencoder.linear import LinearProjection
+from espnet2.asr.preencoder.sinc import LightweightSincConvs
 from espnet2.asr.specaug.specaug import SpecAug
 from espnet2.layers.utterance_mvn import UtteranceMVN
 from torch import nn
@@ -391,6 +393,28 @@ def test_features_of_a_batch_are_those_of_its_members(kernel, monkeypatch):
         alone, m = features(waveform[row : row + 1, : int(lengths[row])], lengths[row : row + 1])
         assert n[row] == m[0]
         torch.testing.assert_close(together[row, : int(n[row])], alone[0], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_espnets_sinc_takes_the_windows_of_a_batch():
+    """It wants frames that lie one behind the other in memory, which a part of them does not."""
+    features = Features(SlidingWindow(400, 160), preencoder=LightweightSincConvs(out_channels=128)).eval()
+    lengths = torch.tensor([2000, 1500])
+    feats, counts = features(torch.randn(2, 2000), lengths)
+    assert feats.shape == (2, int(counts.max()), 128)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_are_as_exact_under_autocast(dtype, monkeypatch):
+    monkeypatch.setattr(NativeLogMel, "fits", lambda frontend: False)
+    chain = features().eval()
+    chain.preencoder = None
+    waveform, lengths = torch.randn(1, 2000) * torch.linspace(0.0, 1.0, 2000), torch.tensor([2000])
+    expected, _ = chain(waveform, lengths)
+    with torch.autocast("cpu", dtype=dtype):
+        got, _ = chain(waveform, lengths)
+    assert torch.equal(got, expected)
 
 
 def test_targets_longer_than_their_frames_are_counted():

@@ -22,7 +22,7 @@ def preprocess(template):
     return BestowPreprocessor(True, template, "transcribe the english speech", tasks=("asr_en", "sqa"))
 
 
-SPEECH = np.linspace(-0.5, 0.5, 10)
+SPEECH = np.linspace(-0.5, 0.5, 1600)
 
 
 def test_everything_becomes_the_ids_of_one_template(preprocess, template):
@@ -51,7 +51,7 @@ def test_decoding_has_no_text(preprocess, template, prompt):
 
 
 def test_stereo_is_averaged():
-    stereo = np.stack([SPEECH, np.zeros(10)], 1)
+    stereo = np.stack([SPEECH, np.zeros(1600)], 1)
     np.testing.assert_allclose(check_speech("utt", stereo), SPEECH / 2, rtol=1e-6)
 
 
@@ -64,11 +64,19 @@ def test_stereo_is_averaged():
         (np.zeros((3, 2, 1)), r"samples have shape \(3, 2, 1\)"),
         (np.zeros((2, 16000)), r"samples have shape \(2, 16000\)"),
         (np.zeros(10, np.uint8), "samples are of type uint8; float or signed integer PCM is needed"),
+        (np.zeros(1599), r"audio of 1599 samples \(0.100 s\) is too short; at least 0.1 s"),
     ],
 )
 def test_bad_audio_names_utterance_and_value(preprocess, speech, message):
     with pytest.raises(BadUtteranceError, match=rf"utterance 'utt-7': .*{message}"):
         preprocess("utt-7", {"speech": speech, "text": "dog"})
+
+
+def test_what_is_too_short_depends_on_the_rate(template):
+    preprocess = BestowPreprocessor(True, template, "p", rate=8000)
+    assert len(preprocess("utt", {"speech": SPEECH[:800]})["speech"]) == 800
+    with pytest.raises(BadUtteranceError, match=r"'utt': audio of 799 samples \(0.100 s\) is too short"):
+        preprocess("utt", {"speech": SPEECH[:799]})
 
 
 def test_an_unknown_task_lists_the_known(preprocess):

@@ -3,10 +3,12 @@
 import argparse
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from espnet_bestow.errors import BadUtteranceError
 from espnet_bestow.task import BestowTask
 from tests.tiny_training import CONFIG, run_module, train
 
@@ -47,6 +49,43 @@ def test_conv1d_gives_espnet_encoders_80_ms_frames(tiny, tmp_path):
     model, _ = BestowTask.build_model_from_file(exp / "config.yaml", exp / "1epoch.pth")
     speech = model.eval().encode(torch.randn(1, 16000), torch.tensor([16000]))
     assert speech.lengths.tolist() == [-(-101 // 8)]
+
+
+BEATS = {
+    "embed_dim": 16,
+    "encoder_layers": 1,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 24,
+    "encoder_attention_heads": 2,
+    "conv_pos": 8,
+    "conv_pos_groups": 2,
+}
+
+
+@pytest.mark.parametrize("size", [{}, {"input_size": 1}])
+def test_an_encoder_of_waveforms_needs_no_frontend(tiny, tmp_path, size):
+    options = {"frontend": None, "frontend_conf": {}, "normalize": None, **size}
+    options |= {"encoder": "beats", "encoder_conf": {"beats_config": BEATS}}
+    exp = train(tiny, tmp_path / "exp", **options, max_epoch=1)
+    model, _ = BestowTask.build_model_from_file(exp / "config.yaml", exp / "1epoch.pth")
+    waveform, lengths = torch.randn(2, 16000), torch.tensor([16000, 12000])
+    together, alone = model.eval().encode(waveform, lengths), model.encode(waveform[1:, :12000], lengths[1:])
+    torch.testing.assert_close(together.rows()[1], alone.rows()[0], rtol=0, atol=1e-5)
+    train(tiny, tmp_path / "stats", "--collect_stats", "true", **options)
+
+
+def test_features_from_files_are_refused(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"^input_size=80 beside frontend: default; BESTOW reads waveforms"):
+        train(tiny, tmp_path / "exp", input_size=80)
+
+
+@pytest.mark.parametrize(("conf", "needed"), [({"fs": "8k"}, 800), ({}, 1600)])
+def test_training_audio_that_is_too_short_is_named(tiny, tmp_path, conf, needed):
+    args = BestowTask.get_parser().parse_args(["--config", str(tiny.config(tmp_path, frontend_conf=conf))])
+    preprocess = BestowTask.build_preprocess_fn(args, True)
+    assert len(preprocess("short", {"speech": np.ones(needed)})["speech"]) == needed
+    with pytest.raises(BadUtteranceError, match=rf"^utterance 'click': audio of {needed - 1} samples .* is too short"):
+        preprocess("click", {"speech": np.ones(needed - 1)})
 
 
 def test_training_learns_and_reports_per_task(tiny_experiment):

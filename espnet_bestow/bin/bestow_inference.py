@@ -23,7 +23,7 @@ from espnet_bestow.bin.arguments import longest_seconds
 from espnet_bestow.circles import CIRCLES
 from espnet_bestow.datadir.source import AudioSource, read_source
 from espnet_bestow.errors import BadUtteranceError
-from espnet_bestow.inference import DecodingOptions, Speech2Text, check_length
+from espnet_bestow.inference import DecodingOptions, Speech2Text
 from espnet_bestow.model_dir import ModelDirError
 from espnet_bestow.preprocess import BestowPreprocessor
 from espnet_bestow.prompt import PromptError
@@ -109,8 +109,7 @@ class AudioReader:
             except AudioError as error:
                 # The way home from a worker is open only to errors that are made of one message.
                 raise BadUtteranceError(str(error)) from None
-        out = self.preprocess(uid, {**data, "speech": speech})
-        return {**out, "speech": check_length(uid, out["speech"], self.rate)}
+        return self.preprocess(uid, {**data, "speech": speech})
 
 
 def check_keys(data: Sequence[tuple[str, str, str]], key_file: str | None) -> list[str]:
@@ -146,9 +145,10 @@ def batches(args: argparse.Namespace, s2t: Speech2Text) -> Any:
         (path, name, "text" if (name, kind) == ("speech", "sound") else kind)
         for path, name, kind in args.data_path_and_name_and_type
     ]
+    rate = s2t.sample_rate
     return BestowTask.build_streaming_iterator(
         data,
-        preprocess_fn=AudioReader(s2t.sample_rate, BestowPreprocessor(False, s2t.template, s2t.default_prompt)),
+        preprocess_fn=AudioReader(rate, BestowPreprocessor(False, s2t.template, s2t.default_prompt, rate=rate)),
         collate_fn=BestowTask.build_collate_fn(args, train=False),
         key_file=args.key_file,
         batch_size=args.batch_size,

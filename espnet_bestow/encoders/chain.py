@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from espnet_bestow.encoders.padding import ignores_padding
+
 
 def final(frames: Tensor | tuple[Tensor, object]) -> Tensor:
     """The output of an ESPnet encoder; those with intermediate CTC return a tuple, whose first part it is."""
@@ -15,6 +17,11 @@ class EncoderChain(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.postencoder = postencoder
+
+    @property
+    def ignores_padding(self) -> bool:
+        """See :mod:`.padding`."""
+        return ignores_padding(self.encoder) and ignores_padding(self.postencoder)
 
     def forward(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, None]:
         """(B, T, 80) -> (B, F, D_enc)."""

@@ -21,6 +21,8 @@ class ConvSubsampling(AbsPreEncoder):
         kernel_size: of the first one; the others have 3.
     """
 
+    ignores_padding = True
+
     def __init__(self, input_size: int, output_size: int = 256, num_layers: int = 3, kernel_size: int = 5):
         super().__init__()
         if num_layers < 1 or kernel_size % 2 == 0:

@@ -67,6 +67,8 @@ class FastConformerEncoder(AbsEncoder):
         config: Further keys of transformers' ParakeetEncoderConfig.
     """
 
+    ignores_padding = True
+
     def __init__(  # noqa: PLR0913 (ESPnet passes encoder_conf as keywords)
         self,
         input_size: int,

@@ -1,5 +1,7 @@
 """What comes before an encoder: ESPnet's frontend, SpecAugment, normalisation and pre-encoder, as one module."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
@@ -9,6 +11,7 @@ from espnet2.layers.abs_normalize import AbsNormalize
 from torch import Tensor, nn
 
 from espnet_bestow.encoders.log_mel import NativeLogMel
+from espnet_bestow.encoders.padding import ignores_padding
 from espnet_bestow.silence import SilenceAround
 
 SILENCE = 1024
@@ -37,6 +40,11 @@ class Features(nn.Module):
         self.preencoder = preencoder
         self._log_mel: NativeLogMel | None = None
 
+    @property
+    def ignores_padding(self) -> bool:
+        """See :mod:`.padding`."""
+        return all(map(ignores_padding, (self.frontend, self.normalize, self.preencoder)))
+
     def extract(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) -> (B, T, 80), before augmentation and normalisation.
 
@@ -45,12 +53,17 @@ class Features(nn.Module):
         """
         if self.frontend is None:
             return waveform, lengths
+        with in_full_precision(waveform.device):
+            return self._extract(waveform, lengths)
+
+    def _extract(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.frontend is not None
         plain = waveform.dim() == 2 and waveform.dtype == torch.float32 and not waveform.requires_grad
         if plain and NativeLogMel.fits(self.frontend):
             return self._extract_natively(waveform, lengths)
         waveform = F.pad(waveform[:, : int(lengths.max())], (0, SILENCE))
         feats, lengths = self.frontend(waveform, lengths)
-        return feats[:, : int(lengths.max())], lengths
+        return feats[:, : int(lengths.max())].contiguous(), lengths  # ESPnet's sinc takes no views
 
     def _extract_natively(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         if self._log_mel is None:  # not before: weights may have been loaded since
@@ -72,7 +85,17 @@ class Features(nn.Module):
         if self.specaug is not None and self.training:
             feats, lengths = self.specaug(feats, lengths)
         if self.normalize is not None:
-            feats, lengths = self.normalize(feats, lengths)
+            with in_full_precision(feats.device):
+                feats, lengths = self.normalize(feats, lengths)
         if self.preencoder is not None:
             feats, lengths = self.preencoder(feats, lengths)
         return feats, lengths
+
+
+def in_full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A context without autocast: the power of loud samples is more than float16 holds, its logarithm less exact.
+
+    ESPnet's models compute features so, too.
+    """
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()

@@ -57,6 +57,7 @@ class HFWhisperEncoder(AbsEncoder):
     """
 
     name = "hf_whisper"
+    ignores_padding = True
 
     def __init__(
         self,

@@ -37,6 +37,8 @@ class RunningMVN(AbsNormalize):
         norm_vars: divide by the standard deviation too.
     """
 
+    ignores_padding = True
+
     def __init__(
         self,
         stats_file: str | Path | None = None,

@@ -80,6 +80,8 @@ class StreamingFastConformerEncoder(AbsEncoder):
         config: Further keys of transformers' NemotronAsrStreamingEncoderConfig.
     """
 
+    ignores_padding = True
+
     def __init__(  # noqa: PLR0913 (ESPnet passes encoder_conf as keywords)
         self,
         input_size: int,

@@ -23,6 +23,8 @@ class WhisperLogMelFrontend(AbsFrontend):
         fs: Sampling rate; Whisper knows 16000 only.
     """
 
+    ignores_padding = True
+
     def __init__(self, n_mels: int = 80, fs: int | str = 16000):
         super().__init__()
         if str(fs).lower() not in ("16000", "16k"):

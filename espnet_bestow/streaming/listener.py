@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from espnet_bestow.errors import BadRowError, rows_among
 from espnet_bestow.visibility import Chunks
 
 RIGHT_CONTEXT = 13
@@ -87,6 +88,9 @@ class Listener(ABC):
 
         Args:
             requests: ears and how many frames of each; one encoder call serves all of them.
+
+        Raises:
+            BadRowError: one of the requests cannot be served.
         """
 
     def ready(self, ear: Ear, frames: int) -> bool:
@@ -130,13 +134,15 @@ class BeginningsListener(Listener):
         if not rows:
             return out
         ears, asked = zip(*[requests[row] for row in rows], strict=True)
-        encoded = self.encode_beginnings(ears, [ends[row] for row in rows], asked)
+        with rows_among(rows):
+            encoded = self.encode_beginnings(ears, [ends[row] for row in rows], asked)
         for row, frames in zip(rows, encoded, strict=True):
             ear, wanted = requests[row]
             if len(frames) < wanted and ear.received >= self.needed(wanted):
-                raise ValueError(
+                raise BadRowError(
+                    row,
                     f"the encoder made {len(frames)} frames of {ends[row]} samples, {wanted} were asked for; "
-                    f"right_context={self.right_context} is too small for it, or hop={self.hop} wrong"
+                    f"right_context={self.right_context} is too small for it, or hop={self.hop} wrong",
                 )
             out[row] = frames[:wanted]
         return out
@@ -177,9 +183,21 @@ class RecomputedListener(BeginningsListener):
         return self.encode(waveform, torch.tensor(ends))
 
 
+SPAN = 153600
+"""Samples, of which every usual hop is a divisor: 2 ** 11 * 3 * 5 ** 2."""
+
+
 def samples_per_frame(encode: Encode, sample_rate: int) -> int:
     """The hop of an encoder, measured: how many more samples give one more frame."""
-    lengths = torch.tensor([sample_rate, 5 * sample_rate])
-    noise = torch.randn(2, int(lengths[1]), generator=torch.Generator().manual_seed(0))
-    short, long = encode(0.1 * noise, lengths)
-    return round(4 * sample_rate / (len(long) - len(short)))
+    noise = 0.1 * torch.randn(1, sample_rate + SPAN, generator=torch.Generator().manual_seed(0))
+
+    def frames(samples: int) -> int:
+        return len(encode(noise[:, :samples], torch.tensor([samples]))[0])
+
+    span, first = SPAN, frames(sample_rate)
+    try:
+        last = frames(sample_rate + span)
+    except BadRowError:  # more than its window holds: small ones of Whisper's kind
+        span //= 4
+        last = frames(sample_rate + span)
+    return round(span / (last - first))

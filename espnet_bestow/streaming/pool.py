@@ -13,6 +13,7 @@ from torch import Tensor
 
 from espnet_bestow.circles import circling
 from espnet_bestow.connectors import LLMInput
+from espnet_bestow.errors import BadRowError
 from espnet_bestow.model import BestowModel, SeatedModelState
 from espnet_bestow.prompt import PromptTemplate
 from espnet_bestow.streaming.listener import Listener
@@ -82,7 +83,7 @@ class Pool:
                 if not segment.ear.ended:
                     continue
                 target = EVERYTHING
-            elif self._longer(session, target):
+            if self._longer(session, segment, target):
                 self._continue(session, segment)
                 continued.append((session, segment))
                 continue
@@ -90,6 +91,8 @@ class Pool:
             targets.append(target)
         self._encode(able, targets)
         for (session, segment), target in zip(able, targets, strict=True):
+            if session.closed:
+                continue
             frames = segment.heard.pop(target)
             segment.shown = len(frames)
             segment.complete = target == EVERYTHING
@@ -100,19 +103,28 @@ class Pool:
         return able + continued
 
     def _encode(self, turns: Sequence[_Turn], targets: Sequence[int]) -> None:
-        """One encoder call for what is not heard yet, and for what will be asked for next."""
+        """One encoder call for what is not heard yet, and for what will be asked for next.
+
+        A session whose audio cannot be encoded ends; that of the others is encoded without it.
+        """
         wanted = [
-            (segment, frames)
+            (session, segment, frames, frames == target)
             for (session, segment), target in zip(turns, targets, strict=True)
             if target not in segment.heard
             for frames in [target, *self._ahead(session, segment, target)]
         ]
-        if not wanted:
-            return
-        heard = self.listener.hear([(segment.ear, frames) for segment, frames in wanted])
-        for segment in {id(segment): segment for segment, _ in wanted}.values():
+        heard: list[Tensor] = []
+        while wanted and not heard:
+            try:
+                heard = self.listener.hear([(segment.ear, frames) for _, segment, frames, _ in wanted])
+            except BadRowError as error:
+                session, _, _, now = wanted.pop(error.row)
+                if now:
+                    session.fail(error.problem)
+                    wanted = [each for each in wanted if each[0] is not session]
+        for segment in {id(segment): segment for _, segment, *_ in wanted}.values():
             segment.heard.clear()
-        for (segment, target), frames in zip(wanted, heard, strict=True):
+        for (_, segment, target, _), frames in zip(wanted, heard, strict=True):
             segment.heard[target] = frames
 
     def _ahead(self, session: Session, segment: Segment, target: int) -> list[int]:
@@ -122,16 +134,15 @@ class Pool:
             frames = self._frames(session, len(segment.written) + more, segment.reads)
             certain = frames == self._frames(session, len(segment.written), segment.reads + more)
             come = segment.ear.received >= self.listener.needed(frames)
-            if target == EVERYTHING or not (certain and come) or self._longer(session, frames):
+            if target == EVERYTHING or not (certain and come) or self._longer(session, segment, frames):
                 break
             if frames != target:
                 found.append(frames)
         return found
 
-    def _longer(self, session: Session, frames: int) -> bool:
-        """Whether this is more audio than a segment may have."""
-        most = session.options.max_seconds
-        return most is not None and frames * self.listener.hop > most * self.listener.sample_rate
+    def _longer(self, session: Session, segment: Segment, frames: int) -> bool:
+        """Whether these frames are made of more audio than a segment may have: look-ahead counts, and the end."""
+        return session.longest is not None and session.longest < min(segment.ear.received, self.listener.needed(frames))
 
     def _target(self, session: Session, segment: Segment) -> int:
         return self._frames(session, len(segment.written), segment.reads)
@@ -147,7 +158,7 @@ class Pool:
         long: list[_Turn] = []
         short: list[_Turn] = []
         for session, segment in turns:
-            if segment.done:
+            if segment.done or session.closed:
                 continue
             if segment.seat is None:
                 self._sit_down(segment)

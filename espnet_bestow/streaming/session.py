@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from espnet_bestow.circles import CIRCLES, widest
+from espnet_bestow.errors import BadUtteranceError
 from espnet_bestow.streaming.intake import Intake
 from espnet_bestow.streaming.listener import Ear, Listener
 from espnet_bestow.streaming.pauses import (
@@ -60,7 +61,7 @@ class SessionOptions:
     segment_silence: float | None = None
     """Seconds without speech that end a segment; None: the whole audio is one."""
     max_seconds: float | None = None
-    """Longest audio of a segment; it goes on in a new one."""
+    """Longest audio of a segment, look-ahead included; it goes on in a new one."""
 
 
 class Token(NamedTuple):
@@ -148,7 +149,9 @@ class Session:
         self.ended = False
         self.closed = False
         self._intake = Intake(pool.listener.sample_rate)
-        self._cutting = _cutting(options, policy, pool.listener)
+        self.longest = _longest(options, policy, pool.listener)  # samples that a segment may have
+        self._cutting = _cutting(options, policy, pool.listener, self.longest)
+        self._failure: str | None = None
         # Seconds of audio that the model has consumed; never less, though a new segment may hear some of it again.
         self._seen = 0.0
         self.segments_done = 0
@@ -177,8 +180,7 @@ class Session:
 
     def feed(self, samples: np.ndarray | Tensor, sample_rate: int | None = None) -> None:
         """Takes in audio without computing anything on it: for pools of many sessions."""
-        if self.closed or self.ended:
-            raise ValueError(f"push after {'close' if self.closed else 'finish'} of a session of {self.seconds:.3f} s")
+        self._check_open("push")
         started = time.perf_counter()
         self._hear(self._cutting.take(self._intake.take(samples, sample_rate)))
         self.clock.arrive(self.seconds)
@@ -186,14 +188,14 @@ class Session:
 
     def end(self) -> None:
         """No more audio will come; computes nothing."""
-        if self.closed or self.ended:
-            raise ValueError(f"finish after {'close' if self.closed else 'finish'} of a session")
+        self._check_open("finish")
         self.ended = True
         self._hear(self._cutting.take(self._intake.end()))
         self._hear(self._cutting.end())
 
     def take(self) -> list[Word]:
-        """The words completed since the last call; their ``emitted`` is now."""
+        """The words completed since the last call; their ``emitted`` is now. An error if the session has failed."""
+        self._check_failure()
         words = [Word(emitted=self.clock.now, **word) for word in self._words]
         self._words.clear()
         return words
@@ -209,6 +211,16 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_failure(self) -> None:
+        if self._failure is not None:
+            raise BadUtteranceError(self._failure)
+
+    def _check_open(self, call: str) -> None:
+        self._check_failure()
+        if self.closed or self.ended:
+            how = "close" if self.closed else "finish"
+            raise ValueError(f"{call} after {how} of a session of {self.seconds:.3f} s")
 
     def _run(self) -> list[Word]:
         while self._pool.step():
@@ -249,6 +261,11 @@ class Session:
             heard = min(heard, listener.needed(segment.shown))
         self._seen = max(self._seen, min((segment.offset + heard) / listener.sample_rate, self.seconds))
         return self._seen
+
+    def fail(self, problem: str) -> None:
+        """The session's audio cannot be heard: it is closed, and says so to whoever asks it for words."""
+        self._failure = f"session after {self.seconds:.2f} s of audio: {problem}"
+        self.close()
 
     def write(self, segment: Segment, token: Token) -> None:
         """A token is written for good."""
@@ -297,18 +314,24 @@ class Session:
         return min(first / rate, seen), min(last / rate, seen)
 
 
-def _cutting(options: SessionOptions, policy: Policy, listener: Listener) -> Segmentation:
-    """How a session's audio becomes segments, as far as the audio alone decides it."""
-    silence, most, rate = options.segment_silence, options.max_seconds, listener.sample_rate
-    segments = OneSegment() if silence is None else SilenceSegments(silence, rate)
+def _longest(options: SessionOptions, policy: Policy, listener: Listener) -> int | None:
+    """Samples of the longest segment, of which the first token needs no more."""
+    most, rate = options.max_seconds, listener.sample_rate
     if most is None:
-        return segments
+        return None
     if most <= 0:
         raise ValueError(f"max_seconds={most} must be more than 0")
-    first = listener.chunks.whole(policy.frames(0, 0))
-    if first >= EVERYTHING:
-        return NoLongerThan(segments, max(1, round(most * rate)))
-    if most * rate < first * listener.hop:
-        needed = f"{first * listener.hop / rate:.2f} s"
+    longest, first = max(1, round(most * rate)), listener.chunks.whole(policy.frames(0, 0))
+    if first < EVERYTHING and longest < listener.needed(first):
+        needed = f"{listener.needed(first) / rate:.2f} s"
         raise ValueError(f"max_seconds={most} holds less than the {needed} that come before the first token")
-    return segments
+    return longest
+
+
+def _cutting(options: SessionOptions, policy: Policy, listener: Listener, longest: int | None) -> Segmentation:
+    """How a session's audio becomes segments, as far as the audio alone decides it."""
+    silence = options.segment_silence
+    segments = OneSegment() if silence is None else SilenceSegments(silence, listener.sample_rate)
+    if longest is None or listener.chunks.whole(policy.frames(0, 0)) < EVERYTHING:
+        return segments
+    return NoLongerThan(segments, longest)
