@@ -45,6 +45,7 @@ setup(
         "numpy>=2",
         "peft",
         "PyYAML",
+        "regex",
         "rouge-score",
         "sacrebleu>=2",
         "sentencepiece",

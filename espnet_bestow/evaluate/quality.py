@@ -11,9 +11,9 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU, CHRF
-from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from espnet_bestow.evaluate.marked_text import MarkedTextNormalizer
 from espnet_bestow.evaluate.tally import Tally
 
 # Written without spaces between words: what is counted there is characters, as Whisper does.
@@ -29,11 +29,11 @@ def base_language(language: str) -> str:
 
 @cache
 def text_normalizer(language: str) -> Callable[[str], str]:
-    """The normalizer that published word error rates use for a language."""
+    """The normalizer that published word error rates use for a language; ours keeps marks that do not compose."""
     language = base_language(language)
     if language == "en":
         return EnglishTextNormalizer()
-    return BasicTextNormalizer(split_letters=language in UNSPACED_LANGUAGES)
+    return MarkedTextNormalizer(split_letters=language in UNSPACED_LANGUAGES)
 
 
 def _check_paired(metric: str, hyps: Sequence[str], refs: Sequence[str]) -> None:
