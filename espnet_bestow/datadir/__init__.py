@@ -9,6 +9,8 @@ from espnet_bestow.datadir.directory import (
     count_problems,
     read_rejected,
     read_table,
+    table_lines,
+    table_of,
     write_rejected,
     write_table,
 )
@@ -35,6 +37,8 @@ __all__ = [
     "read_rejected",
     "read_source",
     "read_table",
+    "table_lines",
+    "table_of",
     "write_rejected",
     "write_rows",
     "write_table",

@@ -128,6 +128,28 @@ def test_what_cannot_be_used_is_counted_and_listed(recipe, corpus):
     assert "data/train: 16 rows, 16 speakers; left out: 1 " in done.stderr
 
 
+def test_line_breaks_in_an_instruction_are_blanks(recipe, corpus):
+    inputs = corpus / UNSEEN / "text.input"
+    # The last row is in both texts, and is named where its recording is missed.
+    text = "000000 Which?\n\nOptions:\n- yes\n000001 Which?\nOptions:\n- no\n000002 Which?\n000007 Which?\n"
+    inputs.write_text(text)
+    with (corpus / UNSEEN / "text.output").open("a") as outputs:
+        outputs.write("000007 Label 7\n")
+    done = prepare(recipe, corpus, "--unseen_tasks", UNSEEN)
+    assert done.returncode == 0, done.stderr
+    assert DataDir.read(recipe / "data" / "test_unseen").tables["prompt"] == {
+        f"{UNSEEN}-000000": "Which? Options: - yes",
+        f"{UNSEEN}-000001": "Which? Options: - no",
+        f"{UNSEEN}-000002": "Which?",
+    }
+    assert f"{inputs}: 4 lines without an id continue the one before them\n" in done.stderr
+    rejected = read_rejected(recipe / "data" / "test_unseen" / "rejected.tsv")
+    assert {(p.uid, p.problem) for p in rejected} == {
+        (f"{UNSEEN}-000007", "id not in wav.scp"),
+        (f"{UNSEEN}-000007", "id not in utt2spk"),
+    }
+
+
 @pytest.mark.parametrize(
     ("unseen", "message"),
     [
