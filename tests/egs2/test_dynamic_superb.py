@@ -82,6 +82,21 @@ def test_several_recordings_of_a_row_are_joined_with_silence_between_them(recipe
     assert np.abs(samples - np.concatenate([parts[0], np.zeros(8000, np.float32), parts[1]])).max() < 1e-4
 
 
+def test_only_what_has_changed_is_joined_again(recipe, corpus):
+    assert prepare(recipe, corpus, "--unseen_tasks", UNSEEN).returncode == 0
+    joined = sorted((recipe / "data" / "audio" / PAIRS).iterdir())
+    times = [file.stat().st_mtime_ns for file in joined]
+    assert [file.suffix for file in joined] == [".flac", ".flac"]
+    again = prepare(recipe, corpus, "--unseen_tasks", UNSEEN)
+    assert again.returncode == 0 and "join" not in again.stderr
+    assert [file.stat().st_mtime_ns for file in joined] == times
+    write_audio(corpus / PAIRS / "wav" / "000001_pair1.wav", 0.3)
+    joined[0].write_bytes(joined[0].read_bytes()[:20])
+    changed = prepare(recipe, corpus, "--unseen_tasks", UNSEEN)
+    assert changed.returncode == 0, changed.stderr
+    assert [len(read_audio(file)) for file in joined] == [3200 + 8000 + 3200, 3200 + 8000 + 4800]
+
+
 def test_tasks_can_have_names_by_which_they_are_scored(recipe, corpus):
     names = recipe / "names.txt"
     names.write_text(f"{UNSEEN} label_DEG\n{SEEN} label_PRL\n")

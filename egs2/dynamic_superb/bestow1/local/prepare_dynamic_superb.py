@@ -1,6 +1,7 @@
 """Tasks of Dynamic-SUPERB, as ESPnet's recipes write them, as data directories: some to train with, some never seen."""
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,19 @@ class JoinJob:
     files: tuple[str, ...]
     rate: int
     target: Path
+
+    def digest(self) -> str:
+        """Another one where other recordings are joined, or the same otherwise."""
+        parts = [(file, status.st_size, status.st_mtime_ns) for file in self.files for status in [Path(file).stat()]]
+        return hashlib.sha256(repr((parts, self.rate, SILENCE)).encode()).hexdigest()
+
+    def is_done(self) -> bool:
+        """Whether the file is there and says that it was made of these recordings as they are now."""
+        try:
+            with soundfile.SoundFile(self.target) as joined:
+                return joined.comment == self.digest()
+        except soundfile.LibsndfileError:
+            return False
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -134,7 +148,9 @@ def join_recordings(rows: list[Row], args: argparse.Namespace, problems: list[Pr
         if len(files) > 1:
             target = args.output_dir / "audio" / folder.name / f"{quote(row.uid, safe='')}.flac"
             target.parent.mkdir(parents=True, exist_ok=True)
-            jobs.append(JoinJob(row.uid, files, args.fs, target))
+            job = JoinJob(row.uid, files, args.fs, target)
+            if not job.is_done():
+                jobs.append(job)
             row = replace(row, audio=str(target))
         kept[row.uid] = row
     if not jobs:
@@ -156,7 +172,11 @@ def join(job: JoinJob) -> AudioError | None:
             parts += [silence, read_audio(file, job.rate, uid=job.uid)]
         except AudioError as error:
             return error
-    soundfile.write(job.target, np.concatenate(parts[1:]), job.rate, format="FLAC", subtype="PCM_16")
+    partial = job.target.with_suffix(".partial")
+    with soundfile.SoundFile(partial, "w", job.rate, 1, "PCM_16", format="FLAC") as joined:
+        joined.comment = job.digest()
+        joined.write(np.concatenate(parts[1:]))
+    partial.replace(job.target)
     return None
 
 
