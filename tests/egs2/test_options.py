@@ -118,3 +118,6 @@ def test_new_recipe_gets_its_frame(tmp_path):
     assert not (target / "cmd.sh").is_symlink()
     wrong = run(tmp_path, TEMPLATE / "setup.sh", tmp_path / "elsewhere")
     assert (wrong.returncode, "TEMPLATE" in wrong.stderr) == (1, True)
+    assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "egs2" / "other").mkdir()
+    assert run(tmp_path / "egs2" / "other", TEMPLATE / "setup.sh", "bestow1/").returncode == 0

@@ -7,11 +7,14 @@ if [ $# -ne 1 ]; then
     exit 2
 fi
 target=$1
-mkdir -p "${target}"/{conf/tuning,local}
-if [ ! -d "${target}/../../TEMPLATE/bestow1" ]; then
+# Its folders need not be there yet, so that they are counted in its name.
+case ${target} in /*) recipes=${target} ;; *) recipes=${PWD}/${target} ;; esac
+recipes=$(dirname "$(dirname "${recipes}")")
+if [ ! -d "${recipes}/TEMPLATE/bestow1" ]; then
     echo "error: ${target} is not two folders below the folder that holds TEMPLATE" >&2
     exit 1
 fi
+mkdir -p "${target}"/{conf/tuning,local}
 for name in bestow.sh path.sh scripts; do
     ln -sfn "../../TEMPLATE/bestow1/${name}" "${target}/${name}"
 done
