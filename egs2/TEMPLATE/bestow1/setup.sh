@@ -18,9 +18,9 @@ mkdir -p "${target}"/{conf/tuning,local}
 for name in bestow.sh path.sh scripts; do
     ln -sfn "../../TEMPLATE/bestow1/${name}" "${target}/${name}"
 done
-for name in cmd.sh db.sh; do
-    if [ ! -e "${target}/${name}" ]; then cp "$(dirname "$0")/${name}" "${target}/${name}"; fi
-done
+# What may be the recipe's own is left as it is.
+if [ ! -e "${target}/cmd.sh" ]; then cp "$(dirname "$0")/cmd.sh" "${target}/cmd.sh"; fi
+if [ ! -e "${target}/db.sh" ]; then ln -sfn ../../TEMPLATE/bestow1/db.sh "${target}/db.sh"; fi
 # Data preparation scripts of other ESPnet recipes look for these.
 if [ -n "${ESPNET_ROOT:-}" ]; then
     for name in utils steps; do
