@@ -45,6 +45,7 @@ setup(
         "numpy>=2",
         "peft",
         "PyYAML",
+        "regex",
         "rouge-score",
         "sacrebleu>=2",
         "sentencepiece",
@@ -61,6 +62,9 @@ setup(
         # What SimulEval's speech-to-text evaluation imports. SimulEval itself pins an old tqdm and drags in more that
         # it never imports here, so it comes by `pip install --no-deps simuleval==1.1.4` (tools/make_venv.sh).
         "simul": ["pandas", "requests", "textgrid", "tornado"],
+        # BLEU counts words of these languages, which are not between blanks.
+        "ja": ["sacrebleu[ja]"],
+        "ko": ["sacrebleu[ko]"],
         "test": TEST,
         "lint": LINT,
         "dev": [*TEST, *LINT],

@@ -15,7 +15,7 @@ from io import BytesIO
 from itertools import product
 from pathlib import Path
 
-from espnet_bestow.ops.native import cpu_isa
+from espnet_bestow.ops import built
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -54,7 +54,7 @@ def milliseconds(program: Path, *words: object) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commits", nargs=2)
-    parser.add_argument("--isa", choices=ISAS, default=cpu_isa(), help="default: what runs here")
+    parser.add_argument("--isa", choices=ISAS, help="default: what runs here")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="of both programs in turn")
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
@@ -62,7 +62,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[4])
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128])
     args = parser.parse_args()
-    programs = [build(commit, args.isa, ROOT / "build" / "bench_builds") for commit in args.commits]
+    isa = args.isa or built().cpu_isa()
+    programs = [build(commit, isa, ROOT / "build" / "bench_builds") for commit in args.commits]
     print(f"{'what':10} dtype      B    D {args.commits[0]:>10} {args.commits[1]:>10}   ratio", flush=True)
     for what, dtype, batch, width in product(args.what, args.dtypes, args.batches, args.widths):
         kernel, rows = WHAT[what]

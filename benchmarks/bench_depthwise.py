@@ -15,7 +15,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from espnet_bestow.ops import depthwise, reference
+from espnet_bestow.ops import built, depthwise, reference
 
 SHAPES = ((1, 29), (4, 47), (8, 29), (32, 29), (1, 160), (16, 160))
 """Rows B and frames T."""
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    built()
     torch.set_num_threads(args.threads)
     C, K = args.channels, args.kernel
     conv = nn.Conv1d(C, C, K, groups=C)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from espnet_bestow.encoders.few_rows import FewRowsLinear
-from espnet_bestow.ops import few_rows_linear, native
+from espnet_bestow.ops import built, few_rows_linear
 
 WEIGHTS = 1 << 20  # of a matrix
 MATRICES = 60
@@ -27,7 +27,6 @@ Product = Callable[[Tensor], object]
 
 def contestants(inputs: int) -> dict[str, Product]:
     """Each multiplies its rows with all matrices."""
-    assert native is not None, "the compiled ops were not built"
     weights = [torch.randn(WEIGHTS // inputs, inputs) for _ in range(MATRICES)]
     packed = [torch.ops.mkldnn._reorder_linear_weight(weight, 16) for weight in weights]
     layers = [FewRowsLinear(weight, None) for weight in weights]
@@ -60,6 +59,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    built()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     results = []

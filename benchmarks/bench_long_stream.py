@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from espnet_bestow.bin.arguments import fail_with_one_line, positive_int
 from espnet_bestow.datadir.source import read_source
 from espnet_bestow.evaluate.quality import wer
 from espnet_bestow.inference import Speech2Text
@@ -58,26 +59,15 @@ class Talk:
         yield rest
 
 
-def main() -> None:
+def measure(args: argparse.Namespace) -> None:
     """A line per minute, the word error rate, and JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--task", default="asr_en")
-    parser.add_argument("--minutes", type=int, default=30)
-    parser.add_argument("--pause", type=float, default=1.5, help="seconds of digital silence between recordings")
-    parser.add_argument("--policy", default="wait_k:k=8,step=2")
-    parser.add_argument("--context", help="of a cache-aware encoder: 70,6")
-    parser.add_argument("--segment_silence", type=float, default=0.8)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    examples = read_examples(args.data_dir, [args.task])
     s2t = Speech2Text.from_pretrained(args.model)
     context = None if args.context is None else [int(part) for part in args.context.split(",")]
     spec = PolicySpec.parse(args.policy)
     options = SessionOptions(segment_silence=args.segment_silence, max_seconds=60.0)
-    talk = Talk(read_examples(args.data_dir, [args.task]), s2t.sample_rate, args.pause)
+    talk = Talk(examples, s2t.sample_rate, args.pause)
     prompt = talk.examples[0].prompt
     session = s2t.stream(prompt, spec.name, options, s2t.listener(context=context), **dict(spec.options))
     rows, words, spent, minute = [], [], 0.0, 1
@@ -99,6 +89,24 @@ def main() -> None:
         names = ("minute", "memory_mb", "compute_s", "words", "segments")
         minutes = [dict(zip(names, row, strict=True)) for row in rows]
         args.output.write_text(json.dumps({"wer": rate, "prompt": prompt, "minutes": minutes}, indent=1) + "\n")
+
+
+def main() -> None:
+    """Reads the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--task", default="asr_en")
+    parser.add_argument("--minutes", type=positive_int, default=30)
+    parser.add_argument("--pause", type=float, default=1.5, help="seconds of digital silence between recordings")
+    parser.add_argument("--policy", default="wait_k:k=8,step=2")
+    parser.add_argument("--context", help="of a cache-aware encoder: 70,6")
+    parser.add_argument("--segment_silence", type=float, default=0.8)
+    parser.add_argument("--threads", type=positive_int, default=1)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    with fail_with_one_line():
+        measure(args)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from espnet_bestow.audio import read_audio
+from espnet_bestow.bin.arguments import fail_with_one_line, positive_int, positive_number
 from espnet_bestow.inference import Speech2Text
 from espnet_bestow.simul.policy_spec import PolicySpec
 from espnet_bestow.streaming.policies import Policy, build_policy
@@ -36,6 +37,8 @@ def recordings(scp: Path | None, count: int, rate: int, seconds: float) -> list[
         rng = np.random.default_rng(0)
         return [(0.1 * rng.standard_normal(int(seconds * rate))).astype(np.float32) for _ in range(count)]
     files = [line.split(maxsplit=1)[1].strip() for line in scp.read_text("utf-8").splitlines()]
+    if not files:
+        raise ValueError(f"{scp}: no recordings")
     return [read_audio(files[n % len(files)], rate) for n in range(count)]
 
 
@@ -82,22 +85,8 @@ def timed(run: Callable[[], list[list[Word]]]) -> tuple[list[list[Word]], tuple[
     return said, (time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def main() -> None:
+def measure(args: argparse.Namespace) -> None:
     """Prints both real-time factors and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--sessions", type=int, default=64)
-    parser.add_argument("--audio", type=Path, help="a wav.scp (default: noise)")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of noise")
-    parser.add_argument("--chunk", type=float, default=0.32, help="seconds pushed at a time")
-    parser.add_argument("--policy", default="wait_k:k=8,step=2")
-    parser.add_argument("--right_context", type=int)
-    parser.add_argument("--context", help="of a cache-aware encoder: 70,6")
-    parser.add_argument("--rounds", type=int, default=3, help="both ways take turns so often")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu", help="torch device")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     s2t = Speech2Text.from_pretrained(args.model, device=args.device)
     context = None if args.context is None else [int(part) for part in args.context.split(",")]
@@ -141,6 +130,26 @@ def main() -> None:
     print(json.dumps(row))
     if args.output:
         args.output.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
+
+
+def main() -> None:
+    """Reads the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--sessions", type=positive_int, default=64)
+    parser.add_argument("--audio", type=Path, help="a wav.scp (default: noise)")
+    parser.add_argument("--seconds", type=positive_number, default=6.0, help="of noise")
+    parser.add_argument("--chunk", type=positive_number, default=0.32, help="seconds pushed at a time")
+    parser.add_argument("--policy", default="wait_k:k=8,step=2")
+    parser.add_argument("--right_context", type=int)
+    parser.add_argument("--context", help="of a cache-aware encoder: 70,6")
+    parser.add_argument("--rounds", type=positive_int, default=3, help="both ways take turns so often")
+    parser.add_argument("--threads", type=positive_int, default=2)
+    parser.add_argument("--device", default="cpu", help="torch device")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    with fail_with_one_line():
+        measure(args)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from espnet_bestow.bin.arguments import fail_with_one_line, positive_int
 from espnet_bestow.datadir.source import read_source
 from espnet_bestow.evaluate.quality import wer
 from espnet_bestow.inference import Speech2Text
@@ -21,20 +22,11 @@ AROUND = ((0.0, 0.0), (0.2, 0.8), (0.0, 1.0), (0.5, 0.0), (1.0, 1.0))
 """Seconds before and after."""
 
 
-def main() -> None:
+def measure(args: argparse.Namespace) -> None:
     """A line per pair, and JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--task", default="asr_en")
-    parser.add_argument("--max_rows", type=int, default=60)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    s2t = Speech2Text.from_pretrained(args.model)
     examples = evenly(read_examples(args.data_dir, [args.task]), args.max_rows)
+    s2t = Speech2Text.from_pretrained(args.model)
     recordings = [read_source(each.source, s2t.sample_rate, uid=each.key) for each in examples]
     rows = []
     print("before s  after s    WER")
@@ -50,6 +42,21 @@ def main() -> None:
         print(f"{before:8.1f} {after:8.1f} {rate:6.1f}", flush=True)
     if args.output:
         args.output.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+
+
+def main() -> None:
+    """Reads the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--task", default="asr_en")
+    parser.add_argument("--max_rows", type=positive_int, default=60)
+    parser.add_argument("--batch_size", type=positive_int, default=16)
+    parser.add_argument("--threads", type=positive_int, default=1)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    with fail_with_one_line():
+        measure(args)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from espnet_bestow.connectors import CrossAttentionConnector
 from espnet_bestow.llm.causal_lm import CausalLM
+from espnet_bestow.ops import built
 from espnet_bestow.seats import Seats
 
 FRAMES, HISTORY, ENCODER = 40, 16, 144
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    built()
     torch.manual_seed(0)
     connector = CrossAttentionConnector(args.width, ENCODER, args.width, num_heads=4, dropout=0.0).eval()
     llm, rows = llm_of(args.width, args.layers), []

@@ -35,7 +35,7 @@ from espnet_bestow.connectors import CrossAttentionConnector, Speech
 from espnet_bestow.connectors import attention as connector_attention
 from espnet_bestow.llm.causal_lm import FrozenCausalLM
 from espnet_bestow.model import BestowModel
-from espnet_bestow.ops import native, reference, staircase_attention
+from espnet_bestow.ops import built, reference, staircase_attention
 from espnet_bestow.visibility import answer_index, offline, wait_k
 
 K = 6
@@ -258,7 +258,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
-    if native is None or args.device not in native.DEVICES:
+    native = built()
+    if args.device not in native.DEVICES:
         raise SystemExit(f"bench_training_step: the kernels are not built for {args.device}")
     torch.set_num_threads(args.threads)
     disable_progress_bar()

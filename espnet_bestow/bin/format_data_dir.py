@@ -21,10 +21,10 @@ from espnet_bestow.datadir import (
     AudioSource,
     DataDir,
     Problem,
+    SourceReader,
     count_problems,
     default_prompt,
-    map_in_processes,
-    read_source,
+    map_sources,
     write_rejected,
 )
 
@@ -52,11 +52,11 @@ class FormatResult:
     error: AudioError | None = None
 
 
-def format_source(job: FormatJob) -> FormatResult:
+def format_source(job: FormatJob, reader: SourceReader) -> FormatResult:
     """Decode a source; write it only where the file itself will not do."""
     uid, location = job.uids[0], job.source.location
     try:
-        samples = read_source(job.source, job.rate, uid=uid, max_seconds=job.max_seconds)
+        samples = reader.read(job.source, job.rate, uid=uid, max_seconds=job.max_seconds)
         if job.source.is_whole_file:
             info = audio_info(location, uid)
             kind = (info.format, info.subtype)
@@ -81,7 +81,7 @@ def format_audio(
     jobs = [FormatJob(source, tuple(uids), args.fs, args.max_seconds, audio_dir) for source, uids in rows.items()]
     wav_scp, lengths, problems = {}, {}, []
     title = f"format {data.path}"
-    for result in map_in_processes(format_source, jobs, args.nj, title):
+    for result in map_sources(format_source, jobs, args.nj, title):
         for uid in result.job.uids:
             if result.error is not None:
                 error = result.error

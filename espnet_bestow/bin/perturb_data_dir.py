@@ -20,9 +20,9 @@ from espnet_bestow.datadir import (
     AudioSource,
     DataDir,
     Problem,
+    SourceReader,
     count_problems,
-    map_in_processes,
-    read_source,
+    map_sources,
 )
 
 
@@ -52,11 +52,11 @@ class SpeedResult:
     error: AudioError | None = None
 
 
-def perturb_source(job: SpeedJob) -> SpeedResult:
+def perturb_source(job: SpeedJob, reader: SourceReader) -> SpeedResult:
     """Write the copy; audio that cannot be read keeps its source, so that stage 4 lists it."""
     uid = job.prefix + job.uids[0]
     try:
-        samples = read_source(job.source, job.rate, uid=uid, max_seconds=job.max_seconds)
+        samples = reader.read(job.source, job.rate, uid=uid, max_seconds=job.max_seconds)
     except AudioError as error:
         return SpeedResult(job, job.source.location if job.source.span == WHOLE else "", error)
     # Taking the samples for a recording at factor x rate makes them that much faster.
@@ -82,7 +82,7 @@ def perturb_data_dir(args: argparse.Namespace) -> None:
         for source, uids in rows.items()
     ]
     title = f"perturb {data.path}"
-    results = list(map_in_processes(perturb_source, jobs, args.nj, title))
+    results = map_sources(perturb_source, jobs, args.nj, title)
     tables = combine(data, results, args.speeds)
     DataDir(args.output_dir, tables).write(args.output_dir)
     problems = [

@@ -9,11 +9,14 @@ from espnet_bestow.datadir.directory import (
     count_problems,
     read_rejected,
     read_table,
+    table_lines,
+    table_of,
     write_rejected,
     write_table,
 )
 from espnet_bestow.datadir.rows import Row, write_rows
-from espnet_bestow.datadir.source import AudioSource, read_source
+from espnet_bestow.datadir.source import AudioSource, SourceReader, read_source
+from espnet_bestow.datadir.source_workers import map_sources
 from espnet_bestow.datadir.task_prompts import TaskError, default_prompt
 from espnet_bestow.datadir.workers import map_in_processes
 
@@ -25,13 +28,17 @@ __all__ = [
     "DataDirError",
     "Problem",
     "Row",
+    "SourceReader",
     "TaskError",
     "count_problems",
     "default_prompt",
     "map_in_processes",
+    "map_sources",
     "read_rejected",
     "read_source",
     "read_table",
+    "table_lines",
+    "table_of",
     "write_rejected",
     "write_rows",
     "write_table",

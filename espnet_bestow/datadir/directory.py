@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,19 +148,29 @@ def read_table(path: str | Path) -> dict[str, str]:
     Raises:
         DataDirError: A key comes twice, or the file is not UTF-8.
     """
-    table: dict[str, str] = {}
+    return table_of(table_lines(path), path)
+
+
+def table_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines of a table that are not empty, with their numbers; an error where they are not UTF-8."""
     with Path(path).open("rb") as lines:
         for number, raw in enumerate(lines, 1):
             try:
                 line = raw.decode("utf-8").strip(" \t\r\n")
             except UnicodeDecodeError as error:
                 raise DataDirError(f"{path}:{number}: not UTF-8 ({error.reason})") from error
-            if not line:
-                continue
-            key, *value = _BLANKS.split(line, maxsplit=1)
-            if key in table:
-                raise DataDirError(f"{path}:{number}: duplicated key '{key}'")
-            table[key] = value[0] if value else ""
+            if line:
+                yield number, line
+
+
+def table_of(lines: Iterable[tuple[int, str]], path: str | Path) -> dict[str, str]:
+    """Keys and values of the lines of a table; an error where a key comes twice."""
+    table: dict[str, str] = {}
+    for number, line in lines:
+        key, *value = _BLANKS.split(line, maxsplit=1)
+        if key in table:
+            raise DataDirError(f"{path}:{number}: duplicated key '{key}'")
+        table[key] = value[0] if value else ""
     return table
 
 

@@ -11,9 +11,9 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU, CHRF
-from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from espnet_bestow.evaluate.marked_text import MarkedTextNormalizer
 from espnet_bestow.evaluate.tally import Tally
 
 # Written without spaces between words: what is counted there is characters, as Whisper does.
@@ -29,11 +29,11 @@ def base_language(language: str) -> str:
 
 @cache
 def text_normalizer(language: str) -> Callable[[str], str]:
-    """The normalizer that published word error rates use for a language."""
+    """The normalizer that published word error rates use for a language; ours keeps marks that do not compose."""
     language = base_language(language)
     if language == "en":
         return EnglishTextNormalizer()
-    return BasicTextNormalizer(split_letters=language in UNSPACED_LANGUAGES)
+    return MarkedTextNormalizer(split_letters=language in UNSPACED_LANGUAGES)
 
 
 def _check_paired(metric: str, hyps: Sequence[str], refs: Sequence[str]) -> None:
@@ -102,17 +102,23 @@ def _sacrebleu_tally(metric: BLEU | CHRF, name: str, hyps: Sequence[str], refs: 
     return Tally(name, statistics, value_of, signature=str(metric.get_signature()))
 
 
-def bleu(hyps: Sequence[str], refs: Sequence[str], language: str = "en") -> Tally:
-    """Corpus BLEU of sacrebleu, cased, punctuation kept; `language` is the target language.
+def bleu_metric(language: str) -> BLEU:
+    """sacrebleu's BLEU for a target language.
 
-    The tokenizer is 13a, or sacrebleu's own for Chinese, Japanese and Korean (the latter two need
-    `sacrebleu[ja]` or `sacrebleu[ko]`).
+    The tokenizer is 13a, or sacrebleu's own for Chinese, Japanese and Korean.
+
+    Raises:
+        ValueError: Japanese or Korean without `sacrebleu[ja]` or `sacrebleu[ko]`.
     """
     try:
-        metric = BLEU(trg_lang=base_language(language))
+        return BLEU(trg_lang=base_language(language))
     except RuntimeError as error:
         raise ValueError(f"bleu for {language!r}: {' '.join(str(error).split())}") from error
-    return _sacrebleu_tally(metric, "bleu", hyps, refs)
+
+
+def bleu(hyps: Sequence[str], refs: Sequence[str], language: str = "en") -> Tally:
+    """Corpus BLEU of sacrebleu, cased, punctuation kept; `language` is the target language."""
+    return _sacrebleu_tally(bleu_metric(language), "bleu", hyps, refs)
 
 
 def chrf(hyps: Sequence[str], refs: Sequence[str]) -> Tally:

@@ -1,12 +1,13 @@
 """Words for ROUGE in any language."""
 
-import re
 import unicodedata
 
+import regex
 from nltk.stem.porter import PorterStemmer
 from rouge_score.tokenizers import Tokenizer
 
-_WORD = re.compile(r"[^\W_]+")
+# Marks that do not compose with their letters, and what joins or parts these, belong to the word.
+_WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}\p{Join_Control}]*")
 _LONGEST_UNSTEMMED = 3  # rouge-score's own rule
 
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import register_fake
 
-from espnet_bestow.ops import _C  # type: ignore[attr-defined]
+# By its full name: what is missing is called a circular import otherwise.
+import espnet_bestow.ops._C as _C  # type: ignore[import-not-found]
 from espnet_bestow.ops.reference import PANEL
 
 NAME = "bestow::staircase_forward"

@@ -5,7 +5,7 @@ import soundfile
 from espnet_bestow.audio import audio_info, read_audio
 from espnet_bestow.bin.format_data_dir import main
 from espnet_bestow.datadir import DataDir, read_rejected
-from tests.datadir.helpers import lines, write_audio, write_files
+from tests.datadir.helpers import counting_pipe, lines, write_audio, write_files
 
 
 def format_dir(folder, out, *options: str) -> DataDir:
@@ -107,6 +107,38 @@ def test_segments_are_cut(tmp_path):
     assert not (tmp_path / "out" / "segments").exists()
     (problem,) = read_rejected(tmp_path / "out" / "rejected.tsv")
     assert (problem.uid, problem.problem) == ("u3", "segment outside of its recording")
+
+
+@pytest.mark.parametrize("nj", ["1", "2"])
+def test_a_pipe_runs_once_for_all_its_segments(tmp_path, nj):
+    recording, other = write_audio(tmp_path / "talk.wav", 3.0), write_audio(tmp_path / "other.wav", 1.0)
+    pipe, runs = counting_pipe(tmp_path, f"cat {recording}")
+    folder = write_files(
+        tmp_path / "data",
+        wav_scp=f"talk {pipe}\nother {other}\n",
+        segments="u1 talk 2.0 2.5\nu2 other 0 1\nu3 talk 0 9\nu4 talk 0 0.5\nu5 talk 0 -1\n",
+        text="u1 a\nu2 b\nu3 c\nu4 d\nu5 e\n",
+    )
+    data = format_dir(folder, tmp_path / "out", "--task", "asr", "--max_seconds", "2", "--nj", nj)
+    assert lines(runs) == ["run"]
+    whole, audio = read_audio(recording), data.tables["wav.scp"]
+    np.testing.assert_array_equal(read_audio(audio["u1"]), whole[32000:40000])
+    np.testing.assert_array_equal(read_audio(audio["u4"]), whole[:8000])
+    assert data.tables["utt2num_samples"] == {"u1": "8000", "u2": "16000", "u4": "8000"}
+    problems = [(p.uid, p.file, p.problem) for p in read_rejected(tmp_path / "out" / "rejected.tsv")]
+    assert problems == [("u3", pipe, "segment outside of its recording"), ("u5", pipe, "too long")]
+
+
+def test_a_pipe_that_fails_is_a_problem_of_each_of_its_segments(tmp_path):
+    pipe, runs = counting_pipe(tmp_path, "exit 3")
+    segments = "u1 talk 0 1\nu2 talk 1 2\nu3 next 0 1\n"
+    recordings = f"talk {pipe}\nnext {write_audio(tmp_path / 'next.wav', 1.0)}\n"
+    folder = write_files(tmp_path / "data", wav_scp=recordings, segments=segments, text="u1 a\nu2 b\nu3 c\n")
+    data = format_dir(folder, tmp_path / "out", "--task", "asr")
+    assert lines(runs) == ["run"]
+    problems = [(p.uid, p.problem, p.value) for p in read_rejected(tmp_path / "out" / "rejected.tsv")]
+    assert problems == [(uid, "pipe failed", "exit status 3: no message") for uid in ("u1", "u2")]
+    assert list(data.tables["wav.scp"]) == ["u3"]
 
 
 def test_ids_with_slashes_become_one_file_each(tmp_path):

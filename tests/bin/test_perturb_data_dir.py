@@ -6,7 +6,7 @@ from espnet_bestow.audio import read_audio
 from espnet_bestow.bin.format_data_dir import main as format_main
 from espnet_bestow.bin.perturb_data_dir import main
 from espnet_bestow.datadir import DataDir, read_rejected
-from tests.datadir.helpers import write_audio, write_files
+from tests.datadir.helpers import counting_pipe, lines, write_audio, write_files
 
 
 def perturb(folder, out, *options: str) -> DataDir:
@@ -77,6 +77,15 @@ def test_segments_become_utterances(tmp_path):
     assert len(read_audio(data.tables["wav.scp"]["sp1.1-u2"])) == pytest.approx(14545, abs=1)
     # Not the whole recording in place of its bad part: stage 4 will find the id without audio.
     assert {p.uid for p in data.id_problems()} == {"u3", "sp1.1-u3"}
+
+
+def test_a_pipe_runs_once_for_all_segments_and_speeds(tmp_path):
+    pipe, runs = counting_pipe(tmp_path, f"cat {write_audio(tmp_path / 'talk.wav', 2.0)}")
+    segments = "u1 talk 0 1\nu2 talk 1 2\n"
+    folder = write_files(tmp_path / "data", wav_scp=f"talk {pipe}\n", segments=segments, text="u1 a\nu2 b\n")
+    data = perturb(folder, tmp_path / "out", "--speeds", "0.9", "1.0")
+    assert lines(runs) == ["run"]
+    assert [len(read_audio(file)) for _, file in sorted(data.tables["wav.scp"].items())] == [17778, 17778, 16000, 16000]
 
 
 @pytest.mark.parametrize("speed", ["0", "fast", "3"])

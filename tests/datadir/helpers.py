@@ -24,3 +24,9 @@ def write_files(folder: Path, **files: str) -> Path:
 def lines(path: Path) -> list[str]:
     """The lines of a file."""
     return path.read_text(encoding="utf-8").splitlines()
+
+
+def counting_pipe(folder: Path, command: str) -> tuple[str, Path]:
+    """A pipe as in ``wav.scp``, and the file in which it leaves a line whenever it runs."""
+    runs = folder / "runs"
+    return f"echo run >> {runs}; {command} |", runs

@@ -1,6 +1,7 @@
 """Stage 1 of the CoVoST 2 recipe on clips of noise that are laid out like Common Voice 4 and CoVoST 2."""
 
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -140,8 +141,9 @@ def test_what_cannot_be_used_is_counted_and_listed(recipe, corpus):
         ("common_voice_en_4.mp3", "Cut", "off"),
     ]
     file = corpus / "covost" / "covost_v2.en_de.train.tsv"
-    with file.open("a") as train:
+    with file.open("a", newline="") as train:
         train.write("".join("\t".join(row) + "\n" for row in more))
+        train.write("common_voice_en_4.mp3\tReturned\rto\tZurück\tb\n")
     done = prepare(recipe, corpus, "--directions", "en-de en-ca")
     assert done.returncode == 0, done.stderr
     rejected = {(p.uid, p.file, p.problem, p.value) for p in read_rejected(recipe / "data" / "train" / "rejected.tsv")}
@@ -152,6 +154,12 @@ def test_what_cannot_be_used_is_counted_and_listed(recipe, corpus):
         (f"{who}-3-ast_en-de", f"{file}:4", "empty text", "no words"),
         (f"{who}-3-ast_en-de", f"{file}:5", "clip comes twice", "common_voice_en_3.mp3"),
         ("line 6", str(file), "broken line", "3 cells instead of 4: common_voice_en_4.mp3 Cut off"),
+        (
+            "line 7",
+            str(file),
+            "broken line",
+            "new-line character seen in unquoted field: common_voice_en_4.mp3 Returned to Zurück b",
+        ),
     }
     texts = DataDir.read(recipe / "data" / "train").tables["text"]
     assert texts[f"{who}-3-asr_en"] == "Said."
@@ -178,6 +186,12 @@ def no_column(corpus: Path) -> str:
     return f"{file}:1: no column 'translation' (columns: path sentence client_id)"
 
 
+def old_line_ends(corpus: Path) -> str:
+    file = corpus / "covost" / "covost_v2.en_de.train.tsv"
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r"))
+    return f"{file}:1: new-line character seen in unquoted field"
+
+
 def not_utf8(corpus: Path) -> str:
     file = corpus / "covost" / "covost_v2.en_de.test.tsv"
     file.write_bytes(b"path\xff")
@@ -189,7 +203,7 @@ def no_rows(corpus: Path) -> str:
     return "data/test_en-de: no row is left"
 
 
-@pytest.mark.parametrize("damage", [no_split, no_clips, no_column, not_utf8, no_rows])
+@pytest.mark.parametrize("damage", [no_split, no_clips, no_column, old_line_ends, not_utf8, no_rows])
 def test_a_corpus_that_is_not_whole_is_one_error(recipe, corpus, damage):
     message = damage(corpus)
     done = prepare(recipe, corpus, "--directions", "en-de")
@@ -210,6 +224,16 @@ def test_a_direction_must_be_one_of_covost(recipe, corpus, direction, message):
     done = prepare(recipe, corpus, "--directions", direction)
     assert done.returncode == 1
     assert message in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("MeCab") is not None, reason="sacrebleu[ja] is installed")
+def test_a_language_that_could_not_be_scored_is_an_error_before_training(recipe, corpus):
+    done = prepare(recipe, corpus, "--directions", "en-de en-ja")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: direction 'en-ja': bleu for 'ja': Japanese tokenization requires extra dependencies")
+    assert line.endswith("pip install sacrebleu[ja]")
+    assert not (recipe / "data").exists()
 
 
 def test_both_corpora_must_be_named(recipe, corpus):

@@ -82,6 +82,21 @@ def test_several_recordings_of_a_row_are_joined_with_silence_between_them(recipe
     assert np.abs(samples - np.concatenate([parts[0], np.zeros(8000, np.float32), parts[1]])).max() < 1e-4
 
 
+def test_only_what_has_changed_is_joined_again(recipe, corpus):
+    assert prepare(recipe, corpus, "--unseen_tasks", UNSEEN).returncode == 0
+    joined = sorted((recipe / "data" / "audio" / PAIRS).iterdir())
+    times = [file.stat().st_mtime_ns for file in joined]
+    assert [file.suffix for file in joined] == [".flac", ".flac"]
+    again = prepare(recipe, corpus, "--unseen_tasks", UNSEEN)
+    assert again.returncode == 0 and "join" not in again.stderr
+    assert [file.stat().st_mtime_ns for file in joined] == times
+    write_audio(corpus / PAIRS / "wav" / "000001_pair1.wav", 0.3)
+    joined[0].write_bytes(joined[0].read_bytes()[:20])
+    changed = prepare(recipe, corpus, "--unseen_tasks", UNSEEN)
+    assert changed.returncode == 0, changed.stderr
+    assert [len(read_audio(file)) for file in joined] == [3200 + 8000 + 3200, 3200 + 8000 + 4800]
+
+
 def test_tasks_can_have_names_by_which_they_are_scored(recipe, corpus):
     names = recipe / "names.txt"
     names.write_text(f"{UNSEEN} label_DEG\n{SEEN} label_PRL\n")
@@ -126,6 +141,28 @@ def test_what_cannot_be_used_is_counted_and_listed(recipe, corpus):
         (f"{PAIRS}-000000", str(broken), "not an audio file"),
     }
     assert "data/train: 16 rows, 16 speakers; left out: 1 " in done.stderr
+
+
+def test_line_breaks_in_an_instruction_are_blanks(recipe, corpus):
+    inputs = corpus / UNSEEN / "text.input"
+    # The last row is in both texts, and is named where its recording is missed.
+    text = "000000 Which?\n\nOptions:\n- yes\n000001 Which?\nOptions:\n- no\n000002 Which?\n000007 Which?\n"
+    inputs.write_text(text)
+    with (corpus / UNSEEN / "text.output").open("a") as outputs:
+        outputs.write("000007 Label 7\n")
+    done = prepare(recipe, corpus, "--unseen_tasks", UNSEEN)
+    assert done.returncode == 0, done.stderr
+    assert DataDir.read(recipe / "data" / "test_unseen").tables["prompt"] == {
+        f"{UNSEEN}-000000": "Which? Options: - yes",
+        f"{UNSEEN}-000001": "Which? Options: - no",
+        f"{UNSEEN}-000002": "Which?",
+    }
+    assert f"{inputs}: 4 lines without an id continue the one before them\n" in done.stderr
+    rejected = read_rejected(recipe / "data" / "test_unseen" / "rejected.tsv")
+    assert {(p.uid, p.problem) for p in rejected} == {
+        (f"{UNSEEN}-000007", "id not in wav.scp"),
+        (f"{UNSEEN}-000007", "id not in utt2spk"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -149,5 +149,20 @@ def test_new_recipe_gets_its_frame(tmp_path):
     assert run(target, "./bestow.sh", "--stage", "99").returncode == 0
     assert (target / "cmd.sh").is_file()
     assert not (target / "cmd.sh").is_symlink()
+    assert (target / "db.sh").resolve() == TEMPLATE / "db.sh"
+    (target / "db.sh").unlink()
+    (target / "db.sh").write_text("CORPUS=here\n")
+    assert run(tmp_path, TEMPLATE / "setup.sh", target).returncode == 0
+    assert (target / "db.sh").read_text() == "CORPUS=here\n"
     wrong = run(tmp_path, TEMPLATE / "setup.sh", tmp_path / "elsewhere")
     assert (wrong.returncode, "TEMPLATE" in wrong.stderr) == (1, True)
+    assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "egs2" / "other").mkdir()
+    assert run(tmp_path / "egs2" / "other", TEMPLATE / "setup.sh", "bestow1/").returncode == 0
+
+
+def test_every_place_of_a_corpus_in_db_is_read_by_a_recipe():
+    places = re.findall(r"^(\w+)=", (TEMPLATE / "db.sh").read_text("utf-8"), re.MULTILINE)
+    readers = "".join(file.read_text("utf-8") for file in EGS2.glob("*/bestow1/local/data.sh"))
+    assert places == [place for place in places if f"${{{place}}}" in readers]
+    assert all(file.resolve() == TEMPLATE / "db.sh" for file in EGS2.glob("*/bestow1/db.sh"))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
+from whisper_normalizer.basic import BasicTextNormalizer
 
 from espnet_bestow.evaluate import quality
 from espnet_bestow.evaluate.rouge_tokenizer import UnicodeTokenizer
@@ -53,6 +54,44 @@ def test_german_keeps_umlauts_whatever_their_encoding():
     assert decomposed != hyps
     assert value(quality.wer(decomposed, refs, "de")) == 0
     assert value(quality.wer(["drei vogel"], refs, "de")) == 50
+
+
+@pytest.mark.parametrize(
+    ("language", "ref", "hyp", "errors"),
+    [
+        ("ta", "மாமா கா", "மிமி கி", [2, 0, 0, 2]),
+        ("hi", "की", "का", [1, 0, 0, 1]),
+        ("ar", "كِتَاب جديد", "كتاب جديد", [1, 0, 0, 2]),
+        ("yo", "ọ̀rọ̀", "ọrọ", [1, 0, 0, 1]),
+        ("th", "น้ำ", "นำ", [1, 0, 0, 2]),  # without spaces: letters with their marks are counted
+        ("si", "වාක්‍ය, එක", "වාක්‍ය එක", [0, 0, 0, 2]),
+        ("tr", "İstanbul", "istanbul", [0, 0, 0, 1]),
+    ],
+)
+def test_marks_belong_to_their_letters(language, ref, hyp, errors):
+    tally = quality.wer([hyp], [ref], language)
+    assert tally.statistics.tolist() == [errors]
+    assert tally.signature == "norm:MarkedTextNormalizer"
+    assert value(quality.wer([ref], [unicodedata.normalize("NFD", ref)], language)) == 0
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("de", "Größe, [lacht] »fünf« (äh) 1️⃣ ❤️ Gräser´s 5² Straße️!"),
+        ("fr", "L'été, ça coûte 5 € ; Noël à l’Haÿ-les-Roses… ½ ﬁlle"),
+        ("vi", "Tiếng Việt có dấu: ệ ữ ộ — “thế à?”"),
+        ("cs", "Příliš žluťoučký kůň ů ď"),
+        ("ja", "ｶﾞﾗｽ、がらす゛ 葛󠄀城（笑）"),
+        ("ko", "한국어, 안녕하세요!"),
+        ("zh", "你好，世界 5％ ABC"),
+    ],
+)
+def test_where_marks_compose_nothing_differs_from_whisper(language, text):
+    whisper = BasicTextNormalizer(split_letters=language in quality.UNSPACED_LANGUAGES)
+    for form in ("NFC", "NFD"):
+        written = unicodedata.normalize(form, text)
+        assert quality.text_normalizer(language)(written) == whisper(written)
 
 
 def test_languages_without_spaces_count_characters():
@@ -126,7 +165,9 @@ def test_rouge_l_equals_rouge_score_on_ascii(stem):
 
 def test_rouge_tokens_of_other_alphabets():
     assert UnicodeTokenizer(stem=False).tokenize("Fünf_Vögel, 你好!") == ["fünf", "vögel", "你好"]
+    assert UnicodeTokenizer(stem=False).tokenize("हिन्दी में_கா ❤️ 1") == ["हिन्दी", "में", "கா", "1"]
     assert value(quality.rouge_l(["你好"], ["你好"])) == 100
+    assert value(quality.rouge_l(["की"], ["का"])) == 0
 
 
 def test_exact_match_is_strict_and_accuracy_forgives_case():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from espnet_bestow.bin.arguments import fail_with_one_line
 from espnet_bestow.datadir import DataDirError, Problem, Row, default_prompt, write_rows
+from espnet_bestow.evaluate.quality import bleu_metric
 
 SPLITS = ("train", "dev", "test")
 # CoVoST 2 trains with more clips than Common Voice does.
@@ -121,6 +122,11 @@ def parse_direction(text: str) -> Direction:
     # Unknown languages are an error now, not at the instruction in stage 3.
     for task in (direction.ast_task, direction.asr_task):
         default_prompt(task)
+    try:
+        # What scoring in stage 13 lacks is said before days of training, too.
+        bleu_metric(direction.target)
+    except ValueError as error:
+        raise DataDirError(f"direction '{text}': {error}") from error
     return direction
 
 
@@ -158,19 +164,27 @@ def _read_whole(file: Path, validated: Path, data: DirectionData) -> None:
 
 
 def read_tsv(file: Path, columns: Sequence[str], problems: list[Problem]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield place and columns of each line; a line with another number of cells than the first is a problem."""
+    """Yield place and columns of each line; one without as many cells as the first is a problem."""
     if not file.is_file():
         raise DataDirError(f"{file}: no such file")
     try:
         lines = file.read_bytes().decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise DataDirError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    header = _cells(lines[0])
+    try:
+        header = _cells(lines[0])
+    except csv.Error as error:
+        raise DataDirError(f"{file}:1: {_reason(error)}") from error
     for column in columns:
         if column not in header:
             raise DataDirError(f"{file}:1: no column '{column}' (columns: {' '.join(header)})")
     for number, line in enumerate(lines[1:], 2):
-        cells = _cells(line)
+        try:
+            cells = _cells(line)
+        except csv.Error as error:  # such as a carriage return within a cell
+            value = f"{_reason(error)}: {line[:80]}"
+            problems.append(Problem(f"line {number}", str(file), "broken line", value))
+            continue
         if len(cells) == len(header):
             values = dict(zip(header, cells, strict=True))
             yield f"{file}:{number}", {column: values[column] for column in columns}
@@ -182,6 +196,11 @@ def read_tsv(file: Path, columns: Sequence[str], problems: list[Problem]) -> Ite
 def _cells(line: str) -> list[str]:
     """Quotes are no quotes here, but characters may be escaped: CoVoST writes its tables so."""
     return next(csv.reader([line.rstrip("\r")], delimiter="\t", quoting=csv.QUOTE_NONE, escapechar="\\"), [])
+
+
+def _reason(error: csv.Error) -> str:
+    """Without Python's advice to whoever opened the file."""
+    return str(error).partition(" - ")[0]
 
 
 def _clips(folder: Path) -> set[str]:

@@ -1,7 +1,9 @@
 """Tasks of Dynamic-SUPERB, as ESPnet's recipes write them, as data directories: some to train with, some never seen."""
 
 import argparse
-from collections.abc import Sequence
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -11,7 +13,17 @@ import soundfile
 
 from espnet_bestow.audio import AudioError, read_audio
 from espnet_bestow.bin.arguments import fail_with_one_line, positive_int, rate_in_hz
-from espnet_bestow.datadir import DataDir, DataDirError, Problem, Row, map_in_processes, read_table, write_rows
+from espnet_bestow.datadir import (
+    DataDir,
+    DataDirError,
+    Problem,
+    Row,
+    map_in_processes,
+    read_table,
+    table_lines,
+    table_of,
+    write_rows,
+)
 
 FILES = {"text": "text.output", "prompt": "text.input"}
 SILENCE = 0.5  # seconds between recordings, as where ESPnet joins them
@@ -26,6 +38,19 @@ class JoinJob:
     files: tuple[str, ...]
     rate: int
     target: Path
+
+    def digest(self) -> str:
+        """Another one where other recordings are joined, or the same otherwise."""
+        parts = [(file, status.st_size, status.st_mtime_ns) for file in self.files for status in [Path(file).stat()]]
+        return hashlib.sha256(repr((parts, self.rate, SILENCE)).encode()).hexdigest()
+
+    def is_done(self) -> bool:
+        """Whether the file is there and says that it was made of these recordings as they are now."""
+        try:
+            with soundfile.SoundFile(self.target) as joined:
+                return joined.comment == self.digest()
+        except soundfile.LibsndfileError:
+            return False
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -47,9 +72,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def read_task(folder: Path, name: str, problems: list[Problem]) -> list[Row]:
     """Rows of a task in the order of their ids; those that a file lacks are problems."""
-    data = DataDir.read(folder, FILES)
-    if data.segments:
-        raise DataDirError(f"{folder / 'segments'}: rows of Dynamic-SUPERB are whole recordings")
+    data = DataDir(folder, read_tables(folder))
     incomplete = data.id_problems()
     for problem in incomplete:
         # Called by the names that the files have here.
@@ -78,6 +101,39 @@ def read_task(folder: Path, name: str, problems: list[Problem]) -> list[Row]:
     return rows
 
 
+def read_tables(folder: Path) -> dict[str, dict[str, str]]:
+    """The files of a task as tables of a data directory."""
+    if (folder / "segments").is_file():
+        raise DataDirError(f"{folder / 'segments'}: rows of Dynamic-SUPERB are whole recordings")
+    for file in FILES.values():
+        if not (folder / file).is_file():
+            raise DataDirError(f"{folder / file}: missing file")
+    tables = {name: read_table(folder / name) for name in ("wav.scp", "utt2spk") if (folder / name).is_file()}
+    texts = {name: list(table_lines(folder / file)) for name, file in FILES.items()}
+    in_all_texts = set.intersection(*({line.split()[0] for _, line in lines} for lines in texts.values()))
+    ids = in_all_texts.union(*tables.values())
+    for name, lines in texts.items():
+        file = folder / FILES[name]
+        tables[name] = table_of(whole_lines(lines, ids), file)
+        if broken := len(lines) - len(tables[name]):
+            print(f"{file}: {broken} lines without an id continue the one before them", file=sys.stderr)
+    return tables
+
+
+def whole_lines(lines: Iterable[tuple[int, str]], ids: set[str]) -> Iterator[tuple[int, str]]:
+    """Lines that begin with an id; ESPnet's recipes write line breaks within an instruction as they are."""
+    begun: tuple[int, str] | None = None
+    for number, line in lines:
+        if begun is not None and line.split()[0] not in ids:
+            begun = (begun[0], f"{begun[1]} {line}")
+            continue
+        if begun is not None:
+            yield begun
+        begun = (number, line)
+    if begun is not None:
+        yield begun
+
+
 def join_recordings(rows: list[Row], args: argparse.Namespace, problems: list[Problem]) -> list[Row]:
     """Rows with one recording each: several in a line of wav.scp are joined, with silence between them."""
     jobs: list[JoinJob] = []
@@ -92,7 +148,9 @@ def join_recordings(rows: list[Row], args: argparse.Namespace, problems: list[Pr
         if len(files) > 1:
             target = args.output_dir / "audio" / folder.name / f"{quote(row.uid, safe='')}.flac"
             target.parent.mkdir(parents=True, exist_ok=True)
-            jobs.append(JoinJob(row.uid, files, args.fs, target))
+            job = JoinJob(row.uid, files, args.fs, target)
+            if not job.is_done():
+                jobs.append(job)
             row = replace(row, audio=str(target))
         kept[row.uid] = row
     if not jobs:
@@ -114,7 +172,11 @@ def join(job: JoinJob) -> AudioError | None:
             parts += [silence, read_audio(file, job.rate, uid=job.uid)]
         except AudioError as error:
             return error
-    soundfile.write(job.target, np.concatenate(parts[1:]), job.rate, format="FLAC", subtype="PCM_16")
+    partial = job.target.with_suffix(".partial")
+    with soundfile.SoundFile(partial, "w", job.rate, 1, "PCM_16", format="FLAC") as joined:
+        joined.comment = job.digest()
+        joined.write(np.concatenate(parts[1:]))
+    partial.replace(job.target)
     return None
 
 

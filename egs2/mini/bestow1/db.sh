@@ -1,7 +1,0 @@
-#!/usr/bin/env bash
-# Where corpora lie on this machine; local/data.sh reads these. "downloads": fetched there.
-# shellcheck disable=SC2034
-
-LIBRISPEECH=
-COVOST2=
-MUSTC=
