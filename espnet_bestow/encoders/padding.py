@@ -55,7 +55,8 @@ def by_length(encode: EncodeBatch, batch: Tensor, lengths: Tensor) -> tuple[Tens
     for size in dict.fromkeys(sizes):
         rows = [row for row, own in enumerate(sizes) if own == size]
         with rows_among(rows):
-            frames, counts = encode(batch[rows, :size], lengths[rows])
+            alike = torch.stack([batch[row, :size] for row in rows])
+            frames, counts = encode(alike, lengths.new_full((len(rows),), size))
         found |= {row: own[:count] for row, own, count in zip(rows, frames, counts.tolist(), strict=True)}
     each = [found[row] for row in range(len(sizes))]
     return pad_sequence(each, batch_first=True), torch.tensor([len(row) for row in each], device=lengths.device)
