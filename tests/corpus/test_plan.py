@@ -19,7 +19,7 @@ def test_sizes_and_ids(corpus):
     assert {split: len(utterances) for split, utterances in corpus.items()} == {
         "train": 4000,
         "valid": 150,
-        "test": 200,
+        "test": 400,
         "test_unseen": 200,
         "test_noisy": 200,
         "test_long": 60,
