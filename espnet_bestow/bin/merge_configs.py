@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import yaml
 
 from espnet_bestow.bin.arguments import fail_with_one_line
+from espnet_bestow.evaluate.results import write_text_atomically
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +80,8 @@ def main(cmd: list[str] | None = None) -> None:
         for read, source in args.layers:
             merged = merge(merged, read(source))
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(yaml.safe_dump(merged, sort_keys=False), encoding="utf-8")
+        # Several machines may write it, and read it, at the same time.
+        write_text_atomically(args.output, yaml.safe_dump(merged, sort_keys=False))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class JoinJob:
         try:
             with soundfile.SoundFile(self.target) as joined:
                 return joined.comment == self.digest()
-        except soundfile.LibsndfileError:
+        except (OSError, soundfile.LibsndfileError):  # what is missing is for `join` to say
             return False
 
 
