@@ -43,5 +43,5 @@ fi
     --simuleval_rows 20 \
     --curve_policies "wait_k:k=1/2/4/6/8/12,step=STEP align_att:threshold=2/4/8/12,step=STEP" \
     --offline_curve_policies "offline local_agreement:n=2,step=4/8/16" \
-    --simulate_args "--sessions 60" \
+    --simulate_args "--sessions 60 --max_rows 120" \
     "${others[@]}"
