@@ -60,11 +60,23 @@ def read_options(words: str) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name != "config"}
 
 
+def read_setting(text: str) -> dict[str, Any]:
+    """``policy_conf.step=2`` as a configuration."""
+    place, equals, value = text.partition("=")
+    if not equals or not place:
+        raise ValueError(f"{text!r} is no setting such as policy_conf.step=2")
+    setting = yaml.safe_load(value)
+    for key in reversed(place.split(".")):
+        setting = {key: setting}
+    return setting
+
+
 def get_parser() -> argparse.ArgumentParser:
     """Options of the tool."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, read, meaning in (
         ("--config", lambda path: (read_yaml, Path(path)), "A YAML file"),
+        ("--setting", lambda text: (read_setting, text), "A value and its place, policy_conf.step=2"),
         ("--options", lambda words: (read_options, words), 'Options of bestow_train, --options="--max_epoch 3"'),
     ):
         parser.add_argument(name, dest="layers", action="append", type=read, default=[], help=meaning)

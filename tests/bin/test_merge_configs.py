@@ -53,6 +53,15 @@ def test_files_and_options_lie_over_each_other_in_their_order(tmp_path):
     }
 
 
+def test_a_setting_is_a_layer(tmp_path):
+    (tmp_path / "a.yaml").write_text("policy: wait_k\npolicy_conf: {k: [4, 16]}\n")
+    out = tmp_path / "train.yaml"
+    main([f"--config={tmp_path}/a.yaml", "--setting=policy_conf.step=2", "--setting=seed=3", f"--output={out}"])
+    assert yaml.safe_load(out.read_text()) == {"policy": "wait_k", "policy_conf": {"k": [4, 16], "step": 2}, "seed": 3}
+    with pytest.raises(SystemExit, match="'step' is no setting"):
+        main(["--setting=step", f"--output={out}"])
+
+
 @pytest.mark.parametrize("options", ["--learning_rate 1", "--max_epoch many"])
 def test_options_that_are_none_are_named(tmp_path, options):
     with pytest.raises(SystemExit, match=f"^error: {options}: "):

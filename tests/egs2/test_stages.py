@@ -220,10 +220,11 @@ def test_a_configuration_is_made_of_layers_in_their_order(tmp_path):
     script = (
         f'. {TEMPLATE}/scripts/model.sh\npy() {{ printf \'%s\\n\' files "$@"; }}\nwarm_py() {{ py options "$@"; }}\n'
     )
-    plain = bash(tmp_path, script + "configure out base.yaml '' over.yaml").stdout.splitlines()
+    plain = bash(tmp_path, script + "configure out base.yaml '' over.yaml a.b=2").stdout.splitlines()
     assert plain[0] == "files" and plain[3:] == [
         "--config=base.yaml",
         "--config=over.yaml",
+        "--setting=a.b=2",
         "--output",
         "out/train.yaml",
     ]

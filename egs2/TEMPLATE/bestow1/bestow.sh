@@ -90,7 +90,7 @@ unid_exp=""  # Its directory; default: <bestow_exp>_unid
 streaming_model=valid.acc.best.pth  # Checkpoint in the directories of both
 segment_size=320  # Milliseconds of audio that are sent at a time
 simuleval_policy="wait_k:k=8,step=STEP"  # Policy of stage 18; STEP becomes streaming_step
-simuleval_rows=""  # Rows of each task that stage 18 decodes, evenly chosen; empty: all
+simuleval_rows=""  # Rows of each task, evenly chosen, for stage 18 and the clock of stage 19; empty: all
 simuleval_args=""  # More options for simuleval
 curve_policies="wait_k:k=1/2/4/6/8/10/12,step=STEP"  # Policies of stage 19, a/b/c is one after the other
 offline_curve_policies=""  # Policies of stage 19 for the offline model, e.g. local_agreement:n=2
@@ -380,7 +380,7 @@ if begin_stage 16 "train for streaming with a re-computed encoder (S-bidi)"; the
         need_file "${offline_weights}" "run stage 11"
         set_step
         configure_offline
-        configure "${bidi_exp}" "${of_all[@]}" "${bidi_config}" "--policy_conf step=${step} ${bidi_args}"
+        configure "${bidi_exp}" "${of_all[@]}" "${bidi_config}" "policy_conf.step=${step}" "${bidi_args}"
         mapfile -t origin < <(training_origin)
         once "${bidi_exp}/.done" "${origin[@]}" "${bidi_exp}/train.yaml" "${offline_weights}" -- train_bidi
     fi
@@ -395,7 +395,7 @@ if begin_stage 17 "train for streaming with a streaming encoder (S-unid)"; then
         need_file "${before_unid}" "run stage 16"
         set_step
         configure_offline
-        configure "${unid_exp}" "${of_all[@]}" "${unid_config}" "--policy_conf step=${step} ${unid_args}"
+        configure "${unid_exp}" "${of_all[@]}" "${unid_config}" "policy_conf.step=${step}" "${unid_args}"
         mapfile -t origin < <(training_origin)
         once "${unid_exp}/.done" "${origin[@]}" "${unid_exp}/train.yaml" "${unid_ctc_config}" "${ctc_args}" \
             "${unid_init} ${unid_teacher_weight}" "${offline_weights}" "${before_unid}" -- train_unid
@@ -453,7 +453,7 @@ if begin_stage 19 "latency-quality curves"; then
                 "${raw}/${name}"/{wav.scp,prompt,utt2task,.done} "data/${name}/ctm" \
                 -- draw_reading "${drawn}" "${name}" "${policy}"
         done
-        # One policy again, one session at a time: what computation adds to its latency.
+        # One policy again, one session at a time, on the rows of stage 18: what computation adds to its latency.
         policy=${simuleval_policy//STEP/${step}}
         unset "stream_models[${bestow_exp}]"
         if [ -n "${download_model}" ]; then stream_models[${bestow_exp}]=${download_model}; fi
@@ -461,8 +461,9 @@ if begin_stage 19 "latency-quality curves"; then
             for exp in "${!stream_models[@]}"; do
                 model=${stream_models[${exp}]}
                 once "${exp}/clock/${name}/.done" "${raw}/${name}"/{wav.scp,text,prompt,utt2task,.done} "${policy}" \
-                    "${segment_size}" "${streaming_tasks}" "${simulate_args}" "${model}" \
-                    -- simulate_set "${model}" "${exp}/clock/${name}" "${name}" "${policy}" --sessions 1
+                    "${segment_size}" "${streaming_tasks}" "${simulate_args}" "${simuleval_rows}" "${model}" \
+                    -- simulate_set "${model}" "${exp}/clock/${name}" "${name}" "${policy}" --sessions 1 \
+                    ${simuleval_rows:+--max_rows "${simuleval_rows}"}
             done
             if [ ${#stream_models[@]} -gt 0 ]; then draw_once clock "${name}"; fi
         done

@@ -20,14 +20,16 @@ set_data_options() {
     done
 }
 
-# configure DIR LAYER...: DIR/train.yaml, which says how the training in DIR is made. Layers are configurations and
-# options of bestow_train, each over those before it.
+# configure DIR LAYER...: DIR/train.yaml, which says how the training in DIR is made. Layers are configurations, options
+# of bestow_train, and settings such as policy_conf.step=2, each over those before it.
 configure() {
     local dir=$1 layer layers=() python=py
     shift
     for layer in "$@"; do
         if [[ ${layer} =~ ^[[:space:]]*-- ]]; then
             layers+=("--options=${layer}") python=warm_py
+        elif [[ ${layer} =~ ^[a-z_.]+= ]]; then
+            layers+=("--setting=${layer}")
         elif [ -n "${layer}" ]; then
             layers+=("--config=${layer}")
         fi
