@@ -110,20 +110,21 @@ ensure_stats() {
 # train_model DIR SHAPES OPTION...: DIR/train.yaml says how, SHAPES/{train,valid}/*_shape with which rows, and the options
 # with which weights to begin, unless the configuration names others.
 train_model() {
-    local dir=$1 shapes=$2 word given kind log_file taken=true options=()
+    local dir=$1 shapes=$2 init kind file word log_file taken=true options=()
     shift 2
-    given=$(values "${dir}/train.yaml" init_param)
+    init=$(values "${dir}/train.yaml" init_param)
     for word in "$@"; do
-        if [ "${word}" = --init_param ] && [ -n "${given}" ]; then taken=false; elif [[ ${word} == --* ]]; then taken=true; fi
+        if [[ ${word} == --* ]]; then taken=true; fi
+        if [ "${word}" = --init_param ] && [ -n "${init}" ]; then taken=false; fi
         if "${taken}"; then options+=("${word}"); fi
     done
     local normalize=() stats_file=${stats_dir}/train/feats_stats.npz
     kind=$(values "${dir}/train.yaml" normalize)
-    given=$(values "${dir}/train.yaml" normalize_conf.stats_file)
-    if [ -z "${kind}" ] || [ "${kind}${given}" = global_mvn ]; then
+    file=$(values "${dir}/train.yaml" normalize_conf.stats_file)
+    if [ -z "${kind}" ] || [ "${kind}${file}" = global_mvn ]; then
         need_file "${stats_file}" "global_mvn needs it: model_conf: extract_feats_in_collect_stats: true, and stage 10"
         normalize=(--normalize global_mvn --normalize_conf "stats_file=${stats_file}")
-    elif [ "${kind}${given}" = running_mvn ] && [ -f "${stats_file}" ]; then
+    elif [ "${kind}${file}" = running_mvn ] && [ -f "${stats_file}" ]; then
         normalize=(--normalize_conf "stats_file=${stats_file}")
     fi
     set_data_options
