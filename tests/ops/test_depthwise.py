@@ -65,6 +65,14 @@ def test_only_what_is_wanted_has_a_gradient():
 
 
 @native
+def test_a_second_derivative_is_refused_not_wrong():
+    frames, weight, *_ = problem(0)
+    out = ops.depthwise(frames, weight.requires_grad_()).sum()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(out, weight, create_graph=True)
+
+
+@native
 def test_the_ops_trace():
     frames, weight, bias, gradient = problem(1)
     taps = weight[:, 0].t().contiguous()

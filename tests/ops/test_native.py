@@ -188,6 +188,15 @@ def test_a_second_derivative_is_refused_not_wrong():
         torch.autograd.grad(out, q, create_graph=True)
 
 
+@pytest.mark.parametrize(("capability", "taken"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
+def test_gpus_that_are_too_old_are_left_to_pytorch(monkeypatch, capability, taken):
+    monkeypatch.setattr(ops.native, "DEVICES", ("meta",))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    ops.native._new_enough.cache_clear()
+    assert ops.native.takes(torch.empty(1, 1, 1, 64, device="meta")) == taken
+    ops.native._new_enough.cache_clear()
+
+
 def test_a_module_from_before_an_op_was_written_counts_as_none():
     with pytest.raises(ImportError, match=r"_C.* was built before tomorrows_op was written: `make setup`"):
         ops.native._traces_as("tomorrows_op")
