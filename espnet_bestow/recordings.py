@@ -4,8 +4,8 @@ A multitask corpus asks for a transcript, a translation and answers of the same 
 recording once for all its rows in a batch, so it pays not to tear them apart.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate, groupby, pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -60,12 +60,25 @@ def remember_recordings(dataset: Any) -> RecordingOf:
     return loader.loader.get_path
 
 
-def whole_recordings(rows: Sequence[str], count: int, recording_of: RecordingOf, least: int = 1) -> list[list[str]]:
+def together(rows: Iterable[str], recording_of: RecordingOf) -> list[list[str]]:
+    """The rows about each recording, in the order in which recordings come first.
+
+    Who sorts rows by the length of recordings mixes those of equally long ones.
+    """
+    recordings: dict[str, list[str]] = {}
+    for row in rows:
+        recordings.setdefault(recording_of(row), []).append(row)
+    return list(recordings.values())
+
+
+def whole_recordings(rows: Iterable[str], count: int, recording_of: RecordingOf, least: int = 1) -> list[list[str]]:
     """About ``count`` batches of rows in this order, cut where a recording ends instead of after equal numbers.
 
     None has fewer than ``least`` rows, unless all rows together are fewer.
     """
-    ends = [*accumulate(len(list(group)) for _, group in groupby(rows, recording_of))]
+    recordings = together(rows, recording_of)
+    rows = [*chain(*recordings)]
+    ends = [*accumulate(map(len, recordings))]
     size = len(rows) / count
     cuts = [0]
     for number in range(1, count):

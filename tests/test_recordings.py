@@ -48,6 +48,12 @@ def test_no_batch_is_too_small_for_the_processes(world: int) -> None:
         assert all(share(batch, rank, world, recording_of) for batch in batches for rank in range(world))
 
 
+def test_rows_of_equally_long_recordings_are_not_torn_apart() -> None:
+    rows = ["a-0", "b-0", "c-0", "a-1", "b-1", "c-1", "d-0", "d-1"]  # as a sort by length leaves them
+    batches = whole_recordings(rows, 2, recording_of)
+    assert batches == [["a-0", "a-1", "b-0", "b-1"], ["c-0", "c-1", "d-0", "d-1"]]
+
+
 def test_a_recording_with_more_rows_than_a_batch_is_cut() -> None:
     rows = [f"a-{number}" for number in range(12)]
     assert [len(batch) for batch in whole_recordings(rows, 3, recording_of)] == [4, 4, 4]
