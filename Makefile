@@ -18,7 +18,7 @@ CXX_FILES = $(wildcard $(addprefix csrc/,*.h *.cpp *.cu *.cuh */*.h */*.cpp */*.
             */*/*.h */*/*.cpp */*/*.cu */*/*.cuh))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format sanitize bench-nemo bench-nemo-step golden-nemo clean
+.PHONY: help setup setup-here demo test lint format sanitize bench-nemo bench-nemo-step golden-nemo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -27,7 +27,10 @@ help: ## list the targets
 setup: ## make .venv with the tested versions (nothing to do the second time)
 	@PYTHON="$(PYTHON)" tools/make_venv.sh
 
-demo: setup ## make the built-in corpus, train, decode, score
+setup-here: ## the same with those kernels only that this machine can run: sooner done, enough for the demo
+	@BESTOW_BUILD=here PYTHON="$(PYTHON)" tools/make_venv.sh
+
+demo: setup-here ## make the built-in corpus, train, decode, score
 	@cd $(DEMO_DIR) && PATH="$(BIN):$$PATH" ./run.sh $(DEMO_OPTS)
 	@if [ -e $(DEMO_DIR)/exp/bestow_bidi/.done ]; then \
 		echo "results: $(DEMO_DIR)/exp/RESULTS.md; see it listen:"; \

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from setup_cuda import cuda_part
+from setup_cuda import cuda_part, visible_gpus
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
@@ -42,6 +42,7 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfm
 ISAS = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS |= {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+CPU = Path("/proc/cpuinfo")
 
 # Sources compiled once per instruction set.
 KERNELS = (
@@ -85,14 +86,35 @@ def cxx() -> list[str]:
     return shlex.split(os.environ.get("CXX") or next(found, ""))
 
 
-def cpu_steps(compiler: list[str], into: Path, extra: list[str]) -> list[Step]:
+def for_here() -> bool:
+    """Whether BESTOW_BUILD=here asks for no more than this machine can run: a quarter of the work, if it has no GPU.
+
+    Raises:
+        ValueError: BESTOW_BUILD is another word, unless that is ``all``.
+    """
+    wish = os.environ.get("BESTOW_BUILD", "")
+    if wish not in ("", "all", "here"):
+        raise ValueError(f"BESTOW_BUILD={wish} must be all or here")
+    return wish == "here"
+
+
+def best_isa() -> list[str]:
+    """The instruction set whose kernels would run here; all of them where the CPU does not say what it can."""
+    if not CPU.exists():
+        return [*ISAS]
+    able = set(CPU.read_text(encoding="utf-8").replace("avx512_bf16", "avx512bf16").split())
+    return [isa for isa, flags in ISAS.items() if able.issuperset(flag.removeprefix("-m") for flag in flags)][-1:]
+
+
+def cpu_steps(compiler: list[str], into: Path, extra: list[str], isas: list[str]) -> list[Step]:
     """Compiles the kernels once per instruction set, and what needs no kernel or chooses among them."""
     common = [*compiler, *COMMON, *extra]
     steps = [
-        Step(into / f"{kernels}_{isa}.o", CSRC / "cpu" / f"{kernels}.cpp", [*common, f"-DBESTOW_ISA={isa}", *flags])
+        Step(into / f"{kernels}_{isa}.o", CSRC / "cpu" / f"{kernels}.cpp", [*common, f"-DBESTOW_ISA={isa}", *ISAS[isa]])
         for kernels in KERNELS
-        for isa, flags in ISAS.items()
+        for isa in isas
     ]
+    common += [f"-DBESTOW_WITH_{isa}" for isa in isas]
     return [*steps, *(Step(into / f"{name}.o", CSRC / "cpu" / f"{name}.cpp", common) for name in PLAIN)]
 
 
@@ -142,6 +164,8 @@ class CudaObjects:
 def cuda_objects(compiler: list[str], into: Path, include: list[str]) -> CudaObjects:
     """Compiles the CUDA part; a toolkit that fails costs the GPU only, unless BESTOW_CUDA=1 asked for it."""
     wish, log = os.environ.get("BESTOW_CUDA", ""), into / "nvcc.log"
+    if not wish and for_here() and not visible_gpus():
+        return CudaObjects([], [], "no CUDA (no GPU here)")
     try:
         part = cuda_part(wish)
         if part is None:
@@ -184,7 +208,8 @@ class BuildOps(build_ext):
             raise CompileError("no C++ compiler: attention runs on PyTorch alone")
         into = Path(self.build_temp).resolve() / "ops"
         include = [f"-isystem{torch / 'include'}", *(f"-isystem{folder}" for folder in self.include_dirs)]
-        steps = cpu_steps(compiler, into, [])
+        isas = best_isa() if for_here() else [*ISAS]
+        steps = cpu_steps(compiler, into, [], isas)
         steps += [torch_step(compiler, into, CSRC / "torch" / f"{name}.cpp", include) for name in REGISTRATIONS]
         try:
             run(steps, into)
@@ -197,4 +222,4 @@ class BuildOps(build_ext):
             subprocess.run([*command, "-o", str(library)], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise CompileError(f"attention runs on PyTorch alone, its native build failed: {error}") from error
-        print(f"espnet_bestow: compiled attention for the CPU ({', '.join(ISAS)}); {cuda.words}")
+        print(f"espnet_bestow: compiled attention for the CPU ({', '.join(isas)}); {cuda.words}")

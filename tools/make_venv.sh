@@ -71,16 +71,22 @@ if [ -e "$unfinished" ] || [ ! -x "$venv/bin/python" ] || [ "$(cat "$stamp" 2>/d
     install
 fi
 
-# The kernels, against the torch that is now there, for the CPU and, where there is nvcc, for GPUs. Without a compiler
-# attention runs on PyTorch alone.
+# The kernels, against the torch that is now there, for the CPU and, where there is nvcc, for GPUs; with BESTOW_BUILD=here
+# those that this machine can run. Without a compiler attention runs on PyTorch alone.
 if [ -d csrc ]; then
     shopt -s globstar nullglob
     ops_stamp=$venv/.ops
     native=$(cat "$stamp" setup.py tools/build_ops.py tools/setup_cuda.py csrc/**/*.* | cksum)
     native+=" ${CXX:-} ${BESTOW_CUDA:-} ${BESTOW_CUDA_ARCHS:-} ${TORCH_CUDA_ARCH_LIST:-} ${CUDA_HOME:-$(command -v nvcc || true)}"
-    if [ "$(cat "$ops_stamp" 2>/dev/null)" != "$native" ]; then
+    made=$(cat "$ops_stamp" 2>/dev/null || true)
+    for_this=$native
+    if [ "${BESTOW_BUILD:-}" = here ]; then
+        for_this+=" here $({ grep -m 1 '^flags' /proc/cpuinfo || true; nvidia-smi -L || true; } 2>/dev/null | cksum)"
+    fi
+    # All kernels are more than those of this machine.
+    if [ "$made" != "$native" ] && [ "$made" != "$for_this" ]; then
         "$venv/bin/python" setup.py --quiet build_ext --inplace
         # What could not be built is tried again.
-        if compgen -G "espnet_bestow/ops/_C*.so" >/dev/null; then echo "$native" >"$ops_stamp"; fi
+        if compgen -G "espnet_bestow/ops/_C*.so" >/dev/null; then echo "$for_this" >"$ops_stamp"; fi
     fi
 fi

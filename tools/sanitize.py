@@ -14,7 +14,7 @@ def main() -> None:
     compiler = cxx()
     into = ROOT / "build" / "sanitize"
     driver = CSRC / "tests" / "sanitize_cpu.cpp"
-    steps = [*cpu_steps(compiler, into, FLAGS), Step(into / "driver.o", driver, [*compiler, *COMMON, *FLAGS])]
+    steps = [*cpu_steps(compiler, into, FLAGS, [*ISAS]), Step(into / "driver.o", driver, [*compiler, *COMMON, *FLAGS])]
     run(steps, into)
     program: Path = into / "sanitize_cpu"
     subprocess.run([*compiler, *FLAGS, *(str(step.output) for step in steps), "-o", str(program)], check=True)

@@ -7,7 +7,7 @@
 
 namespace bestow {
 
-#if defined(__x86_64__)
+// Which of them were compiled, the build says.
 namespace avx512bf16 {
 extern const Kernels kKernels;
 }
@@ -17,7 +17,6 @@ extern const Kernels kKernels;
 namespace avx2 {
 extern const Kernels kKernels;
 }
-#endif
 namespace portable {
 extern const Kernels kKernels;
 }
@@ -34,11 +33,20 @@ const Kernels* choose() {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512_runs = avx2_runs && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+#if defined(BESTOW_WITH_avx512bf16)
   if (avx512_runs && __builtin_cpu_supports("avx512bf16") && fits(avx512bf16::kKernels)) return &avx512bf16::kKernels;
+#endif
+#if defined(BESTOW_WITH_avx512)
   if (avx512_runs && fits(avx512::kKernels)) return &avx512::kKernels;
+#endif
+#if defined(BESTOW_WITH_avx2)
   if (avx2_runs && fits(avx2::kKernels)) return &avx2::kKernels;
 #endif
-  return fits(portable::kKernels) ? &portable::kKernels : nullptr;
+#if defined(BESTOW_WITH_portable)
+  if (fits(portable::kKernels)) return &portable::kKernels;
+#endif
+  return nullptr;
 }
 
 }  // namespace

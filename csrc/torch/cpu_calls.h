@@ -5,14 +5,23 @@
 
 #include <cstdlib>
 #include <new>
+#include <string>
 
 #include "bestow/cpu.h"
 
 namespace bestow {
 
+// Why there are no kernels to call.
+inline std::string no_kernels() {
+  const char* wanted = std::getenv("BESTOW_CPU_ISA");
+  if (wanted == nullptr || *wanted == '\0')
+    return "the kernels were compiled for another machine (BESTOW_BUILD=here): make setup compiles them for all";
+  return std::string("BESTOW_CPU_ISA=") + wanted + " does not run on this CPU, or was not compiled (make setup)";
+}
+
 inline const Kernels& chosen() {
   const Kernels* found = kernels();
-  STD_TORCH_CHECK(found != nullptr, "BESTOW_CPU_ISA=", std::getenv("BESTOW_CPU_ISA"), " does not run on this CPU");
+  STD_TORCH_CHECK(found != nullptr, no_kernels());
   return *found;
 }
 

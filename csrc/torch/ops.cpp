@@ -218,7 +218,7 @@ STABLE_TORCH_LIBRARY_IMPL(bestow, CPU, m) {
 static PyObject* cpu_isa(PyObject*, PyObject*) {
   const bestow::Kernels* found = bestow::kernels();
   if (found != nullptr) return PyUnicode_FromString(found->name);
-  PyErr_Format(PyExc_RuntimeError, "BESTOW_CPU_ISA=%s does not run on this CPU", std::getenv("BESTOW_CPU_ISA"));
+  PyErr_SetString(PyExc_RuntimeError, bestow::no_kernels().c_str());
   return nullptr;
 }
 

@@ -159,6 +159,18 @@ class TestBuild:
         done = build(BESTOW_CUDA="0")
         assert done.stdout == "0 no CUDA (BESTOW_CUDA=0)\n", done.stderr
 
+    def test_a_machine_without_a_gpu_needs_none(self, build, tmp_path):
+        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n", encoding="utf-8")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        here = {"BESTOW_BUILD": "here", "PATH": f"{tmp_path}:/usr/bin:/bin"}
+        done = build(**here)
+        assert done.stdout == "0 no CUDA (no GPU here)\n", done.stderr
+        done = build(**here, BESTOW_CUDA="1")
+        assert done.stdout == f"{OBJECTS} CUDA (PTX of sm_80)\n", done.stderr
+        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 9.0\n", encoding="utf-8")
+        done = build(**here)
+        assert done.stdout == f"{OBJECTS} CUDA (sm_90 and PTX of sm_80)\n", done.stderr
+
     def test_an_nvcc_that_fails_costs_the_cuda_part_only(self, build):
         done = build(BESTOW_TEST_NVCC_FAILS="1")
         assert done.stdout.startswith("0 no CUDA: ") and "unsupported GNU version!" in done.stdout, done.stderr

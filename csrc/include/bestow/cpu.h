@@ -180,7 +180,8 @@ struct Kernels {
 // Up to this many query rows per key head, keys are read once as they lie instead of being packed.
 constexpr int64_t kFewRows = 8;
 
-// The best kernels this CPU can run, or those that BESTOW_CPU_ISA names. Null when it names none that can run here.
+// The best kernels this CPU can run, or those that BESTOW_CPU_ISA names. Null when none of those that were compiled is
+// named so or can run here.
 const Kernels* kernels();
 
 }  // namespace bestow
