@@ -29,10 +29,11 @@ const Kernels* choose() {
   const auto fits = [&](const Kernels& isa) { return any || std::strcmp(wanted, isa.name) == 0; };
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2_runs =
+  [[maybe_unused]] const bool avx2_runs =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512_runs = avx2_runs && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  [[maybe_unused]] const bool avx512_runs = avx2_runs && __builtin_cpu_supports("avx512f") &&
+                                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                                            __builtin_cpu_supports("avx512vl");
 #endif
 #if defined(BESTOW_WITH_avx512bf16)
   if (avx512_runs && __builtin_cpu_supports("avx512bf16") && fits(avx512bf16::kKernels)) return &avx512bf16::kKernels;
