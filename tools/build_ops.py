@@ -87,7 +87,7 @@ def cxx() -> list[str]:
 
 
 def for_here() -> bool:
-    """Whether BESTOW_BUILD=here asks for no more than this machine can run: a quarter of the work, if it has no GPU.
+    """Whether BESTOW_BUILD=here asks for no more than this machine can run: without a GPU, a third of the time.
 
     Raises:
         ValueError: BESTOW_BUILD is another word, unless that is ``all``.

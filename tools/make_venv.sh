@@ -83,7 +83,7 @@ if [ -d csrc ]; then
     if [ "${BESTOW_BUILD:-}" = here ]; then
         for_this+=" here $({ grep -m 1 '^flags' /proc/cpuinfo || true; nvidia-smi -L || true; } 2>/dev/null | cksum)"
     fi
-    # All kernels are more than those of this machine.
+    # A module with all kernels serves this machine, too.
     if [ "$made" != "$native" ] && [ "$made" != "$for_this" ]; then
         "$venv/bin/python" setup.py --quiet build_ext --inplace
         # What could not be built is tried again.
