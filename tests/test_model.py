@@ -100,6 +100,28 @@ def test_a_batch_gives_what_its_members_give_alone(llm_paths, configuration):
         torch.testing.assert_close(together[b, : alone.shape[1]], alone[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("configuration", ["two blocks", "cross-attention only", "recurrent", "per layer", "prepend"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_batch_teaches_what_its_members_teach_alone(llm_paths, family, configuration):
+    model = build(llm_paths[family], configuration)
+    speech, prompts, answers = batch()
+
+    def taught(first, last):
+        model.zero_grad()
+        some = Speech(speech.frames[first:last], speech.lengths[first:last])
+        logp = teacher_forced(model, some, prompts[first:last], answers[first:last], offline)
+        for row, answer, prompt in zip(logp, answers[first:last], prompts[first:last], strict=True):
+            row[len(prompt) - 1 :][: len(answer)].gather(1, torch.tensor(answer)[:, None]).sum().backward(
+                retain_graph=True
+            )
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    together, one, other = taught(0, 2), taught(0, 1), taught(1, 2)
+    assert together.keys() == one.keys() == other.keys()
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, one[name] + other[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("configuration", STAIRCASE)
 def test_audio_beyond_what_is_visible_changes_nothing(llm_paths, configuration):

@@ -13,8 +13,16 @@ from espnet_bestow.ops import Linear, staircase_attention, staircase_weights
 class TextCache(Protocol):
     """Keys and values of text, growing."""
 
-    def extend(self, keys: Tensor, values: Tensor) -> "KeysValues":
-        """All keys and values, (B, H, N, D) each, once those of U newer positions (B, H, U, D) are in."""
+    def extend(self, keys: Tensor, values: Tensor) -> "TextMemory":
+        """All that there are, once those of U newer positions, (B, H, U, D) each, are in."""
+        ...
+
+
+class TextMemory(TextCache, Protocol):
+    """What positions of a text read earlier ones from."""
+
+    def look_back(self, q: Tensor, allowed: Tensor | None) -> Tensor:
+        """q (B, H, U, D) of the newest U of N positions, allowed (B, U, N) or None for all -> (B, H, U, D)."""
         ...
 
 
@@ -44,6 +52,11 @@ class KeysValues:
     def watched(self) -> "WatchedSpeech":
         """The same, remembering how it is attended to."""
         return WatchedSpeech(self.keys, self.values)
+
+    def look_back(self, q: Tensor, allowed: Tensor | None) -> Tensor:
+        """Attention within a text; see :class:`TextMemory`."""
+        mask = None if allowed is None else allowed[:, None]
+        return F.scaled_dot_product_attention(q, self.keys, self.values, attn_mask=mask)
 
     def attend(self, q: Tensor, visible: Tensor) -> Tensor:
         """Attention from text to these keys and values of speech, through the staircase that ``visible`` describes.
@@ -141,7 +154,7 @@ def initialize(module: nn.Module) -> None:
 class CausalSelfAttention(MultiHeadProjections):
     """Each text position sees itself and the real positions before it. No position information, as in the paper."""
 
-    def forward(self, x: Tensor, past: TextCache, allowed: Tensor | None) -> tuple[Tensor, KeysValues]:
+    def forward(self, x: Tensor, past: TextCache, allowed: Tensor | None) -> tuple[Tensor, TextMemory]:
         """Attends from U new positions to all N positions so far.
 
         Args:
@@ -154,10 +167,7 @@ class CausalSelfAttention(MultiHeadProjections):
         """
         now = self.keys_values(x)
         cache = past.extend(now.keys, now.values)
-        q = self.split(self.query(x))
-        mask = None if allowed is None else allowed[:, None]
-        out = F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=mask)
-        return self.out(self.merge(out)), cache
+        return self.out(self.merge(cache.look_back(self.split(self.query(x)), allowed))), cache
 
 
 class CrossAttention(MultiHeadProjections):

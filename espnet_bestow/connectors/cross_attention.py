@@ -19,8 +19,10 @@ from espnet_bestow.connectors.attention import (
     initialize,
 )
 from espnet_bestow.connectors.base import Connector, ConnectorState, LLMInput, SeatedState, Speech
+from espnet_bestow.connectors.lined import LinedState
 from espnet_bestow.connectors.seated import AbsorbedSpeech, SeatedCrossAttentionState, SeatedFrames, SeatedKeysValues
 from espnet_bestow.connectors.token_step import ConnectorToken
+from espnet_bestow.line import Line
 from espnet_bestow.ops import Linear
 from espnet_bestow.visibility import causal_mask
 
@@ -81,8 +83,9 @@ class CrossAttentionState:
         self.mask = torch.cat([self.mask, mask], 1)
         return causal_mask(self.mask, new=mask.shape[1])
 
-    def keep(self, block: int, grown: KeysValues) -> None:
+    def keep(self, block: int, grown: TextCache) -> None:
         """The text cache of a block after its new positions."""
+        assert isinstance(grown, KeysValues)
         self.text[block] = grown
 
     def watch(self) -> WatchedSpeech:
@@ -162,9 +165,24 @@ class CrossAttentionConnector(Connector):
         assert isinstance(state, CrossAttentionState | SeatedCrossAttentionState)
         if isinstance(state, SeatedCrossAttentionState) and state.token is not None and state.token.takes(text):
             return LLMInput(text + state.token(text, visible, state), mask)
+        if isinstance(state, CrossAttentionState) and state.mask.shape[1] == 0:
+            line = Line(mask)
+            if not line.full:
+                update = self._update(line.lay(text), mask, line.in_rows(visible), LinedState(state, line))
+                return LLMInput(text + line.batch(update), mask)
+        return LLMInput(text + self._update(text, mask, visible, state), mask)
+
+    def _update(
+        self,
+        text: Tensor,
+        mask: Tensor,
+        visible: Tensor,
+        state: CrossAttentionState | SeatedCrossAttentionState | LinedState,
+    ) -> Tensor:
+        """What the blocks add to text (B, U, D_llm)."""
         allowed = state.enter(mask)
         x = self.text_in(text)
         for number, block in enumerate(self.blocks):
             x, grown = block(x, state.speech[number], visible, state.text[number], allowed)
             state.keep(number, grown)
-        return LLMInput(text + self.text_out(self.norm(x)), mask)
+        return self.text_out(self.norm(x))

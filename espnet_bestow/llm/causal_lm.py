@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from espnet_bestow.llm.llama_step import NO_READERS, Reader, llama_step, suits
+from espnet_bestow.llm.llama_step import NO_READERS, Reader, llama_pass, llama_step, suits, trains
 from espnet_bestow.llm.llama_token import LlamaToken
 from espnet_bestow.llm.seated import SeatedLLMState
 from espnet_bestow.llm.sight import Sight
@@ -146,6 +146,8 @@ class CausalLM(nn.Module):
         x = embeddings.to(self.model.dtype)
         options: dict[str, Any]
         if state is None:
+            if self._short_step and trains(self.model):
+                return llama_pass(self.model, x, mask, keep, readers).float()
             # Where all layers see all of the text, transformers makes the mask, and none at all if it can.
             seen = self._sight.masks(causal_mask(mask, mask.shape[1]), x.dtype) if self._sight.limited else mask.long()
             options = {"attention_mask": seen, "position_ids": _positions(mask), "use_cache": False}

@@ -1,8 +1,9 @@
-"""A step of Llama and its kin in as few operations as it takes.
+"""Llama and its kin in as few operations as it takes: a step of decoding, and a full pass that computes no padding.
 
-transformers' own forward pass serves training. While text is written it runs for one token at a time, and then what
-surrounds the arithmetic (masks made anew, keyword arguments, captured outputs) costs several times as much as the
-arithmetic of a small model. Layers are called as the modules they are, so adapters and rounded weights take part.
+While text is written transformers' own forward pass runs for one token at a time, and then what surrounds the
+arithmetic (masks made anew, keyword arguments, captured outputs) costs several times as much as the arithmetic of a
+small model. In training it computes padding as it computes text. Layers are called as the modules they are, so adapters
+and rounded weights take part.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from espnet_bestow.line import Line
 from espnet_bestow.ops import linear
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -23,6 +25,10 @@ FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3
 Reader = Callable[[Tensor], Tensor]
 """What hidden states (B, U, D) go through before a layer."""
 NO_READERS: Mapping[int, Reader] = MappingProxyType({})
+
+Attend = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
+"""Queries (B, H, U, D), keys and values (B, H_kv, U, D) of new positions, the layer's number and the scale of scores ->
+what is read, (B, H, U, D)."""
 
 
 def suits(model: PreTrainedModel) -> bool:
@@ -33,6 +39,13 @@ def suits(model: PreTrainedModel) -> bool:
         and all(getattr(layer.self_attn, "sliding_window", None) is None for layer in layers)
         and getattr(model.config, "sliding_window", None) is None
     )
+
+
+def trains(model: PreTrainedModel) -> bool:
+    """Whether :func:`llama_pass` computes what a model that :func:`suits` would in the mode that it is in."""
+    # transformers' own pass recomputes layers, and drops attention.
+    special = model.is_gradient_checkpointing or getattr(model.config, "attention_dropout", 0.0) > 0.0
+    return not (model.training and special)
 
 
 def llama_step(
@@ -58,33 +71,73 @@ def llama_step(
     Returns:
         logits (B, kept, V).
     """
-    inner = model.model
-    turn = _signed(*inner.rotary_emb(x, positions))
-    mask = None if allowed is None else allowed[:, None]  # (B, 1, U, N)
-    for number, layer in enumerate(inner.layers):
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, number: int, scale: float) -> Tensor:
+        keys, values = cache.update(k, v, number)
+        mask = None if allowed is None else allowed[:, None]  # (B, 1, U, N)
+        gqa = q.shape[1] != keys.shape[1]
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale, enable_gqa=gqa)
+
+    x = _layers(model, x, positions, attend, readers)
+    return _logits(model, x[:, _kept(keep)])
+
+
+def llama_pass(
+    model: Any, x: Tensor, mask: Tensor, keep: Tensor | int, readers: Mapping[int, Reader] = NO_READERS
+) -> Tensor:
+    """Runs a whole text without a cache, as one line of the real positions of all rows.
+
+    Args:
+        model: one that :func:`suits` and :func:`trains`.
+        x: (B, U, D) embeddings in the model's precision.
+        mask: (B, U) bool, true at real positions.
+        keep: which positions' logits, as in transformers.
+        readers: what x goes through before the layers of these numbers.
+
+    Returns:
+        logits (B, kept, V); those of padding mean nothing.
+    """
+    line = Line(mask)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, _: int, scale: float) -> Tensor:
+        return line.attend(q, line.rows(k), line.rows(v), scale)
+
+    def lined(reader: Reader) -> Reader:
+        return lambda hidden: line.lay(reader(line.batch(hidden)))
+
+    hidden = _layers(model, line.lay(x), line.numbers, attend, {at: lined(each) for at, each in readers.items()})
+    return _logits(model, line.batch(hidden)[:, _kept(keep)])
+
+
+def _kept(keep: Tensor | int) -> Tensor | slice:
+    return keep if isinstance(keep, Tensor) else slice(-keep, None) if keep else slice(None)
+
+
+def _layers(model: Any, x: Tensor, positions: Tensor, attend: Attend, readers: Mapping[int, Reader]) -> Tensor:
+    """x (B, U, D) through all layers; positions (B, U) are numbers within a text."""
+    turn = _signed(*model.model.rotary_emb(x, positions))
+    for number, layer in enumerate(model.model.layers):
         if number in readers:
             x = readers[number](x)
-        x = x + _attention(layer.self_attn, _norm(layer.input_layernorm, x), turn, mask, cache, number)
+        x = x + _attention(layer.self_attn, _norm(layer.input_layernorm, x), turn, attend, number)
         mlp = layer.mlp
         y = _norm(layer.post_attention_layernorm, x)
         x = x + _linear(mlp.down_proj, mlp.act_fn(_linear(mlp.gate_proj, y)) * _linear(mlp.up_proj, y))
-    kept = keep if isinstance(keep, Tensor) else slice(-keep, None) if keep else slice(None)
-    return _linear(model.lm_head, _norm(inner.norm, x[:, kept]))
+    return x
 
 
-def _attention(
-    attention: Any, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache, number: int
-) -> Tensor:
+def _logits(model: Any, x: Tensor) -> Tensor:
+    return _linear(model.lm_head, _norm(model.model.norm, x))
+
+
+def _attention(attention: Any, x: Tensor, turn: tuple[Tensor, Tensor], attend: Attend, number: int) -> Tensor:
     rows, new, _ = x.shape
     heads = (rows, new, -1, attention.head_dim)
     q, k, v = (_linear(each, x).view(heads) for each in (attention.q_proj, attention.k_proj, attention.v_proj))
     if hasattr(attention, "q_norm"):
         q, k = _norm(attention.q_norm, q), _norm(attention.k_norm, k)
-    keys, values = cache.update(_rotated(k, turn).transpose(1, 2), v.transpose(1, 2), number)
-    out = F.scaled_dot_product_attention(
-        _rotated(q, turn).transpose(1, 2), keys, values, attn_mask=mask, scale=attention.scaling,
-        enable_gqa=q.shape[2] != keys.shape[1],
-    )  # fmt: skip
+    q, k, v = (each.transpose(1, 2) for each in (_rotated(q, turn), _rotated(k, turn), v))
+    out = attend(q, k, v, number, attention.scaling)
     return _linear(attention.o_proj, out.transpose(1, 2).reshape(rows, new, -1))
 
 

@@ -33,6 +33,7 @@ if not _choice:
 __all__ = [
     "Linear",
     "built",
+    "causal_attention",
     "ctc_best_path",
     "depthwise",
     "few_rows_linear",
@@ -70,6 +71,22 @@ def staircase_attention(
     if native is not None and native.takes(q):
         return native.staircase_attention(q, k, v, visible, scale)
     return reference.staircase_attention(q, k, v, visible, scale)
+
+
+def causal_attention(
+    q: Tensor,  # (B, H, U, D)
+    k: Tensor,  # (B, H_kv, U, D)
+    v: Tensor,  # (B, H_kv, U, D)
+    before: Tensor,  # (B, U) int32: 1, 2, 3 and so on, 0 at padding behind a text
+    scale: float | None = None,
+) -> Tensor:  # (B, H, U, D)
+    """Each position of a text sees itself and what came before it, a staircase with steps of one.
+
+    At padding the result has no meaning.
+    """
+    if native is not None and q.device.type == "cpu" and native.takes(q):
+        return native.staircase_attention(q, k, v, before, scale)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def staircase_weights(

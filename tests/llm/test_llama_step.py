@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache
 
-from espnet_bestow.llm.llama_step import llama_step, suits
+from espnet_bestow.llm.llama_step import llama_pass, llama_step, suits, trains
 from espnet_bestow.quantize import quantize
 from espnet_bestow.visibility import causal_mask
 
@@ -74,6 +74,51 @@ def test_steps_equal_the_full_pass(family):
         allowed, positions = causal_mask(so_far, last - first), positions_of(so_far)[:, first:]
         found.append(llama_step(model, x[:, first:last], allowed, positions, cache, 0))
     torch.testing.assert_close(torch.cat(found, 1)[mask], whole[mask], rtol=1e-4, atol=1e-5)
+
+
+SCATTERED = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0]], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("readers", [(), (0, 1)])
+def test_a_pass_over_one_line_gives_the_logits_and_gradients_of_the_padded_one(family, readers):
+    model = build(family)
+    assert trains(model)
+    x = torch.randn(3, 6, 32, requires_grad=True)
+    shift = torch.randn(3, 6, 32)  # a reader knows rows and columns
+    keep = torch.tensor([1, 2, 4])
+    kept, chosen = SCATTERED[:, keep], torch.randn(3, 3, 40)
+
+    def through(run):
+        model.zero_grad()
+        logits = run()[kept]
+        (gradient,) = torch.autograd.grad((logits * chosen[kept]).sum(), x, retain_graph=True)
+        (logits * chosen[kept]).sum().backward()
+        return logits.detach(), gradient[SCATTERED], [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    def own():
+        hooks = [
+            model.model.layers[at].register_forward_pre_hook(lambda _, args: (args[0] + shift, *args[1:]))
+            for at in readers
+        ]
+        out = model(inputs_embeds=x, attention_mask=SCATTERED.long(), position_ids=positions_of(SCATTERED)).logits
+        for hook in hooks:
+            hook.remove()
+        return out[:, keep]
+
+    read = dict.fromkeys(readers, lambda hidden: hidden + shift)
+    for found, expected in zip(through(lambda: llama_pass(model, x, SCATTERED, keep, read)), through(own), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_pass_does_not_do_is_left_to_transformers():
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, attention_dropout=0.1))
+    assert trains(model.eval())
+    assert not trains(model.train())
+    model = build("llama").train()
+    assert trains(model)
+    model.gradient_checkpointing_enable()
+    assert not trains(model)
 
 
 @torch.no_grad()
