@@ -39,9 +39,7 @@ class BestowPreprocessor(AbsPreprocessor):
         self.template = template
         self.default_prompt = default_prompt
         self.tasks = {name: index for index, name in enumerate(tasks)}
-        self.encode_transcript = encode_transcript or (
-            lambda text: list(template.tokenizer(text, add_special_tokens=False).input_ids)
-        )
+        self.encode_transcript = encode_transcript or template.ids
         self.rate = rate
 
     def __call__(self, uid: str, data: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from espnet_bestow.llm.tokenizer import context_length, load_config, load_tokenizer
 
 _REMEMBERED = 4096
-"""Instructions whose ids a template keeps: most corpora have a few phrasings for all their utterances."""
+"""Instructions and texts whose ids a template keeps: most corpora have a few phrasings for all their utterances, and
+all rows about a recording have its transcript."""
 
 
 class PromptError(ValueError):
@@ -58,6 +59,7 @@ class PromptTemplate(ABC):
         self.max_tokens = max_tokens
         self.max_prompt_tokens = max_prompt_tokens
         self._rendered: dict[str, list[int]] = {}
+        self._texts: dict[str, list[int]] = {}
         self._decode = _decoder(tokenizer)
 
     @abstractmethod
@@ -84,7 +86,7 @@ class PromptTemplate(ABC):
         if not answer.strip():
             raise PromptError(f"utterance {uid!r}: the answer text is empty")
         before = self.encode_prompt(prompt, uid)
-        ids = [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.end]
+        ids = [*self.ids(answer), self.end]
         if self.max_tokens is not None and len(before) + len(ids) > self.max_tokens:
             raise PromptError(
                 f"utterance {uid!r}: a prompt of {len(before)} tokens and an answer of {len(ids)} exceed the LLM's "
@@ -108,8 +110,13 @@ class PromptTemplate(ABC):
             return prompt
         return str(self.tokenizer.decode(ids[: self.max_prompt_tokens]))
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+    def ids(self, text: str) -> list[int]:
+        """Ids of a text alone."""
+        if text not in self._texts:
+            if len(self._texts) == _REMEMBERED:
+                self._texts.clear()
+            self._texts[text] = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return list(self._texts[text])
 
 
 class PlainTemplate(PromptTemplate):
@@ -118,7 +125,7 @@ class PlainTemplate(PromptTemplate):
     def render(self, prompt: str) -> list[int]:
         """See base class."""
         start = self.tokenizer.bos_token_id
-        return ([] if start is None else [start]) + self._ids(prompt + "\n")
+        return ([] if start is None else [start]) + self.ids(prompt + "\n")
 
 
 class ChatTemplate(PromptTemplate):
@@ -133,7 +140,7 @@ class ChatTemplate(PromptTemplate):
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-        return self._ids(str(text))
+        return self.ids(str(text))
 
 
 class InstTemplate(PromptTemplate):
@@ -143,7 +150,7 @@ class InstTemplate(PromptTemplate):
 
     def render(self, prompt: str) -> list[int]:
         """See base class."""
-        return self._ids(f"[INST]\n<<SYS>>\n{self.system}\n<</SYS>>\n\n{prompt}[/INST] ")
+        return self.ids(f"[INST]\n<<SYS>>\n{self.system}\n<</SYS>>\n\n{prompt}[/INST] ")
 
 
 TEMPLATES: dict[str, type[PromptTemplate]] = {

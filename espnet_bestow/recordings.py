@@ -13,10 +13,11 @@ from espnet2.fileio.sound_scp import SoundScpReader
 from espnet2.train.dataset import AdapterForSoundScpReader, ESPnetDataset
 
 RecordingOf = Callable[[str], str]  # id of a row -> what tells its recording from others
+CostOf = Callable[[str], float]  # id of a row -> what it costs the connector and the LLM; 1 on average
 
-# Encoding a recording costs about as much as this many rows cost the connector and the LLM. Only the balance between
+# Encoding a recording costs about as much as so many average rows cost the connector and the LLM. Only the balance of
 # processes depends on it: a rough figure for the mini recipe; for larger LLMs it is less, for longer audio more.
-RECORDING_COST = 1.5
+RECORDING_COST = 1.0
 
 
 class RememberedRecordings(Mapping[str, Any]):
@@ -60,6 +61,17 @@ def remember_recordings(dataset: Any) -> RecordingOf:
     return loader.loader.get_path
 
 
+def costs_of_texts(dataset: Any) -> CostOf:
+    """What a row costs, by the letters of its instruction and answer: a long answer takes a process longer."""
+    loaders = dataset.loader_dict if isinstance(dataset, ESPnetDataset) else {}
+    answers, prompts = (texts if isinstance(texts := loaders.get(name), dict) else {} for name in ("text", "prompt"))
+    if not answers:
+        return lambda _: 1.0
+    letters = {row: len(answer) + len(prompts.get(row, "")) for row, answer in answers.items()}
+    average = sum(letters.values()) / len(letters)
+    return lambda row: letters[row] / average
+
+
 def together(rows: Iterable[str], recording_of: RecordingOf) -> list[list[str]]:
     """The rows about each recording, in the order in which recordings come first.
 
@@ -93,7 +105,9 @@ def whole_recordings(rows: Iterable[str], count: int, recording_of: RecordingOf,
     return [list(rows[start:end]) for start, end in pairwise([*cuts, len(rows)])]
 
 
-def share(batch: Sequence[str], rank: int, world: int, recording_of: RecordingOf) -> list[str]:
+def share(
+    batch: Sequence[str], rank: int, world: int, recording_of: RecordingOf, cost_of: CostOf = lambda _: 1.0
+) -> list[str]:
     """The rows of process ``rank``: whole recordings, of about the same cost everywhere, and never none.
 
     Rows keep their order. A batch of fewer recordings than processes is cut into equal numbers of neighbouring rows.
@@ -101,11 +115,12 @@ def share(batch: Sequence[str], rank: int, world: int, recording_of: RecordingOf
     recordings = [list(group) for _, group in groupby(batch, recording_of)]
     if len(recordings) < world:
         return list(batch[len(batch) * rank // world : len(batch) * (rank + 1) // world])
+    each = [RECORDING_COST + sum(map(cost_of, rows)) for rows in recordings]
     costs, own = [0.0] * world, set()
     # Whoever has least takes the largest that is left.
-    for number in sorted(range(len(recordings)), key=lambda number: -len(recordings[number])):
+    for number in sorted(range(len(recordings)), key=lambda number: -each[number]):
         owner = costs.index(min(costs))
-        costs[owner] += RECORDING_COST + len(recordings[number])
+        costs[owner] += each[number]
         if owner == rank:
             own.add(number)
     return [row for number, rows in enumerate(recordings) if number in own for row in rows]

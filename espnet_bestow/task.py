@@ -52,7 +52,7 @@ from espnet_bestow.model_dir import locate, read_config
 from espnet_bestow.preprocess import BestowPreprocessor
 from espnet_bestow.process_group import leave_group
 from espnet_bestow.prompt import TEMPLATES, PromptTemplate, build_template
-from espnet_bestow.recordings import remember_recordings, share, whole_recordings
+from espnet_bestow.recordings import costs_of_texts, remember_recordings, share, whole_recordings
 from espnet_bestow.silence import SilenceAround
 from espnet_bestow.trainer import BestowTrainer
 from espnet_bestow.visibility import OfflinePolicy, WaitKPolicy
@@ -210,7 +210,8 @@ class BestowTask(ASRTask):
             step = 1 if args.sort_in_batch == args.sort_batch else -1
             rows = list(itertools.chain(*batches[::step]))
             batches = whole_recordings(rows, len(batches), recording_of, world)[::step]
-        factory.sampler = RawSampler([share(batch, rank, world, recording_of) for batch in batches])
+        cost_of = costs_of_texts(factory.dataset)
+        factory.sampler = RawSampler([share(batch, rank, world, recording_of, cost_of) for batch in batches])
         factory.collate_fn = SmallByValue(factory.collate_fn)
         return factory
 

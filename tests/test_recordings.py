@@ -70,6 +70,13 @@ def test_processes_get_whole_recordings_of_about_the_same_cost() -> None:
     assert [[row[0] for row in rows] for rows in shares] == [list("aaaeee"), list("bbcccd")]
 
 
+def test_a_long_answer_counts_for_more_than_a_short_one() -> None:
+    rows = ["a-0", "b-0", "c-0", "d-0"]
+    costs = {"a-0": 3.0, "b-0": 0.2, "c-0": 0.6, "d-0": 0.2}
+    assert share(rows, 0, 2, recording_of, costs.__getitem__) == ["a-0"]
+    assert share(rows, 1, 2, recording_of, costs.__getitem__) == ["b-0", "c-0", "d-0"]
+
+
 @pytest.mark.parametrize("world", range(1, 13))
 def test_every_process_gets_something_and_all_is_dealt(world: int) -> None:
     shares = [share(ROWS, rank, world, recording_of) for rank in range(world)]
