@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from espnet_bestow import ops
 from espnet_bestow.line import Line
 from espnet_bestow.visibility import causal_mask
 
@@ -51,12 +52,15 @@ def test_gradients_travel_the_same_way():
     assert torch.autograd.gradcheck(lambda x: line.heads(line.rows(x) * 2), heads)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_attention_is_that_of_each_row_by_itself(kv_heads):
+def test_attention_is_that_of_each_row_by_itself(kv_heads, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(ops, "native", None)
     torch.manual_seed(0)
     q, k, v = (torch.randn(4, heads, 6, 8) for heads in (2, kv_heads, kv_heads))
     allowed = causal_mask(MASK, 6)[:, None]
-    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=0.3, enable_gqa=True)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=0.3, enable_gqa=kv_heads == 1)
     line = Line(MASK)
 
     def lined(heads):
