@@ -44,8 +44,8 @@ def suits(model: PreTrainedModel) -> bool:
 def trains(model: PreTrainedModel) -> bool:
     """Whether :func:`llama_pass` computes what a model that :func:`suits` would in the mode that it is in."""
     # transformers' own pass recomputes layers, and drops attention.
-    special = model.is_gradient_checkpointing or getattr(model.config, "attention_dropout", 0.0) > 0.0
-    return not (model.training and special)
+    recomputes = any(getattr(each, "gradient_checkpointing", False) for each in model.modules())
+    return not model.training or not (recomputes or getattr(model.config, "attention_dropout", 0.0))
 
 
 def llama_step(
