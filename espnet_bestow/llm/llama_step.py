@@ -43,9 +43,12 @@ def suits(model: PreTrainedModel) -> bool:
 
 def trains(model: PreTrainedModel) -> bool:
     """Whether :func:`llama_pass` computes what a model that :func:`suits` would in the mode that it is in."""
+    if not model.training:
+        return True
     # transformers' own pass recomputes layers, and drops attention.
     recomputes = any(getattr(each, "gradient_checkpointing", False) for each in model.modules())
-    return not model.training or not (recomputes or getattr(model.config, "attention_dropout", 0.0))
+    drops = getattr(model.config, "attention_dropout", 0.0) > 0.0
+    return not (recomputes or drops)
 
 
 def llama_step(
