@@ -75,7 +75,7 @@ def main() -> None:
             return model.teacher_forced(speech, ids, mask, visible)[mask]
 
         def padded(model=model, logits=logits) -> Tensor:
-            with patch.object(Line, "full", True), patch.object(model.llm, "_short_step", False):
+            with patch.object(Line, "full", True), patch.object(model.llm, "_suits", False):
                 return logits()
 
         def seconds(run: Callable[[], Tensor], model=model) -> float:

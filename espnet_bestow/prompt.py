@@ -36,6 +36,20 @@ class Example:
     answer: list[int]  # closed by the end token
 
 
+class _Remembered(dict[str, list[int]]):
+    """What is made of a text, made once; the last few thousand of them."""
+
+    def __init__(self, make: Callable[[str], list[int]]):
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, text: str) -> list[int]:
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        self[text] = made = self._make(text)
+        return made
+
+
 class PromptTemplate(ABC):
     """Base of what a YAML names under ``template``.
 
@@ -58,8 +72,8 @@ class PromptTemplate(ABC):
         self.end: int = tokenizer.eos_token_id
         self.max_tokens = max_tokens
         self.max_prompt_tokens = max_prompt_tokens
-        self._rendered: dict[str, list[int]] = {}
-        self._texts: dict[str, list[int]] = {}
+        self._rendered = _Remembered(self._render)
+        self._texts = _Remembered(self.tokenize)
         self._decode = _decoder(tokenizer)
 
     @abstractmethod
@@ -68,10 +82,6 @@ class PromptTemplate(ABC):
 
     def encode_prompt(self, prompt: str, uid: str = "") -> list[int]:
         """Ids of the instruction in its template; an error if it leaves no room for an answer."""
-        if prompt not in self._rendered:
-            if len(self._rendered) == _REMEMBERED:
-                self._rendered.clear()
-            self._rendered[prompt] = self.render(self._cut(prompt))
         ids = list(self._rendered[prompt])
         # At least one answer token and the end token must still fit.
         if self.max_tokens is not None and len(ids) + 2 > self.max_tokens:
@@ -102,6 +112,9 @@ class PromptTemplate(ABC):
         """Words of an answer."""
         return self._decode(ids).strip()
 
+    def _render(self, prompt: str) -> list[int]:
+        return self.render(self._cut(prompt))
+
     def _cut(self, prompt: str) -> str:
         if self.max_prompt_tokens is None:
             return prompt
@@ -111,12 +124,12 @@ class PromptTemplate(ABC):
         return str(self.tokenizer.decode(ids[: self.max_prompt_tokens]))
 
     def ids(self, text: str) -> list[int]:
-        """Ids of a text alone."""
-        if text not in self._texts:
-            if len(self._texts) == _REMEMBERED:
-                self._texts.clear()
-            self._texts[text] = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        """Ids of what is said or answered."""
         return list(self._texts[text])
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text alone."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
 
 class PlainTemplate(PromptTemplate):
@@ -125,7 +138,7 @@ class PlainTemplate(PromptTemplate):
     def render(self, prompt: str) -> list[int]:
         """See base class."""
         start = self.tokenizer.bos_token_id
-        return ([] if start is None else [start]) + self.ids(prompt + "\n")
+        return ([] if start is None else [start]) + self.tokenize(prompt + "\n")
 
 
 class ChatTemplate(PromptTemplate):
@@ -140,7 +153,7 @@ class ChatTemplate(PromptTemplate):
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-        return self.ids(str(text))
+        return self.tokenize(str(text))
 
 
 class InstTemplate(PromptTemplate):
@@ -150,7 +163,7 @@ class InstTemplate(PromptTemplate):
 
     def render(self, prompt: str) -> list[int]:
         """See base class."""
-        return self.ids(f"[INST]\n<<SYS>>\n{self.system}\n<</SYS>>\n\n{prompt}[/INST] ")
+        return self.tokenize(f"[INST]\n<<SYS>>\n{self.system}\n<</SYS>>\n\n{prompt}[/INST] ")
 
 
 TEMPLATES: dict[str, type[PromptTemplate]] = {

@@ -68,7 +68,7 @@ def costs_of_texts(dataset: Any) -> CostOf:
     if not answers:
         return lambda _: 1.0
     letters = {row: len(answer) + len(prompts.get(row, "")) for row, answer in answers.items()}
-    average = sum(letters.values()) / len(letters)
+    average = sum(letters.values()) / len(letters) or 1.0
     return lambda row: letters[row] / average
 
 

@@ -11,7 +11,7 @@ from espnet2.tasks.abs_task import IteratorOptions
 from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.train.dataset import ESPnetDataset
 
-from espnet_bestow.recordings import RememberedRecordings, remember_recordings, share, whole_recordings
+from espnet_bestow.recordings import RememberedRecordings, costs_of_texts, remember_recordings, share, whole_recordings
 from espnet_bestow.task import BestowTask
 
 
@@ -116,6 +116,15 @@ def test_neighbouring_rows_read_a_recording_once(tmp_path: Path, monkeypatch: py
     assert isinstance(dataset.loader_dict["speech"], RememberedRecordings)
     assert len(dataset.loader_dict["speech"]) == 3
     assert "y-asr" in dataset.loader_dict["speech"]
+
+
+def test_costs_are_those_of_instruction_and_answer(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("x abcd\ny abcdefgh\n")
+    (tmp_path / "prompt").write_text("x ab\ny abcd\n")
+    dataset = ESPnetDataset([(str(tmp_path / name), name, "text") for name in ("text", "prompt")])
+    cost_of = costs_of_texts(dataset)
+    assert [cost_of("x"), cost_of("y")] == pytest.approx([6 / 9, 12 / 9])
+    assert costs_of_texts(ESPnetDataset([(str(tmp_path / "prompt"), "prompt", "text")]))("x") == 1.0
 
 
 def test_audio_that_is_no_file_of_its_own_is_its_own_recording(tmp_path: Path) -> None:

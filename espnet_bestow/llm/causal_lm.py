@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from espnet_bestow.llm.llama_step import NO_READERS, Reader, llama_pass, llama_step, suits, trains
+from espnet_bestow.llm.llama_step import NO_READERS, Reader, llama_pass, llama_step, suits, suits_now
 from espnet_bestow.llm.llama_token import LlamaToken
 from espnet_bestow.llm.seated import SeatedLLMState
 from espnet_bestow.llm.sight import Sight
@@ -71,7 +71,7 @@ class CausalLM(nn.Module):
                 f"llm dtype={dtype!r} is for weights that stay frozen (llm: frozen or lora); leave it out of llm: full"
             )
         self._sight = Sight(self.model.config)
-        self._short_step = suits(self.model)
+        self._suits = suits(self.model)
         # Not whatever is frozen later (ESPnet's --freeze_param): those weights may differ from the ones at the path.
         self._at_path = {name for name, p in _by_all_names(self) if not p.requires_grad}
         self.register_state_dict_post_hook(_drop_frozen)
@@ -146,7 +146,7 @@ class CausalLM(nn.Module):
         x = embeddings.to(self.model.dtype)
         options: dict[str, Any]
         if state is None:
-            if self._short_step and trains(self.model):
+            if self._suits and suits_now(self.model):
                 return llama_pass(self.model, x, mask, keep, readers).float()
             # Where all layers see all of the text, transformers makes the mask, and none at all if it can.
             seen = self._sight.masks(causal_mask(mask, mask.shape[1]), x.dtype) if self._sight.limited else mask.long()
@@ -155,7 +155,7 @@ class CausalLM(nn.Module):
         if not readers and isinstance(state, SeatedLLMState) and (logits := state.one_token(x)) is not None:
             return logits
         allowed, positions = state.enter(mask)
-        if self._short_step:
+        if self._suits:
             return llama_step(self.model, x, allowed, positions, state.cache, keep, readers).float()
         options = {"attention_mask": self._sight.masks(allowed, x.dtype), "position_ids": positions}
         options |= {"past_key_values": state.cache, "use_cache": True}

@@ -41,8 +41,8 @@ def suits(model: PreTrainedModel) -> bool:
     )
 
 
-def trains(model: PreTrainedModel) -> bool:
-    """Whether :func:`llama_pass` computes what a model that :func:`suits` would in the mode that it is in."""
+def suits_now(model: PreTrainedModel) -> bool:
+    """Whether :func:`llama_pass` computes what a model that :func:`suits` would as it is set: in training or not."""
     if not model.training:
         return True
     # transformers' own pass recomputes layers, and drops attention.
@@ -91,7 +91,7 @@ def llama_pass(
     """Runs a whole text without a cache, as one line of the real positions of all rows.
 
     Args:
-        model: one that :func:`suits` and :func:`trains`.
+        model: one that :func:`suits` and :func:`suits_now`.
         x: (B, U, D) embeddings in the model's precision.
         mask: (B, U) bool, true at real positions.
         keep: which positions' logits, as in transformers.

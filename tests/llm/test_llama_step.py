@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache
 
-from espnet_bestow.llm.llama_step import llama_pass, llama_step, suits, trains
+from espnet_bestow.llm.llama_step import llama_pass, llama_step, suits, suits_now
 from espnet_bestow.quantize import quantize
 from espnet_bestow.visibility import causal_mask
 
@@ -83,7 +83,7 @@ SCATTERED = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0
 @pytest.mark.parametrize("readers", [(), (0, 1)])
 def test_a_pass_over_one_line_gives_the_logits_and_gradients_of_the_padded_one(family, readers):
     model = build(family)
-    assert trains(model)
+    assert suits_now(model)
     x = torch.randn(3, 6, 32, requires_grad=True)
     shift = torch.randn(3, 6, 32)  # a reader knows rows and columns
     keep = torch.tensor([1, 2, 4])
@@ -113,12 +113,12 @@ def test_a_pass_over_one_line_gives_the_logits_and_gradients_of_the_padded_one(f
 
 def test_what_a_pass_does_not_do_is_left_to_transformers():
     model = LlamaForCausalLM(LlamaConfig(**SMALL, attention_dropout=0.1))
-    assert trains(model.eval())
-    assert not trains(model.train())
+    assert suits_now(model.eval())
+    assert not suits_now(model.train())
     model = build("llama").train()
-    assert trains(model)
+    assert suits_now(model)
     model.gradient_checkpointing_enable()
-    assert not trains(model)
+    assert not suits_now(model)
 
 
 @torch.no_grad()
