@@ -6,13 +6,15 @@ each process goes through all weights and all that the optimizer remembers of th
 memory that they share.
 
 Here weights lie in memory that everyone sees. At the end of the backward pass a process writes its gradients there,
-waits for the others, and averages and learns an equal part of them.
+waits for the others, and averages and learns an equal part of them: so many numbers, or, where an optimizer looks at
+matrices (:mod:`.muon`), so many matrices.
 
 A loss is a mean over something, tokens for instance, of which the batches of processes have different numbers: the
 weights of their gradients. These lie behind the gradients, so that nobody waits for them.
 """
 
 import contextlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
@@ -24,6 +26,7 @@ from torch.autograd import Variable
 from torch.optim import Optimizer
 
 from espnet_bestow.common_memory import common_memory
+from espnet_bestow.muon import Muon
 
 _ELEMENT_BY_ELEMENT = {
     *(torch.optim.Adadelta, torch.optim.Adagrad, torch.optim.Adam, torch.optim.Adamax, torch.optim.AdamW),
@@ -92,7 +95,7 @@ class SharedModel(nn.Module):
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """What this process learns, and the others' norms."""
-        yield from (part.own for part in self._parts)
+        yield from (each for part in self._parts for each in part.own)
         yield self._others
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -120,8 +123,7 @@ class SharedModel(nn.Module):
             part.add_mean(self._every, shares)
         norms = torch.zeros(len(self._every))
         norms[rank] = torch.linalg.vector_norm(
-            torch.stack([torch.linalg.vector_norm(part.own.grad, self._norm_type) for part in self._parts]),
-            self._norm_type,
+            torch.stack([torch.linalg.vector_norm(part.mean, self._norm_type) for part in self._parts]), self._norm_type
         )
         dist.all_reduce(norms)  # and everyone has read
         self._others.grad = torch.cat([norms[:rank], norms[rank + 1 :]])
@@ -137,8 +139,11 @@ class Part:
         world: number of processes.
     """
 
-    own: nn.Parameter
+    own: list[nn.Parameter]
     """This process's share of the weights, for which the optimizer takes all within the context."""
+
+    mean: Tensor
+    """Of the gradients of its share, in a row."""
 
     def __init__(self, optimizer: Optimizer, group: dict[str, Any], start: int, world: int):
         self.optimizer, self.group = optimizer, group
@@ -151,10 +156,22 @@ class Part:
             end += _up(each.numel(), _LINE)
         self.stop = start + _up(end - start, _LINE * world)
         share = (self.stop - start) // world
-        self.share = slice(start + share * dist.get_rank(), start + share * (dist.get_rank() + 1))
+        edges = [start + share * rank for rank in range(world + 1)]
+        if group.get("matrices"):  # whoever has the middle of one has all of it
+            begins = [place.start for place in self.places] + [self.stop]
+            middles = [(place.start + place.stop) // 2 for place in self.places]
+            edges[1:-1] = [begins[bisect_left(middles, edge)] for edge in edges[1:-1]]
+        self.share = slice(*edges[dist.get_rank() :][:2])
+        mine = [(place, each.shape) for each, place in zip(self.learning, self.places, strict=True) if self._has(place)]
+        whole = [(self.share, torch.Size([self.share.stop - self.share.start]))]
+        self._pieces = mine if group.get("matrices") else whole
         ends = [*(place.start for place in self.places[1:]), self.stop]
         self._gaps = [torch.zeros(after - place.stop) for place, after in zip(self.places, ends, strict=True)]
-        self._mean = torch.empty(share)
+        begin = self.share.start
+        self.mean = torch.zeros(self.share.stop - begin)
+        self._gradients = [
+            self.mean[place.start - begin : place.stop - begin].view(shape) for place, shape in self._pieces
+        ]
 
     def enter(self, memory: Tensor) -> None:
         """Weights move to the last row, those of the first process; the optimizer learns a share of them."""
@@ -165,10 +182,10 @@ class Part:
             if dist.get_rank() == 0:
                 shared.copy_(each.data)
             each.data = shared
-        self.own = nn.Parameter(weights[self.share])
-        self.group["params"] = [self.own]
+        self.own = [nn.Parameter(weights[place].view(shape)) for place, shape in self._pieces]
         if any(states):
-            self.optimizer.state[self.own] = self._joined(states)
+            self.optimizer.state.update(zip(self.own, self._joined(states), strict=True))
+        self.group["params"] = self.own
         _wait()
 
     def leave(self, memory: Tensor) -> None:
@@ -176,35 +193,48 @@ class Part:
         _wait()
         for each, before in zip(self.learning, self._before, strict=True):
             each.data = before.copy_(each.data)
+        own = [self.optimizer.state.pop(each, {}) for each in self.own]
+        kinds: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(kinds, self._kinds(own))  # a process may have no matrix
         states: list[dict[str, Any]] = [{} for _ in self.learning]
-        for name, value in self.optimizer.state.pop(self.own, {}).items():
-            if _is_of(value, self.own):
-                memory[0][self.share] = value
-                _wait()
-                for state, each, place in zip(states, self.learning, self.places, strict=True):
-                    state[name] = memory[0][place].view_as(each).clone()
-                _wait()
-            else:
+        for name, kind in {name: kind for each in kinds for name, kind in each.items()}.items():
+            if kind is not None:
                 for state in states:
-                    state[name] = deepcopy(value)
+                    state[name] = deepcopy(kind[0])
+                continue
+            for state, (place, _) in zip(own, self._pieces, strict=True):
+                memory[0][place] = state[name].flatten()
+            _wait()
+            for state, each, place in zip(states, self.learning, self.places, strict=True):
+                state[name] = memory[0][place].view_as(each).clone()
+            _wait()
         self.optimizer.state.update((each, state) for each, state in zip(self.learning, states, strict=True) if state)
         self.group["params"] = self.members
 
-    def _joined(self, states: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-        """The state of the own share. A parameter that has none yet has zeros, and the others' number of steps."""
+    def _kinds(self, states: Sequence[dict[str, Any]]) -> dict[str, list[Any] | None]:
+        """By the names of the own states: what they are, in a list, or None for one number for each of a parameter."""
+        kinds: dict[str, list[Any] | None] = {}
+        for state, own in zip(states, self.own, strict=True):
+            kinds.update((name, None if _is_of(value, own) else [value]) for name, value in state.items())
+        return kinds
+
+    def _joined(self, states: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
+        """The own states. A parameter that has none yet has zeros, and the others' number of steps."""
         has_one = [(state, each) for state, each in zip(states, self.learning, strict=True) if state]
         state, example = max(has_one, key=lambda pair: pair[1].numel())
-        joined = {}
+        joined: list[dict[str, Any]] = [{} for _ in self.own]
         for name, value in state.items():
+            every = torch.zeros(self.stop)
             if _is_of(value, example):
-                every = torch.zeros(self.stop, dtype=value.dtype)
                 for other, place in zip(states, self.places, strict=True):
                     if other:
                         every[place] = other[name].flatten()
-                joined[name] = every[self.share].clone()
-            else:
-                joined[name] = deepcopy(value)
+            for own, (place, shape) in zip(joined, self._pieces, strict=True):
+                own[name] = every[place].view(shape).clone() if _is_of(value, example) else deepcopy(value)
         return joined
+
+    def _has(self, place: slice) -> bool:
+        return self.share.start <= place.start < self.share.stop
 
     def take_gradients(self) -> Iterator[Tensor]:
         """This process's gradients, in a row; the parameters have none afterwards."""
@@ -214,14 +244,16 @@ class Part:
             each.grad = None
 
     def add_mean(self, every: Tensor, shares: Sequence[float]) -> None:
-        """Adds to the own gradient the mean of all processes', every (processes, N), of these shares."""
+        """Adds to the own gradients the mean of all processes', every (processes, N), of these shares."""
         rows = [gradients[self.share] for gradients in every]
-        if self.own.grad is None:
-            self.own.grad = torch.mul(rows[0], shares[0], out=self._mean)
+        if any(own.grad is None for own in self.own):
+            torch.mul(rows[0], shares[0], out=self.mean)
         else:
-            self.own.grad.add_(rows[0], alpha=shares[0])
+            self.mean.add_(rows[0], alpha=shares[0])
         for row, share in zip(rows[1:], shares[1:], strict=True):
-            self.own.grad.add_(row, alpha=share)
+            self.mean.add_(row, alpha=share)
+        for own, gradient in zip(self.own, self._gradients, strict=True):
+            own.grad = gradient
 
 
 def _parts(optimizers: Sequence[Optimizer], world: int) -> list[Part]:
@@ -235,7 +267,7 @@ def _parts(optimizers: Sequence[Optimizer], world: int) -> list[Part]:
 
 def _suits(parts: Sequence[Part], optimizers: Sequence[Optimizer]) -> bool:
     plain = all(each.dtype == torch.float32 and each.device.type == "cpu" for part in parts for each in part.learning)
-    simple = all(type(optimizer) in _ELEMENT_BY_ELEMENT for optimizer in optimizers)
+    simple = all(type(optimizer) in {*_ELEMENT_BY_ELEMENT, Muon} for optimizer in optimizers)
     return bool(parts) and plain and simple and dist.get_backend() == "gloo" and dist.get_world_size() > 1
 
 

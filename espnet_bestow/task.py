@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from espnet2.asr.preencoder.abs_preencoder import AbsPreEncoder
@@ -20,7 +21,7 @@ from espnet2.iterators.abs_iter_factory import AbsIterFactory
 from espnet2.iterators.sequence_iter_factory import RawSampler
 from espnet2.layers.abs_normalize import AbsNormalize
 from espnet2.tasks import asr
-from espnet2.tasks.abs_task import IteratorOptions
+from espnet2.tasks.abs_task import IteratorOptions, optim_classes
 from espnet2.tasks.asr import ASRTask
 from espnet2.torch_utils.initialize import initialize
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
@@ -49,6 +50,7 @@ from espnet_bestow.llm.causal_lm import CausalLM, FrozenCausalLM
 from espnet_bestow.llm.lora import LoRACausalLM
 from espnet_bestow.llm.tokenizer import load_tokenizer
 from espnet_bestow.model_dir import locate, read_config
+from espnet_bestow.muon import Muon, by_kind
 from espnet_bestow.preprocess import BestowPreprocessor
 from espnet_bestow.process_group import leave_group
 from espnet_bestow.prompt import TEMPLATES, PromptTemplate, build_template
@@ -98,6 +100,8 @@ llm_choices = ClassChoices(
 policy_choices = ClassChoices("policy", {"offline": OfflinePolicy, "wait_k": WaitKPolicy}, default="offline")
 template_choices = ClassChoices("template", TEMPLATES, type_check=PromptTemplate, default="chat")
 model_choices = ClassChoices("model", {"bestow": ESPnetBestowModel}, default="bestow")
+
+optim_classes["muon"] = Muon  # a new name in ESPnet's table: its parser and its configurations read no other
 
 # Arguments of a class that the task supplies, which therefore are no keys of a *_conf.
 _SUPPLIED = {
@@ -287,6 +291,18 @@ class BestowTask(ASRTask):
         if args.init is not None:
             initialize(model.encoder, args.init)
         return model
+
+    @classmethod
+    def build_optimizers(cls, args: argparse.Namespace, model: nn.Module) -> list[torch.optim.Optimizer]:
+        """ESPnet's, and ``optim: muon``, which wants to know what parameters are."""
+        if args.optim != "muon":
+            return super().build_optimizers(args, model)
+        for option in ("exclude_weight_decay", "sharded_ddp"):
+            if getattr(args, option, False):
+                raise ValueError(f"{option}: true does not go with optim: muon")
+        llm = getattr(model, "llm", None)
+        outputs = [getattr(model, "ctc", None), llm and llm.model.get_output_embeddings()]
+        return [Muon(by_kind(model, outputs), **args.optim_conf)]
 
     @classmethod
     def _build_frontend(cls, args: argparse.Namespace) -> tuple[nn.Module | None, int]:

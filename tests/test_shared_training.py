@@ -1,5 +1,6 @@
 """Processes that share memory train as those do that send gradients, or as one with the rows of all."""
 
+import itertools
 import os
 from copy import deepcopy
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from espnet_bestow import common_memory
+from espnet_bestow.muon import Muon, by_kind
 from espnet_bestow.shared_training import training_together
 from tests.processes import in_processes
 
@@ -48,6 +50,19 @@ def adamw(copy: nn.Module) -> list[torch.optim.Optimizer]:
     return [torch.optim.AdamW(groups, lr=0.01, fused=True)]
 
 
+def muon(copy: nn.Module) -> list[torch.optim.Optimizer]:
+    """Matrices learn whole, at every other step; with three processes each has one."""
+    return [Muon(by_kind(copy), lr=0.01, every=2, weight_decay=0.0)]
+
+
+def muon_of_one_matrix(copy: WithLoss) -> list[torch.optim.Optimizer]:
+    """Of which most processes have nothing."""
+    many, one = copy.layers[0].weight, copy.layers[2].weight
+    rest = [each for each in copy.parameters() if each is not one and each is not many]
+    groups = [{"params": [one], "matrices": True}, {"params": [*rest, many], "matrices": False}]
+    return [Muon(groups, lr=0.01, weight_decay=0.0)]
+
+
 def two_of_them(copy: WithLoss) -> list[torch.optim.Optimizer]:
     return [
         torch.optim.Adagrad(copy.layers[0].parameters(), lr=0.1),
@@ -79,7 +94,7 @@ def contents(copy: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple:
 def both_ways(rank: int) -> list:
     """Of each kind of optimizer: shared, what two epochs of three steps with two passes found, and so by gloo."""
     found = []
-    for make in (sgd, adamw, two_of_them):
+    for make in (sgd, adamw, two_of_them, muon, muon_of_one_matrix):
         one, other = WithLoss(weighed=False), WithLoss(weighed=False)
         ours, theirs = make(one), make(other)
         storages = [each.data_ptr() for each in one.parameters()]
@@ -161,9 +176,13 @@ def test_all_processes_see_that_one_has_no_number(processes):
 
 
 def resumed(rank: int) -> list:
-    """Two epochs; and the second one alone with what the first one left, loaded from its checkpoint."""
+    """Of two kinds of optimizers: two epochs, and the second one alone from the checkpoint of the first one."""
+    return [resumed_with(make, rank) for make in (adamw, muon)]
+
+
+def resumed_with(make, rank: int) -> list:
     copy = WithLoss()
-    optimizers = adamw(copy)
+    optimizers = make(copy)
 
     def epoch(copy: nn.Module, optimizers: list[torch.optim.Optimizer], number: int) -> tuple:
         with training_together(copy, optimizers) as shared:
@@ -174,14 +193,14 @@ def resumed(rank: int) -> list:
     whole = epoch(copy, optimizers, 1)
     again = WithLoss()
     again.load_state_dict(weights)
-    others = adamw(again)
+    others = make(again)
     for each, state in zip(others, states, strict=True):
         each.load_state_dict(state)
     return [whole, epoch(again, others, 1)]
 
 
 def test_a_checkpoint_is_whole(processes):
-    for whole, again in processes[2]["resumed"]:
+    for whole, again in itertools.chain(*processes[2]["resumed"]):
         torch.testing.assert_close(whole, again, rtol=0, atol=0)
 
 

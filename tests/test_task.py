@@ -110,6 +110,24 @@ def test_print_config_shows_the_defaults_of_every_choice(encoder):
     assert config["encoder_conf"] and config["policy"] == "offline" and config["llm"] == "full"
 
 
+def test_muon_learns_and_resumes_exactly(tiny, tmp_path):
+    options = {"optim": "muon", "optim_conf": {"lr": 0.003, "every": 2}}
+    whole = train(tiny, tmp_path / "whole", max_epoch=3, **options)
+    parts = train(tiny, tmp_path / "parts", max_epoch=1, **options)
+    train(tiny, parts, "--resume", "true", max_epoch=3, **options)
+    a, b = (torch.load(exp / "3epoch.pth", weights_only=True) for exp in (whole, parts))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert losses(whole)[-1] < losses(whole)[0]
+    groups = torch.load(whole / "checkpoint.pth", weights_only=True)["optimizers"][0]["param_groups"]
+    assert [group["matrices"] for group in groups] == [True, False] and groups[0]["steps"] == 6
+
+
+@pytest.mark.parametrize("option", ["exclude_weight_decay", "sharded_ddp"])
+def test_muon_says_what_it_does_not_go_with(tiny, tmp_path, option):
+    with pytest.raises(ValueError, match=f"{option}: true does not go with optim: muon"):
+        train(tiny, tmp_path / "exp", optim="muon", optim_conf={"lr": 0.003}, **{option: True})
+
+
 def test_numbers_without_a_point_are_numbers(tiny, tmp_path):
     options = ["--dry_run", "true", "--scheduler_conf", "max_steps=1e1"]
     exp = train(tiny, tmp_path / "exp", *options, optim_conf={"lr": "8e-4"}, scheduler="tristagelr")

@@ -24,6 +24,7 @@ from espnet_bestow.llm.text_lines import (
     encode_lines,
     endless_batches,
 )
+from espnet_bestow.muon import Muon, by_kind
 
 
 class ResumeError(ValueError):
@@ -227,14 +228,13 @@ class TextTraining:
         self.tokenizer.save_pretrained(self.output_dir)
 
 
-def make_optimizer(model: PreTrainedModel, config: TextTrainingConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices only."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+def make_optimizer(model: PreTrainedModel, config: TextTrainingConfig) -> Muon:
+    """Muon, with AdamW for embeddings and vectors; these do not decay."""
+    groups = by_kind(model, [model.get_output_embeddings()])
+    vectors = [each for group in groups for each in group["params"] if each.ndim <= 1]
+    tables = [each for each in groups[-1]["params"] if each.ndim > 1]
+    groups[-1:] = [{"params": tables}, {"params": vectors, "weight_decay": 0.0}]
+    return Muon(groups, lr=config.lr, weight_decay=config.weight_decay, every=2)
 
 
 def learning_rate(config: TextTrainingConfig, step: int) -> float:

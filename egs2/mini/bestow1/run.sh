@@ -14,10 +14,10 @@ tier=mini  # Size of the corpus: smoke, mini or full
 . scripts/parse_options.sh
 take_options run.sh "$@"
 
-# The other trainings take epochs, which are short where recordings are few.
+# The training of stage 11 takes epochs, which are short where recordings are few.
 if [ "${tier}" = smoke ]; then
     few="--num_iters_per_epoch 100 --scheduler_conf max_steps=100"
-    others=(--bidi_args "${few}" --unid_args "${few}" "${others[@]}")
+    others=(--ctc_args "${few}" --asr_args "${few}" --bidi_args "${few}" --unid_args "${few}" "${others[@]}")
 fi
 
 ./bestow.sh \
