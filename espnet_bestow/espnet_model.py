@@ -22,7 +22,7 @@ from espnet_bestow.losses import ctc_losses, frame_distance, too_long
 from espnet_bestow.model import BestowModel, ModelState
 from espnet_bestow.rows import is_transcript, join, recordings
 from espnet_bestow.teacher import Teacher
-from espnet_bestow.visibility import InChunks, OfflinePolicy, Policy, Rule, answer_index
+from espnet_bestow.visibility import BehindSilence, InChunks, OfflinePolicy, Policy, Rule, answer_index
 
 Stats = dict[str, Tensor | None]
 
@@ -144,7 +144,7 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
         assert isinstance(self.features, Features)
         words = () if src_text is None or src_text_lengths is None else (src_text, src_text_lengths)
         first, recording = recordings(speech, speech_lengths, *words)
-        heard = self.features.surround(speech[first], speech_lengths[first])
+        *heard, quiet = self.features.surround(speech[first], speech_lengths[first])
         with rows_named([utt_id[row] for row in first.tolist()] if utt_id else ()):
             each = self.encode(*heard)  # once, however many rows are about it: the encoder is a large part of a step
         encoded = each.select(recording)
@@ -163,8 +163,8 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
             stats["loss_teacher"] = distance.detach()
             loss = loss + self.teacher_weight * distance
         if self.ctc_weight < 1.0:
-            # A bound that is known without looking at tensors: no waiting for the GPU, nor for frames nobody sees.
-            policy = InChunks(self.policy, chunks_of(self.encoder, self.features))
+            policy = self._policy_of(encoded, quiet[recording], heard[1][recording])
+            # A bound that mostly is known without looking at tensors: no waiting for a GPU, nor for frames nobody sees.
             state = ModelState(self.connector.start(encoded.before(policy.reach(text.shape[1]))), None)
             watched = self._watch(state.connector)
             rule = policy.rule(len(text), text.device)
@@ -184,6 +184,14 @@ class ESPnetBestowModel(BestowModel, AbsESPnetModel):
                 loss = loss + self.alignment_weight * align / tokens
         stats["loss"] = loss.detach()
         return force_gatherable((loss, stats, tokens), loss.device)
+
+    def _policy_of(self, speech: Speech, silence: Tensor, samples: Tensor) -> Policy:
+        """The policy in the encoder's chunks, which begins behind ``silence`` (B,) of the ``samples`` (B,) heard."""
+        assert isinstance(self.features, Features)
+        policy = self.policy
+        if self.features.silence is not None:
+            policy = BehindSilence(policy, (silence * speech.lengths).div(samples, rounding_mode="floor"))
+        return InChunks(policy, chunks_of(self.encoder, self.features))
 
     def _ctc_losses(self, speech: Speech, words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Of recordings with words (B, N): the CTC losses, and which have more words than frames, (B,) each."""

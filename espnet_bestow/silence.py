@@ -26,8 +26,8 @@ class SilenceAround(nn.Module):
             raise ValueError(f"silence_conf: before={before} and after={after} must be >= 0")
         self.longest = round(before * rate), round(after * rate)
 
-    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """waveform (B, S), lengths (B,) -> (B, S'), (B,)."""
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """waveform (B, S), lengths (B,) -> (B, S'), (B,), and what of the latter is silence before (B,)."""
         batch, device = len(waveform), waveform.device
         some = torch.rand(batch, device=device) < 0.5
         before, after = ((torch.rand(batch, device=device) * (most + 1)).long() * some for most in self.longest)
@@ -40,4 +40,4 @@ class SilenceAround(nn.Module):
             if loud > 0.0:
                 row[:size].normal_(std=loud)
             row[begin : begin + length] = recording[:length]
-        return heard, sizes
+        return heard, sizes, before

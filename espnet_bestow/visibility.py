@@ -180,6 +180,35 @@ class InChunks:
         return None if reach is None else self.chunks.whole(reach)
 
 
+@dataclass(frozen=True)
+class BehindSilence:
+    """A policy that begins where speech does: whoever had to write before would learn to guess.
+
+    Attributes:
+        policy: which counts frames.
+        silence: (B,) frames before speech, not counted.
+    """
+
+    policy: Policy
+    silence: Tensor
+
+    def rule(self, batch: int, device: torch.device | None = None) -> Rule:
+        """The policy's, so many frames later."""
+        rule = self.policy.rule(batch, device)
+
+        def later(index: Tensor, mask: Tensor, encoder_lengths: Tensor) -> Tensor:
+            visible = rule(index, mask, encoder_lengths)
+            shown = (visible + self.silence[:, None]).minimum(encoder_lengths[:, None])
+            return torch.where(visible > 0, shown, 0).to(torch.int32)
+
+        return later
+
+    def reach(self, tokens: int) -> int | None:
+        """The policy's, so many frames later."""
+        reach = self.policy.reach(tokens)
+        return None if reach is None else reach + int(self.silence.max())
+
+
 def causal_mask(mask: Tensor, new: int) -> Tensor:
     """Which of N positions may each of the ``new`` last ones attend to?
 

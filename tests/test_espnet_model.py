@@ -66,6 +66,13 @@ TRANSCRIPTS = [[4, 5], [6], [7, 7, 8]]
 SAMPLES = [24, 40, 32]
 
 
+class TwoFramesBefore(nn.Module):
+    """Silence of a known length."""
+
+    def forward(self, waveform, lengths):
+        return F.pad(waveform, (2 * WINDOW, 0)), lengths + 2 * WINDOW, torch.full_like(lengths, 2 * WINDOW)
+
+
 def padded(rows):
     tensors = [torch.tensor(row) for row in rows]
     return nn.utils.rnn.pad_sequence(tensors, True, -1), torch.tensor([len(row) for row in rows])
@@ -429,3 +436,15 @@ def test_a_batch_without_any_transcribed_word_trains_all_the_same(llm):
     loss, stats, _ = build(llm, ctc_weight=0.3)(**data)
     loss.backward()
     assert torch.isfinite(loss) and stats["ctc_too_long"] == 0
+
+
+def test_wait_k_begins_behind_the_silence_of_training(llm):
+    model = build(llm, WaitKPolicy(k=1, step=1)).train()
+    model.features.silence = TwoFramesBefore()
+    data = batch()
+    loss, _, _ = model(**data)
+    other = build(llm, WaitKPolicy(k=3, step=1))
+    speech, lengths, _ = TwoFramesBefore()(data["speech"], data["speech_lengths"])
+    expected, _, _ = other(**{**data, "speech": speech, "speech_lengths": lengths})
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()

@@ -23,20 +23,21 @@ def test_recordings_stay_whole_between_silences_of_at_most_these_lengths(before,
     torch.manual_seed(0)
     silence = SilenceAround(RATE, before, after)
     waveform, lengths = noise(*[50, 37, 1] * 20)
-    found, sizes = silence(waveform, lengths)
+    found, sizes, silent = silence(waveform, lengths)
     assert found.shape[1] == int(sizes.max()) and found.dtype == waveform.dtype
-    for row, size, original, length in zip(found, sizes.tolist(), waveform, lengths.tolist(), strict=True):
+    counts = zip(sizes.tolist(), lengths.tolist(), silent.tolist(), strict=True)
+    for row, original, (size, length, begin) in zip(found, waveform, counts, strict=True):
         loud = (row[:size].abs() > 1.0).nonzero()[:, 0]
         first = int(loud[0])
         assert len(loud) == length and torch.equal(row[first : first + length], original[:length])
-        assert first <= before * RATE and size - first - length <= after * RATE
+        assert first == begin <= before * RATE and size - first - length <= after * RATE
         assert torch.cat([row[:first], row[first + length :]]).abs().le(0.01).all()
 
 
 def test_about_half_of_them_get_some_and_half_of_that_is_digital_silence():
     torch.manual_seed(0)
     waveform, lengths = noise(*[20] * 400)
-    found, sizes = SilenceAround(RATE, 0.0, 2.0)(waveform, lengths)
+    found, sizes, _ = SilenceAround(RATE, 0.0, 2.0)(waveform, lengths)
     longer = sizes > 20
     assert 0.4 < longer.float().mean() < 0.6
     # All recordings are equally long, so what stands behind them is of their own silence even where it is padding.
@@ -48,7 +49,8 @@ def test_only_in_training():
     features = Features(silence=SilenceAround(RATE, 1.0, 1.0))
     waveform, lengths = noise(*[30] * 20)
     features.eval()
-    assert torch.equal(features.surround(waveform, lengths)[0], waveform)
+    heard, _, silent = features.surround(waveform, lengths)
+    assert torch.equal(heard, waveform) and silent.tolist() == [0] * 20
     features.train()
     assert int(features.surround(waveform, lengths)[1].max()) > 30
     assert torch.equal(features(waveform, lengths)[0], waveform)  # it belongs to training, not to features

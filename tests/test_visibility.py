@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from espnet_bestow.visibility import Chunks, InChunks, OfflinePolicy, WaitKPolicy, answer_index, offline, wait_k
+from espnet_bestow.visibility import (
+    BehindSilence,
+    Chunks,
+    InChunks,
+    OfflinePolicy,
+    WaitKPolicy,
+    answer_index,
+    offline,
+    wait_k,
+)
 
 
 def layout(prompt: list[int], total: list[int]):
@@ -98,3 +107,14 @@ def test_a_policy_in_chunks_by_hand():
     assert visible.tolist() == [[0, 7, 7, 13, 13, 13, 13]]
     assert policy.reach(6) == 14
     assert InChunks(OfflinePolicy(), Chunks(7)).reach(6) is None
+
+
+def test_behind_silence_a_policy_begins_where_speech_does():
+    mask, prompt = layout([2, 1], [6, 5])
+    silent = BehindSilence(WaitKPolicy(k=2, step=2), torch.tensor([3, 0]))
+    visible = silent.rule(2)(answer_index(mask, prompt), mask, torch.tensor([13, 9]))
+    assert visible.tolist() == [[0, 7, 9, 11, 13, 13], [4, 6, 8, 9, 9, 0]]
+    assert silent.reach(5) == 15
+    everything = BehindSilence(OfflinePolicy(), torch.tensor([3, 0]))
+    assert everything.rule(2)(answer_index(mask, prompt), mask, torch.tensor([13, 9])).amax(1).tolist() == [13, 9]
+    assert everything.reach(5) is None

@@ -72,9 +72,11 @@ class Features(nn.Module):
         audio = [row[:size] for row, size in zip(waveform, lengths.tolist(), strict=True)]
         return self._log_mel(audio, [0] * len(audio), counts.tolist()), counts
 
-    def surround(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What a model in training hears of recordings (B, S): them, and silence around them."""
-        return self.silence(waveform, lengths) if self.silence is not None and self.training else (waveform, lengths)
+    def surround(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What a model in training hears of recordings (B, S), its lengths (B,), and silence before them (B,)."""
+        if self.silence is not None and self.training:
+            return self.silence(waveform, lengths)
+        return waveform, lengths, torch.zeros_like(lengths)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) -> (B, T, 80)."""
