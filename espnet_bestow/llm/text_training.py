@@ -229,7 +229,7 @@ class TextTraining:
 
 
 def make_optimizer(model: PreTrainedModel, config: TextTrainingConfig) -> Muon:
-    """Muon, with AdamW for embeddings and vectors; these do not decay."""
+    """Muon, with AdamW for embeddings and for vectors, which do not decay."""
     groups = by_kind(model, [model.get_output_embeddings()])
     vectors = [each for group in groups for each in group["params"] if each.ndim <= 1]
     tables = [each for each in groups[-1]["params"] if each.ndim > 1]
