@@ -1,8 +1,10 @@
 """Muon: layers learn in all directions alike (Jordan et al. 2024).
 
 A few directions make most of a layer's gradient, and AdamW spends its steps on them. Muon makes all singular values of
-the mean gradient one, and small models need half as many steps. What is no matrix from hidden vectors to hidden vectors
+the mean gradient one, and small models need fewer steps. What is no matrix from hidden vectors to hidden vectors
 (embeddings, output layers, convolutions, norms, biases) learns with AdamW.
+
+PyTorch's own Muon takes nothing but matrices, one by one, and multiplies them in bfloat16, which most CPUs do slowly.
 """
 
 from collections.abc import Callable, Iterable

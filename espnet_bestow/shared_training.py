@@ -161,14 +161,15 @@ class Part:
             begins = [place.start for place in self.places] + [self.stop]
             middles = [(place.start + place.stop) // 2 for place in self.places]
             edges[1:-1] = [begins[bisect_left(middles, edge)] for edge in edges[1:-1]]
-        self.share = slice(*edges[dist.get_rank() :][:2])
-        mine = [(place, each.shape) for each, place in zip(self.learning, self.places, strict=True) if self._has(place)]
-        whole = [(self.share, torch.Size([self.share.stop - self.share.start]))]
-        self._pieces = mine if group.get("matrices") else whole
+        begin, end = edges[dist.get_rank() :][:2]
+        self.share = slice(begin, end)
+        self._pieces = [(self.share, torch.Size([end - begin]))]  # of its share: what is learned as one, and its shape
+        if group.get("matrices"):
+            pairs = zip(self.places, self.learning, strict=True)
+            self._pieces = [(place, each.shape) for place, each in pairs if begin <= place.start < end]
         ends = [*(place.start for place in self.places[1:]), self.stop]
         self._gaps = [torch.zeros(after - place.stop) for place, after in zip(self.places, ends, strict=True)]
-        begin = self.share.start
-        self.mean = torch.zeros(self.share.stop - begin)
+        self.mean = torch.zeros(end - begin)
         self._gradients = [
             self.mean[place.start - begin : place.stop - begin].view(shape) for place, shape in self._pieces
         ]
@@ -232,9 +233,6 @@ class Part:
             for own, (place, shape) in zip(joined, self._pieces, strict=True):
                 own[name] = every[place].view(shape).clone() if _is_of(value, example) else deepcopy(value)
         return joined
-
-    def _has(self, place: slice) -> bool:
-        return self.share.start <= place.start < self.share.stop
 
     def take_gradients(self) -> Iterator[Tensor]:
         """This process's gradients, in a row; the parameters have none afterwards."""

@@ -182,7 +182,7 @@ class InChunks:
 
 @dataclass(frozen=True)
 class BehindSilence:
-    """A policy that begins where speech does: whoever had to write before would learn to guess.
+    """A policy that begins where speech does, as training knows: whoever had to write before would learn to guess.
 
     Attributes:
         policy: which counts frames.

@@ -234,7 +234,7 @@ def make_optimizer(model: PreTrainedModel, config: TextTrainingConfig) -> Muon:
     vectors = [each for group in groups for each in group["params"] if each.ndim <= 1]
     tables = [each for each in groups[-1]["params"] if each.ndim > 1]
     groups[-1:] = [{"params": tables}, {"params": vectors, "weight_decay": 0.0}]
-    return Muon(groups, lr=config.lr, weight_decay=config.weight_decay, every=2)
+    return Muon(groups, lr=config.lr, weight_decay=config.weight_decay, every=2)  # half of the time of 1
 
 
 def learning_rate(config: TextTrainingConfig, step: int) -> float:
