@@ -88,7 +88,7 @@ def contestants(visible: Tensor, frames: int) -> dict[str, Attention]:
 
 def flexible(visible: Tensor, frames: int) -> dict[str, Attention]:
     """FlexAttention at its block sizes; the block mask counts as known beforehand."""
-    torch._dynamo.reset()  # from the ninth shape on it would run what it could not compile anew
+    torch.compiler.reset()  # it gives up after eight shapes, and all others would run uncompiled
     batch, positions = visible.shape
     found: dict[str, Attention] = {}
     for block in (32, 128):

@@ -14,6 +14,7 @@ from tests.egs2.shell import EGS2
 from tests.llm_fixtures import write_llm
 
 CONF = EGS2 / "mini" / "bestow1" / "conf"
+EVALUATED = 8  # K of simuleval_policy in bestow.sh
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_a_range_of_k_around_what_is_evaluated_with_the_step_of_the_recipe(llm, 
     args = arguments(llm, tmp_path, name)
     policy = BestowTask.build_model(args).policy
     assert isinstance(policy, WaitKPolicy)
-    assert policy.low < 8 < policy.high and policy.step == 2
+    assert policy.low < EVALUATED < policy.high and policy.step == 2
     assert [policy.low, policy.high] == read_yaml(CONF / name)["policy_conf"]["k"]
 
 
