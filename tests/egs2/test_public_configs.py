@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from espnet_bestow.bin.bestow_inference import get_parser as inference_parser
-from espnet_bestow.bin.merge_configs import merge, read_yaml
+from espnet_bestow.bin.merge_configs import read_yaml
 from espnet_bestow.connectors import CrossAttentionConnector
 from espnet_bestow.encoders import FastConformerEncoder
 from espnet_bestow.task import BestowTask
 from tests.egs2.shell import EGS2
+from tests.egs2.training import layered, training_arguments
 from tests.llm_fixtures import write_llm
 
 STREAMED = ("librispeech", "covost2")
@@ -36,16 +36,9 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(llm: Path, folder: Path, recipe: str, *over: str) -> argparse.Namespace:
     """What training would see, but for sizes; unknown keys are errors."""
-    config = read_yaml(conf(recipe, "train_bestow"))
-    for name in over:
-        config = merge(config, read_yaml(conf(recipe, name)))
-    (folder / "train.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    words = ["--config", str(folder / "train.yaml"), "--output_dir", "out", "--llm_conf", f"path={llm}"]
-    for option, sizes in SMALL.items():
-        for key, value in sizes.items():
-            words += [f"--{option}", f"{key}={value}"]
-    step = ["--policy_conf", "step=4"] if config.get("policy") == "wait_k" else []
-    return BestowTask.get_parser().parse_args([*words, *step, "--tasks", "asr_en", "ast_en-de"])
+    layers = [conf(recipe, name) for name in ("train_bestow", *over)]
+    sizes = [word for option, some in SMALL.items() for key in some for word in (f"--{option}", f"{key}={some[key]}")]
+    return training_arguments(layers, folder, llm, ["asr_en", "ast_en-de"], step=4, words=sizes)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -103,9 +96,7 @@ TRAININGS = [(), ("train_ctc",), ("train_bidi",), ("train_unid",), ("train_unid"
     ids=lambda value: value if isinstance(value, str) else (value or ("train_bestow",))[-1],
 )
 def test_the_learning_rate_falls_until_the_end(recipe, over):
-    config = read_yaml(conf(recipe, "train_bestow"))
-    for name in over:
-        config = merge(config, read_yaml(conf(recipe, name)))
+    config = layered([conf(recipe, name) for name in ("train_bestow", *over)])
     steps = config["max_epoch"] * config["num_iters_per_epoch"] // config["accum_grad"]
     # One more would be the first step of a second cycle, at the highest rate.
     assert config["scheduler_conf"]["first_cycle_steps"] == steps + 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.egs2.shell import TEMPLATE, bash
+from tests.egs2.shell import TEMPLATE, bash, run
 
 ONCE = "work() { echo working; }\nonce out/.done input.txt word -- work"
 
@@ -231,6 +231,25 @@ def test_a_configuration_is_made_of_layers_in_their_order(tmp_path):
     mixed = bash(tmp_path, script + "configure out base.yaml ' --seed 3' over.yaml '--max_epoch 5'").stdout.splitlines()
     assert mixed[:2] == ["files", "options"]  # ESPnet is needed
     assert mixed[4:8] == ["--config=base.yaml", "--options= --seed 3", "--config=over.yaml", "--options=--max_epoch 5"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "problem"),
+    [
+        ("variants/train_bestow_rnn.yaml", "bestow_rnn", "dump/raw/train/wav.scp"),
+        ("none.yaml", "bestow_none", "none.yaml"),
+    ],
+)
+def test_a_variant_lies_over_the_configuration_and_names_the_experiment(tmp_path, variant, name, problem):
+    (tmp_path / "base.yaml").write_text("encoder: conformer\nencoder_conf: {num_blocks: 4}\nseed: 1\n")
+    (tmp_path / "variants").mkdir()
+    (tmp_path / "variants" / "train_bestow_rnn.yaml").write_text("encoder: rnn\n")
+    words = ["--stage", "10", "--stop_stage", "10", "--python", sys.executable, "--train_set", "train"]
+    words += ["--valid_set", "valid", "--bestow_config", "base.yaml", "--variant_config", variant]
+    done = run(tmp_path, TEMPLATE / "bestow.sh", *words)
+    assert f"error: stage 10: no file {problem}" in done.stderr
+    made = tmp_path / "exp" / name / "train.yaml"
+    assert not made.exists() if "none" in variant else made.read_text() == "encoder: rnn\nseed: 1\n"
 
 
 def test_texts_under_other_names_are_inputs(tmp_path):

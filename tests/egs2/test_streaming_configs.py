@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 
 import pytest
-import yaml
 
-from espnet_bestow.bin.merge_configs import merge, read_yaml
+from espnet_bestow.bin.merge_configs import read_yaml
 from espnet_bestow.corpus.tasks import INSTRUCTIONS
 from espnet_bestow.task import BestowTask
 from espnet_bestow.visibility import WaitKPolicy
 from tests.egs2.shell import EGS2
+from tests.egs2.training import training_arguments
 from tests.llm_fixtures import write_llm
 
 CONF = EGS2 / "mini" / "bestow1" / "conf"
@@ -24,13 +24,8 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(llm: Path, folder: Path, *names: str) -> argparse.Namespace:
     """What training would see."""
-    config = read_yaml(CONF / "train_bestow.yaml")
-    for name in names:
-        config = merge(config, read_yaml(CONF / name))
-    (folder / "train.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    words = ["--config", str(folder / "train.yaml"), "--output_dir", "out", "--llm_conf", f"path={llm}"]
-    step = ["--policy_conf", "step=2"] if config.get("policy") == "wait_k" else []
-    return BestowTask.get_parser().parse_args([*words, *step, "--tasks", *INSTRUCTIONS, "sqa"])
+    layers = [CONF / name for name in ("train_bestow.yaml", *names)]
+    return training_arguments(layers, folder, llm, [*INSTRUCTIONS, "sqa"])
 
 
 @pytest.mark.parametrize("name", ["train_bidi.yaml", "train_unid.yaml"])
@@ -72,10 +67,8 @@ def test_unid_streams_with_the_offline_weights(llm, tmp_path):
 
 
 def test_unid_replaces_an_encoder_that_cannot_stream(llm, tmp_path):
-    unid = BestowTask.build_model(
-        arguments(llm, tmp_path, "tuning/train_bestow_e_branchformer.yaml", "train_unid.yaml")
-    )
-    offline = BestowTask.build_model(arguments(llm, tmp_path, "tuning/train_bestow_e_branchformer.yaml"))
+    unid = BestowTask.build_model(arguments(llm, tmp_path, "tuning/e_branchformer.yaml", "train_unid.yaml"))
+    offline = BestowTask.build_model(arguments(llm, tmp_path, "tuning/e_branchformer.yaml"))
     assert unid.features.preencoder is None
     sizes = [sum(p.numel() for n, p in m.named_parameters() if n[:4] in ("enco", "feat")) for m in (unid, offline)]
     assert 0.7 < sizes[0] / sizes[1] < 1.4, sizes

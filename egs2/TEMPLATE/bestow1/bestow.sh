@@ -55,9 +55,10 @@ lm_dev_text=""  # Text for its validation; empty: texts of the validation set
 
 ## Model
 bestow_config=conf/train_bestow.yaml  # Training configuration
+variant_config=""  # What changes in it in all trainings, e.g. conf/tuning/conformer.yaml; empty: nothing
 model_args=""  # Options of bestow_train over it in all trainings, e.g. "--template chat"
 bestow_args=""  # Options of bestow_train over these in the training of stage 11, e.g. "--max_epoch 3"
-bestow_tag=""  # Name of the experiment; default: from the configuration's file name
+bestow_tag=""  # Name of the experiment; default: the file name of variant_config or bestow_config
 bestow_exp=""  # Its directory; default: <expdir>/bestow_<tag>
 ctc_config=""  # What CTC pre-training of the encoder changes in bestow_config; empty: none
 ctc_args=""  # Options of bestow_train over ctc_config
@@ -155,7 +156,7 @@ if "${skip_streaming}"; then skip_stages+=" 16 17 18 19 20"; fi
 if "${skip_train}" || [ -n "${download_model}" ]; then skip_stages+=" 16 17"; fi
 
 if [ -z "${bestow_tag}" ]; then
-    bestow_tag=$(basename "${bestow_config}" .yaml)
+    bestow_tag=$(basename "${variant_config:-${bestow_config}}" .yaml)
     bestow_tag=${bestow_tag#train_} bestow_tag=${bestow_tag#bestow_}
     if [ "${bestow_tag}" = bestow ]; then bestow_tag=; fi
 fi
@@ -169,7 +170,7 @@ if [ -n "${download_model}" ]; then
     system=${download_model}
 fi
 # What all trainings have in common, and the configuration of the offline model.
-of_all=("${bestow_config}" "${model_args}")
+of_all=("${bestow_config}" "${variant_config}" "${model_args}")
 offline_config=${bestow_exp}/train.yaml
 inference_model=${inference_model%.pth}
 if [ -z "${inference_tag}" ]; then

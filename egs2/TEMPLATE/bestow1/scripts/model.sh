@@ -42,6 +42,7 @@ offline_configured=false
 configure_offline() {
     if "${offline_configured}"; then return; fi
     need_file "${bestow_config}" "--bestow_config"
+    if [ -n "${variant_config}" ]; then need_file "${variant_config}" "--variant_config"; fi
     configure "${bestow_exp}" "${of_all[@]}" "${bestow_args}"
     offline_configured=true
 }
