@@ -87,6 +87,7 @@ def curves_markdown(points: Sequence[CurvePoint], latencies: Sequence[str] = ("l
             text += ["", f"At equal {title}, {BASE} read on the straight way between its points:", ""]
             text += [f"| point | against | {title} ms | value | {BASE} | difference | better |"]
             text += ["| --- | --- | ---: | ---: | ---: | ---: | --- |", *rows]
-        commands = unique(point.command for point in members if point.command)
-        text += ["", "Made by:", "", *(f"* `{command}`" for command in commands), ""]
+        text.append("")
+    if commands := unique(point.command for point in points if point.command):
+        text += ["Made by:", "", *(f"* `{command}`" for command in commands), ""]
     return "\n".join(text)

@@ -147,6 +147,8 @@ def test_tables_show_every_point_and_its_command():
     assert "### asr_en, test" in table
     assert "* `c`\n* `python -m x`" in table
     assert "At equal LAAL" not in table
+    tasks = curves_markdown([*CURVE, replace(OFFLINE, task="asr_de")])
+    assert tasks.count("### ") == 2 and tasks.count("* `c`") == 1 and tasks.endswith("\n\nMade by:\n\n* `c`\n")
     assert "| 20.00 [17.50, 23.00] | 500 |" in curves_markdown([wait_k(4, 500.0, 20.0, low=17.5, high=23.0)])
 
 
