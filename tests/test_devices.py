@@ -17,7 +17,7 @@ from espnet_bestow.streaming.policies import build_policy
 from espnet_bestow.streaming.session import SessionOptions
 from espnet_bestow.task import BestowTask
 from espnet_bestow.visibility import WaitKPolicy, offline
-from tests.egs2.test_configs import TRAINING, arguments
+from tests.egs2.test_configs import VARIANTS, arguments
 from tests.far_device import TwoDevicesError, far_device
 from tests.llm_fixtures import write_llm
 from tests.streaming_fixtures import PROMPT, talk
@@ -36,8 +36,8 @@ ENCODERS = {
     "cache-aware": {**CACHE_AWARE, "normalize": "running_mvn"},
     "contextual block": {**CONTEXTUAL_BLOCK, "normalize": "running_mvn"},
 }
-EXAMPLES = {read_yaml(path)["encoder"]: path for path in reversed(TRAINING)}
-"""A configuration of the mini recipe for each encoder."""
+EXAMPLES = {"streaming_fastconformer": []} | {path.stem: [path] for path in VARIANTS if "encoder" in read_yaml(path)}
+"""What each encoder of the mini recipe changes in its configuration."""
 
 
 @contextmanager
@@ -104,9 +104,9 @@ def test_every_connector_learns_and_writes(llm_path, configuration, device):
 @torch.no_grad()
 @pytest.mark.parametrize("device", ELSEWHERE)
 @pytest.mark.parametrize("encoder", EXAMPLES)
-def test_every_encoder_of_the_mini_recipe_hears(encoder, llm_path, device):
+def test_every_encoder_of_the_mini_recipe_hears(encoder, llm_path, tmp_path, device):
     leave_out_recurrent(encoder == "vgg_rnn", device)
-    model = BestowTask.build_model(arguments(EXAMPLES[encoder], llm_path)).eval()
+    model = BestowTask.build_model(arguments(llm_path, tmp_path, *EXAMPLES[encoder])).eval()
     audio = [torch.from_numpy(talk(seconds)) for seconds in (1.0, 0.6)]
     waveform, lengths = torch.nn.utils.rnn.pad_sequence(audio, True), torch.tensor([len(each) for each in audio])
     here = model.encode(waveform, lengths).rows()
