@@ -233,23 +233,23 @@ def test_a_configuration_is_made_of_layers_in_their_order(tmp_path):
     assert mixed[4:8] == ["--config=base.yaml", "--options= --seed 3", "--config=over.yaml", "--options=--max_epoch 5"]
 
 
-@pytest.mark.parametrize(
-    ("variant", "name", "problem"),
-    [
-        ("variants/train_bestow_rnn.yaml", "bestow_rnn", "dump/raw/train/wav.scp"),
-        ("none.yaml", "bestow_none", "none.yaml"),
-    ],
-)
-def test_a_variant_lies_over_the_configuration_and_names_the_experiment(tmp_path, variant, name, problem):
-    (tmp_path / "base.yaml").write_text("encoder: conformer\nencoder_conf: {num_blocks: 4}\nseed: 1\n")
-    (tmp_path / "variants").mkdir()
-    (tmp_path / "variants" / "train_bestow_rnn.yaml").write_text("encoder: rnn\n")
+def with_variant(folder, variant):
+    """Stage 10 without data, which ends once the configuration is written."""
+    (folder / "base.yaml").write_text("encoder: conformer\nencoder_conf: {num_blocks: 4}\nseed: 1\n")
     words = ["--stage", "10", "--stop_stage", "10", "--python", sys.executable, "--train_set", "train"]
     words += ["--valid_set", "valid", "--bestow_config", "base.yaml", "--variant_config", variant]
-    done = run(tmp_path, TEMPLATE / "bestow.sh", *words)
-    assert f"error: stage 10: no file {problem}" in done.stderr
-    made = tmp_path / "exp" / name / "train.yaml"
-    assert not made.exists() if "none" in variant else made.read_text() == "encoder: rnn\nseed: 1\n"
+    return run(folder, TEMPLATE / "bestow.sh", *words).stderr
+
+
+def test_a_variant_lies_over_the_configuration_and_names_the_experiment(tmp_path):
+    (tmp_path / "variants").mkdir()
+    (tmp_path / "variants" / "rnn.yaml").write_text("encoder: rnn\n")
+    assert "error: stage 10: no file dump/raw/train/wav.scp" in with_variant(tmp_path, "variants/rnn.yaml")
+    assert (tmp_path / "exp" / "bestow_rnn" / "train.yaml").read_text() == "encoder: rnn\nseed: 1\n"
+
+
+def test_a_variant_that_is_not_there_is_named(tmp_path):
+    assert "error: stage 10: no file none.yaml (--variant_config)" in with_variant(tmp_path, "none.yaml")
 
 
 def test_texts_under_other_names_are_inputs(tmp_path):
