@@ -126,23 +126,27 @@ inline void meet(const FewRows& p, int64_t m, int64_t n) {
   }
 }
 
-template <class P, int kRows>
+template <class P, int kRows, int kOutputs = kOutputsBeside<kRows>>
 inline void strip(const FewRows& p, int64_t m, int64_t begin, int64_t end) {
-  constexpr int kOutputs = kOutputsBeside<kRows>;
   int64_t n = begin;
   for (; n + kOutputs <= end; n += kOutputs) meet<P, kRows, kOutputs>(p, m, n);
   for (; n < end; ++n) meet<P, kRows, 1>(p, m, n);
 }
 
+// Rows of weights a multiple of this apart fall into the same few places of the nearest cache. Eight of them fill it, and
+// what else is read throws lines out of it before they are used up: four then meet a single row at a time.
+constexpr int64_t kCrowded = 4096;
+
 // Rows from `first` on.
 template <class P>
 void multiply_few(const FewRows& p, int64_t begin, int64_t end, int64_t first = 0) {
+  const bool crowded = p.inputs * static_cast<int64_t>(sizeof(typename P::Weight)) % kCrowded == 0;
   for (int64_t n = begin; n < end; n += kBlock) {
     const int64_t stop = n + kBlock < end ? n + kBlock : end;
     int64_t m = first;
     for (; m + kMostRows <= p.rows; m += kMostRows) strip<P, kMostRows>(p, m, n, stop);
     for (; m + 2 <= p.rows; m += 2) strip<P, 2>(p, m, n, stop);
-    if (m < p.rows) strip<P, 1>(p, m, n, stop);
+    if (m < p.rows) crowded ? strip<P, 1, 4>(p, m, n, stop) : strip<P, 1>(p, m, n, stop);
   }
 }
 
