@@ -8,12 +8,17 @@ where every row sees everything also SDPA without a mask; with --flex, for forwa
 block sizes (it has no backward pass on CPU, and each line compiles for a minute). Visible lengths cover the full range:
 a quarter of the rows is prompt and sees nothing, the others rise to all frames. With one thread the clock is this
 process's CPU time, so that other work on the machine matters less.
+
+`possible` is the ratio that the machine itself would allow: the best peer's time by that of the limit, which takes its
+turn with the others. The limit is the products alone, of what rows see and without reading anything, or, for one and
+four queries, reading keys and values alone (machine.py).
 """
 
 import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +32,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from espnet_bestow.ops import built, staircase_attention
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.machine import Machine  # noqa: E402
 
 HEADS = 16
 WHAT = ("forward", "forward + backward", "nothing to skip", "one query", "four queries")
@@ -46,7 +54,9 @@ class Row:
     density: float
     ours: float
     peers: dict[str, float]
+    limit: float
     ratio: float
+    possible: float
 
 
 def staircase(batch: int, positions: int, frames: int) -> Tensor:
@@ -56,7 +66,7 @@ def staircase(batch: int, positions: int, frames: int) -> Tensor:
     return torch.cat([torch.zeros(prompt), answer]).int().expand(batch, -1).contiguous()
 
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor], object]
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -100,6 +110,15 @@ def flexible(visible: Tensor, frames: int) -> dict[str, Attention]:
     return found
 
 
+def limit(machine: Machine, visible: Tensor, width: int, what: str, dtype: str) -> Attention:
+    """What no kernel can do without, and nothing more: products of what rows see, or reading keys and values."""
+    if what in ("one query", "four queries"):
+        return lambda q, k, v: machine.read(k, v)
+    products = 7 if what == "forward + backward" else 2  # q k and p v; and once more q k, and four for the gradients
+    operations = products * 2 * width * HEADS * float(visible.sum())
+    return lambda q, k, v: machine.multiply(operations, dtype)
+
+
 def measure(
     what: str, dtype: str, visible: Tensor, frames: int, width: int, rounds: int, contest: dict[str, Attention]
 ) -> Row:
@@ -125,18 +144,20 @@ def measure(
             q, k, v = inputs[(turn + place) % copies]
             start = clock()
             out = attention(q, k, v)
-            if backward:
+            if backward and name != "limit":
                 torch.autograd.grad(out, (q, k, v), grad)
             del out
             if turn:  # the first is for warming up
                 times.setdefault(name, []).append(1e3 * (clock() - start))
-    ours = times.pop("ours")
-    ratio = min(
-        statistics.median(peer / own for peer, own in zip(spent, ours, strict=True)) for spent in times.values()
+    ours, least = times.pop("ours"), times.pop("limit")
+    ratio, possible = (
+        min(statistics.median(peer / own for peer, own in zip(spent, those, strict=True)) for spent in times.values())
+        for those in (ours, least)
     )
     peers = {name: statistics.median(spent) for name, spent in times.items()}
     density = float(visible.sum()) / (visible.numel() * frames)
-    return Row(what, dtype, batch, positions, frames, width, density, statistics.median(ours), peers, ratio)
+    own, bound = statistics.median(ours), statistics.median(least)
+    return Row(what, dtype, batch, positions, frames, width, density, own, peers, bound, ratio, possible)
 
 
 def main() -> None:
@@ -151,35 +172,36 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
     native = built()
+    machine = Machine(native.cpu_isa())
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     rows = []
-    print(f"{'what':18} dtype  B    U    F   D density     ours     best peer   ratio", flush=True)
+    print(f"{'what':18} dtype  B    U    F   D density     ours     best peer      limit   ratio possible", flush=True)
     for what, dtype, batch, width in product(args.what, args.dtypes, args.batches, args.widths):
         visible = staircase(batch, 128, 750)
         if what == "nothing to skip":
             visible = torch.full_like(visible, 750)
         elif what in ("one query", "four queries"):
             visible = torch.full((batch, 1 if what == "one query" else 4), 750, dtype=torch.int32)
-        contest = contestants(visible, 750)
+        contest = contestants(visible, 750) | {"limit": limit(machine, visible, width, what, dtype)}
         if args.flex and "backward" not in what:
             contest |= flexible(visible, 750)
         row = measure(what, dtype, visible, 750, width, args.rounds, contest)
         best = min(row.peers, key=row.peers.__getitem__)
         print(
             f"{what:18} {dtype} {batch:4} {row.positions:4} {row.frames:4} {width:3} {row.density:7.2f} "
-            f"{row.ours:8.2f} {row.peers[best]:8.2f} {best:9} {row.ratio:5.2f}",
+            f"{row.ours:8.2f} {row.peers[best]:8.2f} {best:9} {row.limit:8.2f} {row.ratio:7.2f} {row.possible:8.2f}",
             flush=True,
         )
         rows.append(asdict(row))
     if args.out:
-        machine = {
+        about = {
             "threads": args.threads,
             "isa": native.cpu_isa(),
             "torch": torch.__version__,
             "cpu": platform.processor(),
         }
-        args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        args.out.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -133,8 +133,8 @@ inline void strip(const FewRows& p, int64_t m, int64_t begin, int64_t end) {
   for (; n < end; ++n) meet<P, kRows, 1>(p, m, n);
 }
 
-// Rows of weights a multiple of this apart fall into the same few places of the nearest cache. Eight of them fill it, and
-// what else is read throws lines out of it before they are used up: four then meet a single row at a time.
+// Rows of weights a multiple of this apart fall into the same few places of the nearest cache. Eight of them fill
+// these, and what else is read throws lines out before they are used up: a single row then meets four at a time.
 constexpr int64_t kCrowded = 4096;
 
 // Rows from `first` on.

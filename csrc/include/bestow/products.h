@@ -53,6 +53,7 @@ inline void tile(const Product& p, int64_t at) {
   const float* b = p.b + at * p.b_vec;
   const int64_t b_step = p.b_step, b_vec = p.b_vec, a_step = p.a_step, depth = p.depth;
   int64_t at_a = 0;
+#pragma GCC unroll kTileSteps
   for (int64_t k = 0; k < depth; ++k, b += b_step, at_a += a_step) {
     Vec columns[kVecs];
 #pragma GCC unroll 4

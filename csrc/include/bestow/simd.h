@@ -24,7 +24,7 @@ struct Half {
 
 using Vec = __m512;
 constexpr int kLanes = 16;
-constexpr int kTileRows = 8, kTileVecs = 3;  // 24 accumulators of 32 registers
+constexpr int kTileRows = 8, kTileVecs = 3, kTileSteps = 1;  // 24 accumulators of 32 registers
 
 inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec splat(float x) { return _mm512_set1_ps(x); }
@@ -109,7 +109,9 @@ inline void transpose(Vec (&r)[16]) {
 
 using Vec = __m256;
 constexpr int kLanes = 8;
-constexpr int kTileRows = 4, kTileVecs = 3;  // 12 accumulators of 16 registers
+// 12 accumulators of 16 registers. Eight steps of a product's depth in a row: with so few multiplications each,
+// counting them costs.
+constexpr int kTileRows = 4, kTileVecs = 3, kTileSteps = 8;
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec splat(float x) { return _mm256_set1_ps(x); }
@@ -191,7 +193,7 @@ inline void transpose(Vec (&r)[8]) {
 
 typedef float Vec __attribute__((vector_size(16)));
 constexpr int kLanes = 4;
-constexpr int kTileRows = 4, kTileVecs = 2;
+constexpr int kTileRows = 4, kTileVecs = 2, kTileSteps = 1;
 
 inline float from_bits(uint32_t bits) {
   float x;
