@@ -34,7 +34,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from espnet_bestow.ops import built, staircase_attention
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.machine import Machine  # noqa: E402
+from benchmarks.machine import Machine
 
 HEADS = 16
 WHAT = ("forward", "forward + backward", "nothing to skip", "one query", "four queries")

@@ -40,9 +40,10 @@ class Machine:
         self._torch = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
     def multiply(self, operations: float, dtype: str) -> None:
-        """Multiplications and additions in registers, so many of them together.
+        """Multiplies and adds in registers.
 
         Args:
+            operations: how many multiplications and additions, together.
             dtype: "fp32", or "bf16" for what bfloat16 kernels multiply on this CPU.
         """
         product = ctypes.cast(getattr(self._library, f"multiply_{dtype}"), ctypes.c_void_p)
