@@ -83,8 +83,7 @@ std::tuple<Tensor, Tensor> staircase_forward(Tensor q, Tensor k, Tensor v, Tenso
   if (pairs < threads) p.splits = std::min((threads + pairs - 1) / pairs, (p.positions + 3) / 4);
   const bestow::Kernels& isa = chosen();
   const size_t bytes = isa.forward_bytes(p);
-  torch::stable::parallel_for(0, p.units(), 1,
-                              [&](int64_t begin, int64_t end) { isa.forward(p, begin, end, workspace(bytes)); });
+  bestow::in_pieces(p.units(), 1, 1, [&](int64_t begin, int64_t end) { isa.forward(p, begin, end, workspace(bytes)); });
   return {out, lse};
 }
 
@@ -105,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> staircase_backward(Tensor grad, Tensor q, Ten
   p.lse = static_cast<const float*>(lse.data_ptr());
   const bestow::Kernels& isa = chosen();
   const size_t bytes = isa.backward_bytes(p);
-  torch::stable::parallel_for(0, p.units(), 1,
-                              [&](int64_t begin, int64_t end) { isa.backward(p, begin, end, workspace(bytes)); });
+  bestow::in_pieces(p.units(), 1, 1,
+                    [&](int64_t begin, int64_t end) { isa.backward(p, begin, end, workspace(bytes)); });
   return {dq, dk, dv};
 }
 
@@ -183,9 +182,7 @@ Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> scale, std
     isa.round_rows(static_cast<const float*>(p.input), p.rows, p.inputs, rounded.data(), steps.data());
     p.input = rounded.data(), p.input_scale = steps.data();
   }
-  torch::stable::parallel_for(
-      0, p.outputs, bestow::outputs_per_thread(p.inputs, p.rows),
-      [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end, workspace(isa.few_rows_bytes(p))); });
+  bestow::multiply(p);
   return out;
 }
 

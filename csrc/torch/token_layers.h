@@ -18,13 +18,6 @@
 
 namespace bestow {
 
-inline void multiply(const FewRows& p) {
-  const Kernels& isa = chosen();
-  torch::stable::parallel_for(0, p.outputs, outputs_per_thread(p.inputs, p.rows), [&](int64_t begin, int64_t end) {
-    isa.few_rows(p, begin, end, workspace(isa.few_rows_bytes(p)));
-  });
-}
-
 struct Linear {
   const float* weight;  // (outputs, inputs) or panels (outputs / kPanel, inputs, kPanel); null: there is no such layer
   const float* bias;    // (outputs) or null
