@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -31,12 +32,12 @@ class Machine:
     def __init__(self, isa: str):
         if not (compiler := cxx()):
             raise SystemExit("error: what the machine can do is measured by a C++ program; install a compiler")
-        library = ROOT / "build" / "machine" / f"multipliers_{isa}.so"
-        library.parent.mkdir(parents=True, exist_ok=True)
         source = ROOT / "csrc" / "tests" / "multipliers.cpp"
         command = [*compiler, *COMMON, *ISAS[isa], f"-DBESTOW_ISA={isa}", "-fvisibility=default", "-shared"]
-        subprocess.run([*command, str(source), "-o", str(library)], check=True)
-        self._library = ctypes.CDLL(str(library))
+        with TemporaryDirectory() as folder:
+            library = Path(folder) / "multipliers.so"
+            subprocess.run([*command, str(source), "-o", str(library)], check=True)
+            self._library = ctypes.CDLL(str(library))
         self._torch = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
     def multiply(self, operations: float, dtype: str) -> None:
