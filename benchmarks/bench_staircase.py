@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import Machine
 
 HEADS = 16
-WHAT = ("forward", "forward + backward", "nothing to skip", "one query", "four queries")
+FEW = {"one query": 1, "four queries": 4}
+WHAT = ("forward", "forward + backward", "nothing to skip", *FEW)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -66,7 +68,7 @@ def staircase(batch: int, positions: int, frames: int) -> Tensor:
     return torch.cat([torch.zeros(prompt), answer]).int().expand(batch, -1).contiguous()
 
 
-Attention = Callable[[Tensor, Tensor, Tensor], object]
+Attention = Callable[[Tensor, Tensor, Tensor], Any]
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -112,11 +114,16 @@ def flexible(visible: Tensor, frames: int) -> dict[str, Attention]:
 
 def limit(machine: Machine, visible: Tensor, width: int, what: str, dtype: str) -> Attention:
     """What no kernel can do without, and nothing more: products of what rows see, or reading keys and values."""
-    if what in ("one query", "four queries"):
+    if what in FEW:
         return lambda q, k, v: machine.read(k, v)
     products = 7 if what == "forward + backward" else 2  # q k and p v; and once more q k, and four for the gradients
     operations = products * 2 * width * HEADS * float(visible.sum())
     return lambda q, k, v: machine.multiply(operations, dtype)
+
+
+def learning(attention: Attention, grad: Tensor) -> Attention:
+    """The same with its gradients."""
+    return lambda q, k, v: torch.autograd.grad(attention(q, k, v), (q, k, v), grad)
 
 
 def measure(
@@ -128,7 +135,7 @@ def measure(
     """
     batch = visible.shape[0]
     positions, backward = visible.shape[1], what.endswith("backward")
-    copies = 4 if positions <= 4 else 1
+    copies = 4 if what in FEW else 1
     inputs = [
         [
             torch.randn(batch, HEADS, n, width, dtype=DTYPES[dtype], requires_grad=backward)
@@ -136,17 +143,13 @@ def measure(
         ]
         for _ in range(copies)
     ]
-    grad = torch.randn(batch, HEADS, positions, width, dtype=DTYPES[dtype])
     times: dict[str, list[float]] = {}
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for turn in range(rounds + 1):
         for place, (name, attention) in enumerate(contest.items()):
             q, k, v = inputs[(turn + place) % copies]
             start = clock()
-            out = attention(q, k, v)
-            if backward and name != "limit":
-                torch.autograd.grad(out, (q, k, v), grad)
-            del out
+            attention(q, k, v)
             if turn:  # the first is for warming up
                 times.setdefault(name, []).append(1e3 * (clock() - start))
     ours, least = times.pop("ours"), times.pop("limit")
@@ -181,11 +184,15 @@ def main() -> None:
         visible = staircase(batch, 128, 750)
         if what == "nothing to skip":
             visible = torch.full_like(visible, 750)
-        elif what in ("one query", "four queries"):
-            visible = torch.full((batch, 1 if what == "one query" else 4), 750, dtype=torch.int32)
-        contest = contestants(visible, 750) | {"limit": limit(machine, visible, width, what, dtype)}
-        if args.flex and "backward" not in what:
+        elif what in FEW:
+            visible = torch.full((batch, FEW[what]), 750, dtype=torch.int32)
+        contest = contestants(visible, 750)
+        if what.endswith("backward"):
+            grad = torch.randn(batch, HEADS, 128, width, dtype=DTYPES[dtype])
+            contest = {name: learning(attention, grad) for name, attention in contest.items()}
+        elif args.flex:
             contest |= flexible(visible, 750)
+        contest["limit"] = limit(machine, visible, width, what, dtype)
         row = measure(what, dtype, visible, 750, width, args.rounds, contest)
         best = min(row.peers, key=row.peers.__getitem__)
         print(

@@ -38,7 +38,7 @@ class Machine:
             library = Path(folder) / "multipliers.so"
             subprocess.run([*command, str(source), "-o", str(library)], check=True)
             self._library = ctypes.CDLL(str(library))
-        self._torch = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        self._torch = ctypes.CDLL(torch._C.__file__)  # names are found in what it is linked with, too
 
     def multiply(self, operations: float, dtype: str) -> None:
         """Multiplies and adds in registers.

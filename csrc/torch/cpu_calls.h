@@ -88,7 +88,7 @@ inline void multiply(const FewRows& p) {
   const size_t bytes = isa.few_rows_bytes(p);
   const auto work = [&](int64_t begin, int64_t end) { isa.few_rows(p, begin, end, workspace(bytes)); };
   const int64_t grain = outputs_per_thread(p.inputs, p.rows);
-  constexpr int64_t kLeast = 48;
+  constexpr int64_t kLeast = 48;  // outputs: whole blocks of few_rows.cpp
   // What needs a workspace lays out all rows in it for every piece.
   bytes > 0 ? torch::stable::parallel_for(0, p.outputs, grain, work) : in_pieces(p.outputs, kLeast, grain, work);
 }

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from benchmarks.machine import Machine
-from espnet_bestow.ops import native
 from tools.build_ops import ISAS, best_isa, cxx
 
 
 @pytest.fixture(scope="module")
 def machine():
-    if native is None or not cxx():
+    if not cxx():
         pytest.skip("no compiler")
     return Machine(best_isa()[0])
 
